@@ -1,0 +1,190 @@
+"""Federated averaging, and the one pipeline that every strategy here shares."""
+
+import time
+from collections.abc import Iterable, Mapping
+from logging import INFO
+from typing import Any
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.common.logger import log
+from flwr.serverapp import Grid
+from flwr.serverapp import strategy as flower
+
+from strategies.diagnostics import Diagnostics, describe_geometry, describe_weights
+from strategies.randomness import generator
+from strategies.updates import ClientUpdates, by_name
+from strategies.weights import Weights
+
+_POLL_SECONDS = 0.5
+
+
+class FedAvg(flower.FedAvg):
+    """Federated averaging (McMahan et al., "Communication-Efficient Learning of Deep Networks", 2017): c = p.
+
+    Also the base of the other rules. Each says in :meth:`weigh` how updates become weights; the rest is here:
+    ``replies -> ClientUpdates -> weights c -> w + η Σ c_k Δ_k``.
+
+    Clients go by the names in ``client_names`` (node id to name, set by whoever asked them; a node without a
+    name goes by its id): sampling, order and all state are by name, since node ids are random per run.
+
+    Parameters
+    ----------
+    server_learning_rate : η. Scales parameters only; running statistics are always averaged.
+    seed : what sampling and every random choice of a rule depend on, together with the round.
+    node_timeout : seconds to wait for enough nodes before giving up.
+    report_conflicts : also measure cosines, norms and conflicts each round when the rule itself needs no
+        Gramian. It costs a second pass over the replies.
+    flower_options : the keyword arguments of Flower's ``FedAvg``.
+
+    Attributes
+    ----------
+    client_names : node id to client name.
+    diagnostics : what the latest ``aggregate_train`` saw, JSON-able; empty before the first.
+    """
+
+    needs_gramian = False
+    conflict_threshold = 0.0
+
+    def __init__(
+        self,
+        *args: Any,
+        server_learning_rate: float = 1.0,
+        seed: int = 0,
+        node_timeout: float = 60.0,
+        report_conflicts: bool = True,
+        **flower_options: Any,
+    ) -> None:
+        super().__init__(*args, **flower_options)
+        if not 0 < server_learning_rate < float("inf"):
+            raise ValueError(f"server_learning_rate is a number > 0, got {server_learning_rate}")
+        self.server_learning_rate = server_learning_rate
+        self.seed = seed
+        self.node_timeout = node_timeout
+        self.report_conflicts = report_conflicts
+        self.client_names: dict[int, str] = {}
+        self.diagnostics: Diagnostics = {}
+        self._sent: dict[str, Array] | None = None
+
+    def weigh(self, server_round: int, updates: ClientUpdates) -> Weights:
+        """Turn the round's updates into weights."""
+        return Weights(convex=updates.shares, combination=updates.shares)
+
+    def train_config(self, config: ConfigRecord) -> ConfigRecord:
+        """Return what clients are sent beside the model; a rule that wants a report from them asks here."""
+        return config
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the strategy carries from round to round, JSON-able."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the state that :meth:`state_dict` returned."""
+
+    def summary(self) -> None:
+        """Log the configuration of the strategy."""
+        super().summary()
+        log(INFO, "\t├──> Server learning rate: %s", self.server_learning_rate)
+        log(INFO, "\t└──> Seed: %s", self.seed)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Send the model to the round's clients, and keep it: updates are taken against it."""
+        if self.fraction_train == 0.0:
+            return []
+        node_ids = self._sample(grid, self.fraction_train, self.min_train_nodes, "train", server_round)
+        self._sent = dict(arrays)
+        return self._messages(server_round, arrays, self.train_config(config), node_ids, MessageType.TRAIN)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return the next model and the clients' averaged metrics; (None, None) without a valid reply.
+
+        Raises ``ValueError`` naming the client when a reply does not fit the model that was sent.
+        """
+        valid, _ = self._check_and_log_replies(list(replies), is_train=True, validate=False)
+        if not valid:
+            return None, None
+        if self._sent is None:
+            raise RuntimeError(
+                "aggregate_train needs the model that clients started from: call configure_train first"
+            )
+        updates = ClientUpdates(
+            self._sent, valid, client_names=self.client_names, weighted_by_key=self.weighted_by_key
+        )
+        weights = self.weigh(server_round, updates)
+        arrays = updates.combine(
+            weights.combination, convex=weights.convex, learning_rate=self.server_learning_rate
+        )
+        self.diagnostics = describe_weights(server_round, updates, weights)
+        if self.needs_gramian or self.report_conflicts:
+            self.diagnostics |= describe_geometry(updates, weights, self.conflict_threshold)
+        return arrays, self._average_metrics(updates)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Send the model to the clients that evaluate it."""
+        if self.fraction_evaluate == 0.0:
+            return []
+        node_ids = self._sample(
+            grid, self.fraction_evaluate, self.min_evaluate_nodes, "evaluate", server_round
+        )
+        return self._messages(server_round, arrays, config, node_ids, MessageType.EVALUATE)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Return the clients' averaged metrics, summed in the order of their names."""
+        replies = list(replies)
+        named = by_name([reply for reply in replies if not reply.has_error()], self.client_names)
+        failed = [reply for reply in replies if reply.has_error()]
+        return super().aggregate_evaluate(server_round, [*named.values(), *failed])
+
+    def _average_metrics(self, updates: ClientUpdates) -> MetricRecord:
+        expected = updates.metrics[0].keys()
+        for name, metrics in zip(updates.names, updates.metrics, strict=True):
+            if differing := sorted(metrics.keys() ^ expected):
+                raise ValueError(
+                    f"client {name!r}: metrics {differing} are not those of {updates.names[0]!r}"
+                )
+        return self.train_metrics_aggr_fn([reply.content for reply in updates.replies], self.weighted_by_key)
+
+    def _sample(
+        self, grid: Grid, fraction: float, min_nodes: int, purpose: str, server_round: int
+    ) -> list[int]:
+        """Return the node ids of the round's clients, in name order: a function of (seed, round, purpose)."""
+        nodes = self._connected(grid, max(self.min_available_nodes, min_nodes))
+        named = sorted((self.client_names.get(node_id, str(node_id)), node_id) for node_id in nodes)
+        size = max(int(len(named) * fraction), min_nodes)
+        drawn = torch.randperm(len(named), generator=generator(self.seed, purpose, server_round))[:size]
+        log(INFO, "configure_%s: sampled %s nodes (out of %s)", purpose, size, len(named))
+        return [named[index][1] for index in sorted(drawn.tolist())]
+
+    def _connected(self, grid: Grid, needed: int) -> list[int]:
+        deadline = time.monotonic() + self.node_timeout
+        while len(nodes := list(grid.get_node_ids())) < needed:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                raise TimeoutError(
+                    f"{len(nodes)} of {needed} nodes connected after {self.node_timeout:g} s: "
+                    "start more SuperNodes, or lower min_available_nodes and the nodes asked for"
+                )
+            log(
+                INFO, "Waiting for nodes to connect: %d connected (minimum required: %d).", len(nodes), needed
+            )
+            time.sleep(min(_POLL_SECONDS, remaining))
+        return nodes
+
+    def _messages(
+        self,
+        server_round: int,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        node_ids: list[int],
+        message_type: str,
+    ) -> Iterable[Message]:
+        # A copy: the caller hands in the same record each round, and what a rule adds is not the caller's.
+        config = ConfigRecord({**config, "server-round": server_round})
+        record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
+        return self._construct_messages(record, node_ids, message_type)

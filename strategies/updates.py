@@ -1,0 +1,227 @@
+"""The updates of one round's clients, seen tensor by tensor on the bytes of their messages."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, Message, MetricRecord
+from torch import Tensor
+
+from strategies import npy
+
+RUNNING_STATISTICS = ("running_mean", "running_var")
+
+# A block of K differences should stay in the L2 cache between its subtraction and its product.
+_BLOCK_BYTES = 1 << 19
+_MIN_BLOCK_WIDTH = 256
+
+
+class ClientUpdates:
+    """K updates ``Δ_k = w_k - w`` against the model w that was sent, in the order of the clients' names.
+
+    No update is ever held as a whole: the Gramian and the combination each take one pass over views of the
+    replies, in blocks that fit the cache. Differences are formed before anything is summed, so that an
+    update's precision is relative to its own size and not to that of the weights; float16 computes in
+    float32, and blocks of the Gramian are summed in float64.
+
+    Parameters
+    ----------
+    sent : the state dict that the clients started from.
+    replies : Flower messages with one ArrayRecord and one MetricRecord each. Never modified.
+    client_names : name of each node id; a node that is not listed goes by its id.
+    weighted_by_key : metric that counts a client's training examples.
+    """
+
+    def __init__(
+        self,
+        sent: Mapping[str, Array],
+        replies: Sequence[Message],
+        *,
+        client_names: Mapping[int, str] | None = None,
+        weighted_by_key: str = "num-examples",
+    ) -> None:
+        if not replies:
+            raise ValueError("no replies to aggregate")
+        named = by_name(replies, client_names or {})
+        self.names: tuple[str, ...] = tuple(named)
+        self.sent = dict(sent)
+        self.replies: tuple[Message, ...] = tuple(named.values())
+        self.arrays = tuple(_only_arrays(name, reply) for name, reply in named.items())
+        self.metrics = tuple(_only_metrics(name, reply) for name, reply in named.items())
+        self.examples = _examples(self.names, self.metrics, weighted_by_key)
+        self._headers = {tensor: npy.header(array) for tensor, array in self.sent.items()}
+        for name, arrays in zip(self.names, self.arrays, strict=True):
+            self._check(name, arrays)
+        self._buffers: dict[np.dtype[Any], np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def shares(self) -> Tensor:
+        """Shares of the examples p, (K,) float64, summing to 1."""
+        return self.examples / self.examples.sum()
+
+    @cached_property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the T tensors that G, cosines and norms run over: floating, and no running statistics."""
+        return tuple(
+            tensor
+            for tensor, head in self._headers.items()
+            if head.dtype.kind == "f" and not tensor.endswith(RUNNING_STATISTICS)
+        )
+
+    @cached_property
+    def sizes(self) -> Tensor:
+        """Elements of each parameter tensor, (T,) float64."""
+        counts = [math.prod(self._headers[tensor].shape) for tensor in self.parameters]
+        return torch.tensor(counts, dtype=torch.float64)
+
+    @cached_property
+    def gramians(self) -> Tensor:
+        """Gramian of each parameter tensor, (T, K, K) float64."""
+        size = len(self)
+        gramians = torch.zeros(len(self.parameters), size, size, dtype=torch.float64)
+        for gramian, tensor in zip(gramians, self.parameters, strict=True):
+            for _, block in self._blocks(tensor):
+                differences = torch.from_numpy(block)
+                gramian += differences @ differences.T
+        return gramians
+
+    @cached_property
+    def gramian(self) -> Tensor:
+        """Gramian of the whole model, (K, K) float64: the sum of the tensors' Gramians."""
+        return self.gramians.sum(0)
+
+    def combine(self, combination: Tensor, *, convex: Tensor, learning_rate: float = 1.0) -> ArrayRecord:
+        """Return the next model.
+
+        Parameters ``w + η Σ c_k Δ_k``; running statistics ``Σ ψ_k s_k``, without η, since a variance must
+        stay positive; integer buffers their maximum. Keys, shapes and dtypes are those of the model that was
+        sent.
+
+        Parameters
+        ----------
+        combination : c, (K,) for all tensors or (T, K) for one row each.
+        convex : ψ, (K,), not negative and summing to 1.
+        learning_rate : η.
+        """
+        expected = (len(self.parameters), len(self))
+        if tuple(combination.shape) not in (expected, expected[1:]):
+            raise ValueError(
+                f"combination has shape {expected[1:]} or {expected}, got {tuple(combination.shape)}"
+            )
+        rows = (learning_rate * combination).expand(expected)
+        coefficients = dict(zip(self.parameters, rows.numpy(), strict=True))
+        result = ArrayRecord()
+        for tensor, head in self._headers.items():
+
+            def fill(out: np.ndarray, tensor: str = tensor, kind: str = head.dtype.kind) -> None:
+                if tensor in coefficients:
+                    self._step(tensor, coefficients[tensor], out)
+                elif kind == "f":
+                    self._average(tensor, convex, out)
+                else:
+                    self._maximum(tensor, out)
+
+            result[tensor] = npy.filled(head.dtype, head.shape, fill)
+        return result
+
+    def _step(self, tensor: str, coefficients: np.ndarray, out: np.ndarray) -> None:
+        start = npy.flat(self.sent[tensor])
+        for piece, block in self._blocks(tensor):
+            step = coefficients.astype(block.dtype) @ block
+            np.add(start[piece], step, out=out[piece], dtype=block.dtype, casting="same_kind")
+
+    def _average(self, tensor: str, convex: Tensor, out: np.ndarray) -> None:
+        total = np.zeros(len(out), np.float64)
+        for weight, arrays in zip(convex.tolist(), self.arrays, strict=True):
+            total += weight * npy.flat(arrays[tensor]).astype(np.float64)
+        out[:] = total
+
+    def _maximum(self, tensor: str, out: np.ndarray) -> None:
+        out[:] = npy.flat(self.arrays[0][tensor])
+        for arrays in self.arrays[1:]:
+            np.maximum(out, npy.flat(arrays[tensor]), out=out)
+
+    def _blocks(self, tensor: str) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yield (where, Δ (K, width)) along a flattened tensor. The block is overwritten by the next one."""
+        start = npy.flat(self.sent[tensor])
+        rows = [npy.flat(arrays[tensor]) for arrays in self.arrays]
+        dtype = np.dtype(np.float64 if start.dtype.itemsize > 4 else np.float32)
+        buffer = self._buffer(dtype)
+        width = len(buffer) // len(rows)
+        for begin in range(0, len(start), width):
+            piece = slice(begin, min(begin + width, len(start)))
+            block = buffer[: len(rows) * (piece.stop - begin)].reshape(len(rows), -1)
+            origin = start[piece]
+            for row, difference in zip(rows, block, strict=True):
+                np.subtract(row[piece], origin, out=difference, dtype=dtype)
+            yield piece, block
+
+    def _buffer(self, dtype: np.dtype[Any]) -> np.ndarray:
+        if dtype not in self._buffers:
+            width = max(_BLOCK_BYTES // (dtype.itemsize * len(self)), _MIN_BLOCK_WIDTH)
+            self._buffers[dtype] = np.empty(len(self) * width, dtype)
+        return self._buffers[dtype]
+
+    def _check(self, name: str, arrays: ArrayRecord) -> None:
+        missing, unknown = self.sent.keys() - arrays.keys(), arrays.keys() - self.sent.keys()
+        if missing or unknown:
+            raise ValueError(
+                f"client {name!r}: tensors missing {sorted(missing)[:3]}, unknown {sorted(unknown)[:3]}"
+            )
+        for tensor, head in self._headers.items():
+            try:
+                found = npy.header(arrays[tensor])
+            except ValueError as error:
+                raise ValueError(f"client {name!r}, tensor {tensor!r}: {error}") from error
+            if (found.shape, found.dtype) != (head.shape, head.dtype):
+                raise ValueError(
+                    f"client {name!r}, tensor {tensor!r}: {found.dtype} {found.shape}, "
+                    f"expected {head.dtype} {head.shape}"
+                )
+
+
+def by_name(replies: Sequence[Message], client_names: Mapping[int, str]) -> dict[str, Message]:
+    """Return the replies keyed and ordered by client name, so that no arithmetic depends on who was fast."""
+    named: dict[str, Message] = {}
+    for reply in replies:
+        node_id = reply.metadata.src_node_id
+        name = client_names.get(node_id, str(node_id))
+        if name in named:
+            raise ValueError(f"client {name!r} replied twice")
+        named[name] = reply
+    return dict(sorted(named.items()))
+
+
+def _only_arrays(name: str, reply: Message) -> ArrayRecord:
+    records = list(reply.content.array_records.values())
+    if len(records) != 1:
+        raise ValueError(f"client {name!r}: {len(records)} ArrayRecords in the reply, expected 1")
+    return records[0]
+
+
+def _only_metrics(name: str, reply: Message) -> MetricRecord:
+    records = list(reply.content.metric_records.values())
+    if len(records) != 1:
+        raise ValueError(f"client {name!r}: {len(records)} MetricRecords in the reply, expected 1")
+    return records[0]
+
+
+def _examples(names: Sequence[str], metrics: Sequence[MetricRecord], key: str) -> Tensor:
+    counts = [number(name, record, key) for name, record in zip(names, metrics, strict=True)]
+    if sum(counts) <= 0:
+        raise ValueError(f"metric {key!r} is 0 for every client: nothing to weight by")
+    return torch.tensor(counts, dtype=torch.float64)
+
+
+def number(name: str, metrics: MetricRecord, key: str, *, tolerance: float = 0.0) -> float:
+    """Return a client's metric that has to be one finite number, negative by no more than a rounding error."""
+    value = metrics.get(key)
+    if not isinstance(value, int | float) or not math.isfinite(value) or value < -tolerance:
+        raise ValueError(f"client {name!r}: metric {key!r} is {value!r}, expected one number >= 0")
+    return max(float(value), 0.0)
