@@ -1,0 +1,91 @@
+"""What a heatmap network minimises.
+
+Both losses average over the keypoints that have a target, never over all of them: a site that annotates three
+of sixteen joints gets gradients of the same size as one that annotates all.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from fedgh_app.pose.errors import UserError
+from fedgh_app.pose.heatmaps import REFERENCE_WIDTH, Size, render_gaussian, squared_distances, supervised
+
+
+class HeatmapLoss(nn.Module):
+    """Mean of one term per keypoint over the keypoints that have a target (see `heatmaps.supervised`).
+
+    Parameters
+    ----------
+    sigma
+        Standard deviation of the target, in pixels of a heatmap 64 wide; a map of width w uses ``sigma * w /
+        64``.
+    """
+
+    def __init__(self, sigma: float = 2.0) -> None:
+        super().__init__()
+        if not sigma > 0:
+            raise UserError(f"loss.sigma: found {sigma!r}, expected a number above 0")
+        self.sigma = float(sigma)
+
+    def terms(
+        self, heatmaps: Tensor, keypoints: Tensor, counted: Tensor, input_size: Size
+    ) -> Tensor:  # pragma: no cover
+        """One value per keypoint, (B, J); those that are not ``counted`` may hold any finite value."""
+        raise NotImplementedError
+
+    def total(
+        self, heatmaps: Tensor, keypoints: Tensor, visible: Tensor, input_size: Size
+    ) -> tuple[Tensor, Tensor]:
+        """Sum of the terms and how many keypoints it is over: two scalars, so that batches can be pooled."""
+        size = (heatmaps.shape[-2], heatmaps.shape[-1])
+        counted = supervised(keypoints, visible, input_size, size, self.sigma)
+        values = self.terms(heatmaps, keypoints, counted, input_size)
+        return torch.where(counted, values, torch.zeros_like(values)).sum(), counted.sum()
+
+    def forward(self, heatmaps: Tensor, keypoints: Tensor, visible: Tensor, input_size: Size) -> Tensor:
+        """Scalar loss; 0, with zero gradients, where no keypoint of the batch has a target.
+
+        Parameters
+        ----------
+        heatmaps
+            (B, J, h, w), as the network puts them out.
+        keypoints
+            (B, J, 2) in pixels of the input, whose size (height, width) is ``input_size``.
+        visible
+            (B, J) bool.
+        """
+        total, count = self.total(heatmaps, keypoints, visible, input_size)
+        return total / count.clamp(min=1)
+
+
+class HeatmapMSE(HeatmapLoss):
+    """Half the mean squared error to a Gaussian of height 1 (Xiao et al., ECCV 2018, section 3).
+
+    ``0.5 / n * sum over the n keypoints with a target of mean over pixels (heatmap - Gaussian)^2``: with all
+    keypoints visible this is the loss of the authors' code, which divides by invisible ones as well.
+    """
+
+    def terms(self, heatmaps: Tensor, keypoints: Tensor, counted: Tensor, input_size: Size) -> Tensor:
+        """Half the mean squared error of each map, (B, J)."""
+        size = (heatmaps.shape[-2], heatmaps.shape[-1])
+        target = render_gaussian(keypoints, counted, input_size, size, self.sigma)
+        return 0.5 * ((heatmaps - target) ** 2).flatten(-2).mean(-1)
+
+
+class HeatmapCrossEntropy(HeatmapLoss):
+    """Cross-entropy of the softmax over the pixels against the Gaussian normalised to sum 1, in nats.
+
+    A mean over keypoints with a target. Its least value is the target's entropy, not 0. From scratch on small
+    data it learns where the squared error, most of which is background, barely moves.
+    """
+
+    def terms(self, heatmaps: Tensor, keypoints: Tensor, counted: Tensor, input_size: Size) -> Tensor:
+        """Cross-entropy of each map, (B, J)."""
+        size = (heatmaps.shape[-2], heatmaps.shape[-1])
+        along_x, along_y = squared_distances(keypoints, counted, input_size, size)
+        variance = (self.sigma * size[1] / REFERENCE_WIDTH) ** 2
+        # As a product of softmaxes the target sums to 1 also for a keypoint beyond the border.
+        target_x = torch.softmax(-along_x / (2 * variance), -1)
+        target_y = torch.softmax(-along_y / (2 * variance), -1)
+        target = target_y[..., :, None] * target_x[..., None, :]
+        return -(target.flatten(-2) * heatmaps.flatten(-2).log_softmax(-1)).sum(-1)

@@ -1,0 +1,146 @@
+"""Predictions for the MPII validation set, read from the files that pose codes write, and their score.
+
+All coordinates are MPII's own: pixels of the original image, counted from 1 as in MATLAB.
+"""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import h5py
+import numpy as np
+import scipy.io
+
+from fedgh_app.pose.errors import UserError
+from fedgh_app.pose.metrics import MPII_JOINTS, pckh
+
+Array = np.ndarray
+
+# MPII's reference length: this share of the diagonal of the head box ("SC_BIAS" of the official evaluation).
+HEAD_SHARE = 0.6
+TRUTH_KEYS = ("pos_gt_src", "jnt_missing", "headboxes_src")
+PREDICTION_KEYS = ("preds", "pos_pred_src")
+HDF5_SUFFIXES = (".h5", ".hdf5")
+
+
+def score_mpii(
+    truth: Path | str, predictions: Path | str, *, threshold: float = 0.5
+) -> dict[str, float | int]:
+    """PCKh in percent by the official groups (see `metrics.pckh`): ``head`` ... ``ankle`` and ``mean``.
+
+    Also ``threshold`` and ``people``, the number N of people scored. A prediction that is nan counts as
+    wrong.
+    """
+    keypoints, visible, head_lengths = read_mpii_truth(Path(truth))
+    found = read_mpii_predictions(Path(predictions), people=len(keypoints))
+    distance = np.linalg.norm(found - keypoints, axis=-1) / head_lengths[:, None]
+    scores = {name: 100 * value for name, value in pckh(distance, visible, threshold).items()}
+    return {**scores, "threshold": threshold, "people": len(keypoints)}
+
+
+def read_mpii_truth(path: Path) -> tuple[Array, Array, Array]:
+    """Keypoints (N, 16, 2), visible (N, 16) bool and 0.6 x head-box diagonal (N,) of a ground-truth ``.mat``.
+
+    The file holds ``pos_gt_src`` (16, 2, N), ``jnt_missing`` (16, N) and ``headboxes_src`` (2, 2, N), whose
+    first axis are the two corners.
+    """
+    arrays = _read(path, TRUTH_KEYS)
+    for key in TRUTH_KEYS:
+        if key not in arrays:
+            raise UserError(f"{path}: found no {key!r}, expected {', '.join(TRUTH_KEYS)}")
+    keypoints = _numeric(path, "pos_gt_src", arrays)
+    if keypoints.ndim != 3 or keypoints.shape[:2] != (MPII_JOINTS, 2) or keypoints.shape[2] == 0:
+        raise _wrong_shape(path, "pos_gt_src", keypoints, "(16, 2, N)")
+    people = keypoints.shape[2]
+    missing = _numeric(path, "jnt_missing", arrays)
+    if missing.shape != (MPII_JOINTS, people):
+        raise _wrong_shape(path, "jnt_missing", missing, f"(16, {people})")
+    boxes = _numeric(path, "headboxes_src", arrays)
+    if boxes.shape != (2, 2, people):
+        raise _wrong_shape(path, "headboxes_src", boxes, f"(2, 2, {people})")
+    lengths = HEAD_SHARE * np.linalg.norm(boxes[1] - boxes[0], axis=0)
+    if not (np.isfinite(lengths) & (lengths > 0)).all():
+        person = int(np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))[0])
+        raise UserError(
+            f"{path}: found a head box of diagonal {lengths[person] / HEAD_SHARE:g} for person {person},"
+            " expected one above 0"
+        )
+    visible = missing.T == 0
+    keypoints = keypoints.transpose(2, 0, 1)
+    if not np.isfinite(keypoints[visible]).all():
+        raise UserError(
+            f"{path}: found nan or inf in 'pos_gt_src', expected numbers where a joint is not missing"
+        )
+    return keypoints, visible, lengths
+
+
+def read_mpii_predictions(path: Path, people: int | None = None) -> Array:
+    """Predicted keypoints (N, 16, 2) of a ``.mat``, ``.h5`` or ``.npz`` file.
+
+    It holds ``preds`` (N, 16, 2) or (2, 16, N), or ``pos_pred_src`` (16, 2, N); ``preds`` goes first where it
+    holds both. For N = 2 the two shapes of ``preds`` are one, which is read as (N, 16, 2).
+    """
+    arrays = _read(path, PREDICTION_KEYS)
+    key = next((key for key in PREDICTION_KEYS if key in arrays), None)
+    if key is None:
+        raise UserError(f"{path}: found no 'preds' and no 'pos_pred_src', expected one of them")
+    values = _numeric(path, key, arrays)
+    shape = values.shape if values.ndim == 3 else (0, 0, 0)
+    if key == "pos_pred_src" and shape[:2] == (MPII_JOINTS, 2):
+        keypoints = values.transpose(2, 0, 1)
+    elif key == "preds" and shape[1:] == (MPII_JOINTS, 2):
+        keypoints = values
+    elif key == "preds" and shape[:2] == (2, MPII_JOINTS):
+        keypoints = values.transpose(2, 1, 0)
+    else:
+        raise _wrong_shape(path, key, values, "(N, 16, 2) or (2, 16, N)" if key == "preds" else "(16, 2, N)")
+    if people is not None and len(keypoints) != people:
+        raise UserError(
+            f"{path}: found predictions for {len(keypoints)} people in {key!r}, expected {people},"
+            " one for each person of the ground truth in its order"
+        )
+    return keypoints
+
+
+def _read(path: Path, keys: tuple[str, ...]) -> dict[str, Array]:
+    """Those of ``keys`` that the file holds, with MATLAB's or the file's own order of axes."""
+    suffix = path.suffix.lower()
+    if suffix not in (".mat", ".npz", *HDF5_SUFFIXES):
+        raise UserError(f"{path}: found a file of type {suffix or 'unknown'!r}, expected .mat, .h5 or .npz")
+    if not path.is_file():
+        raise UserError(f"{path}: found no such file, expected a .mat, .h5 or .npz file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of scipy, about odd variables that are not asked for
+            if suffix == ".npz":
+                # allow_pickle stays off: it would run code out of somebody's file.
+                with np.load(path, allow_pickle=False) as archive:
+                    return {key: archive[key] for key in keys if key in archive}
+            if suffix in HDF5_SUFFIXES or h5py.is_hdf5(path):
+                return _read_hdf5(path, keys, matlab=suffix == ".mat")
+            content = scipy.io.loadmat(path, variable_names=keys)
+            return {key: content[key] for key in keys if key in content}
+    except Exception as error:  # each parser has its own kinds, down to zlib's and struct's
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{path}: found a file that cannot be read ({reason}), expected a {suffix} file"
+        ) from error
+
+
+def _read_hdf5(path: Path, keys: tuple[str, ...], *, matlab: bool) -> dict[str, Array]:
+    """Data sets of an HDF5 file. MATLAB 7.3 writes its axes in the opposite order, which is undone here."""
+    with h5py.File(path, "r") as file:
+        arrays = {key: np.asarray(file[key]) for key in keys if key in file}
+    return {key: value.T for key, value in arrays.items()} if matlab else arrays
+
+
+def _numeric(path: Path, key: str, arrays: Mapping[str, object]) -> Array:
+    """``arrays[key]`` as float64; text, cells, structures and complex numbers are refused."""
+    values = np.asarray(arrays[key])
+    if values.dtype.kind not in "biuf":
+        raise UserError(f"{path}: found {key!r} of type {values.dtype}, expected real numbers")
+    return values.astype(np.float64)
+
+
+def _wrong_shape(path: Path, key: str, values: Array, expected: str) -> UserError:
+    return UserError(f"{path}: found {key!r} of shape {values.shape}, expected {expected}")
