@@ -52,9 +52,9 @@ def crop_matrix(
 ) -> np.ndarray:
     """Affine map (2, 3) from image pixels to a crop of `size` = (width, height) pixels around `box`.
 
-    The box (x, y, width, height) is enlarged by `padding` and then, on one axis, to the crop's aspect ratio, so
-    nothing is distorted. `scale` above 1 shows the person larger. `translate` moves the picture by a fraction
-    of the crop's width and height; it comes last, so a move to the right is to the right however it is turned.
+    The box (x, y, width, height) is enlarged by `padding` and then, on one axis, to the crop's aspect ratio,
+    so nothing is distorted. `scale` above 1 shows the person larger. `translate` moves the picture by a
+    fraction of the crop's width and height; it comes last, so right stays right whatever the rotation.
     """
     x, y, box_width, box_height = (float(value) for value in box)
     width, height = size
@@ -123,6 +123,6 @@ def _shrink(
     if bottom or right:  # whole blocks only: the last one is completed with the black that lies outside
         part = cv2.copyMakeBorder(part, 0, bottom, 0, right, cv2.BORDER_CONSTANT, value=(0, 0, 0))
     small = cv2.resize(part, (part.shape[1] // factor, part.shape[0] // factor), interpolation=cv2.INTER_AREA)
-    # Block b covers pixels b·factor … (b+1)·factor − 1, whose centre is b·factor + (factor − 1)/2.
+    # Block b covers pixels b * factor to (b + 1) * factor - 1, whose centre is b * factor + (factor - 1) / 2.
     offset = -(low + (factor - 1) / 2) / factor
     return small, np.array([[1 / factor, 0, offset[0]], [0, 1 / factor, offset[1]]])

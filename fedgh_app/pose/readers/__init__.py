@@ -1,15 +1,78 @@
-"""Annotation files of several formats, all read into `PoseRecord`."""
+"""Annotation files of several formats, all read into `PoseRecord`.
+
+A module per format yields `RawPose`, its numbers turned into 0-based pixels; `intake` then checks what every
+record must satisfy. So each format says only what is particular to it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
+from fedgh_app.pose.errors import UserError
+from fedgh_app.pose.readers import coco, lsp, mpii
+from fedgh_app.pose.readers.intake import BadEntry, RawPose, record
 from fedgh_app.pose.records import BadRecord, DatasetSpec, PoseRecord
+
+Reader = Callable[[DatasetSpec, Path], Iterator[RawPose | tuple[str, BadEntry]]]
+
+READERS: dict[str, tuple[str, Reader]] = {
+    "coco": ("annotations.json", coco.read),
+    "mpii": ("annotations.json", mpii.read_simple),
+    "mpii_mat": (mpii.OFFICIAL_FILE, mpii.read_official),
+    "lsp": ("joints.mat", lsp.read),
+}
+
+
+def annotation_file(spec: DatasetSpec, root: Path) -> tuple[Path, Reader]:
+    """The annotation file under `root` and how to read it.
+
+    MPII comes in two forms with one meaning: a folder that has only the official file is read as such.
+    """
+    name, reader = READERS[spec.format]
+    if spec.format == "mpii" and not (root / name).is_file() and (root / mpii.OFFICIAL_FILE).is_file():
+        name, reader = READERS["mpii_mat"]
+    return root / name, reader
 
 
 def read_records(
     spec: DatasetSpec, root: Path, *, on_bad: Literal["raise", "skip"] = "raise"
 ) -> tuple[list[PoseRecord], list[BadRecord]]:
-    """Read every record under `root`."""
-    raise NotImplementedError
+    """Every pose under `root`, in the file's order, and what was dropped.
+
+    A bad record raises a `UserError` that names the file, or with `on_bad="skip"` is dropped and counted. An
+    annotation file that cannot be understood as a whole always raises. Images are only looked for here, not
+    decoded: that is the crop cache's part, or `fedgh data check`'s.
+    """
+    if on_bad not in ("raise", "skip"):
+        raise UserError(f"on_bad={on_bad!r}, expected raise or skip")
+    if not root.is_dir():
+        raise UserError(f"dataset.root={root}: no such folder; to get the data: {spec.obtain}")
+    path, reader = annotation_file(spec, root)
+    records: list[PoseRecord] = []
+    bad: list[BadRecord] = []
+    seen: set[str] = set()
+    for item in reader(spec, path):
+        where, reason, file = "", "", path
+        if isinstance(item, RawPose):
+            where = item.where
+            try:
+                pose = record(item, spec, root)
+                if pose.id in seen:
+                    raise BadEntry(f"id {pose.id} stands twice")
+                seen.add(pose.id)
+                records.append(pose)
+                continue
+            except BadEntry as error:
+                reason = str(error)
+                if reason == "image is missing":
+                    file = root / "images" / item.file_name
+        else:
+            where, reason = item[0], str(item[1])
+        bad.append(
+            BadRecord(file, f"{where}: {reason}" if file is path else f"{reason} ({where} of {path.name})")
+        )
+        if on_bad == "raise":
+            raise UserError(str(bad[-1]))
+    return records, bad

@@ -1,0 +1,115 @@
+"""COCO-keypoint JSON (Lin et al., ECCV 2014; cocodataset.org, "Data format", keypoint detection)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedgh_app.pose.errors import UserError
+from fedgh_app.pose.readers.intake import BadEntry, RawPose, numbers, read_json
+from fedgh_app.pose.records import DatasetSpec
+
+STANDARD_IMAGE_KEYS = frozenset(
+    ("id", "file_name", "width", "height", "license", "coco_url", "flickr_url", "date_captured")
+)
+OUR_IMAGE_KEYS = frozenset(("split", "source"))
+
+
+def read(spec: DatasetSpec, path: Path) -> Iterator[RawPose | tuple[str, BadEntry]]:
+    """Annotations of `path` in the file's order.
+
+    Crowds and people whose `num_keypoints` is 0 are no poses by the format's own rule, and are passed over.
+    Every key of an image entry beyond COCO's own becomes an attribute; `source` names what must not be split.
+    """
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise UserError(
+            f"{path}: expected an object with images and annotations, found a {type(data).__name__}"
+        )
+    for key in ("images", "annotations"):
+        if not isinstance(data.get(key), list):
+            raise UserError(f"{path}: {key}: expected a list")
+    columns, count = _columns(spec, path, data.get("categories"))
+    images: dict[Any, dict[str, Any]] = {}
+    for entry in data["images"]:
+        if not isinstance(entry, dict) or not isinstance(entry.get("id"), (int, str)):
+            raise UserError(f"{path}: images: expected objects with an id, found {str(entry)[:60]}")
+        if entry["id"] in images:
+            raise UserError(f"{path}: images: id {entry['id']!r} stands twice")
+        images[entry["id"]] = entry
+    for position, entry in enumerate(data["annotations"]):
+        where = f"annotation {position}"
+        if not isinstance(entry, dict):
+            yield where, BadEntry("expected an object")
+            continue
+        if entry.get("iscrowd") == 1 or entry.get("num_keypoints") == 0:
+            continue
+        where = f"annotation {entry.get('id', position)}"
+        try:
+            yield _pose(entry, where, images, columns, count)
+        except BadEntry as error:
+            yield where, error
+
+
+def _columns(spec: DatasetSpec, path: Path, categories: Any) -> tuple[list[int], int]:
+    """Where the file keeps each of our keypoints, by name, and how many keypoints it has."""
+    if not isinstance(categories, list):
+        categories = []
+    named = [
+        category["keypoints"]
+        for category in categories
+        if isinstance(category, dict)
+        and isinstance(category.get("keypoints"), list)
+        and category["keypoints"]
+    ]
+    if not named:
+        return list(range(spec.num_keypoints)), spec.num_keypoints
+    names = named[0]
+    if any(other != names for other in named[1:]):
+        raise UserError(f"{path}: categories: several keypoint lists in one file, expected one")
+    missing = [name for name in spec.keypoints if name not in names]
+    if missing:
+        raise UserError(
+            f"{path}: categories: keypoints {', '.join(missing)} of data set {spec.name} are missing"
+        )
+    return [names.index(name) for name in spec.keypoints], len(names)
+
+
+def _pose(
+    entry: dict[str, Any], where: str, images: dict[Any, dict[str, Any]], columns: list[int], count: int
+) -> RawPose:
+    image_id = entry.get("image_id")
+    image = images.get(image_id) if isinstance(image_id, (int, str)) else None
+    if image is None:
+        raise BadEntry(f"image_id {image_id!r} is not among the images")
+    if not isinstance(entry.get("id"), (int, str)):
+        raise BadEntry(f"id {entry.get('id')!r}, expected a number or a name")
+    triples = numbers(entry.get("keypoints"), (-1,), "keypoints")
+    if triples.shape != (3 * count,):
+        raise BadEntry(f"keypoints: expected {3 * count} numbers ({count} keypoints), found {triples.size}")
+    triples = triples.reshape(count, 3)[columns]
+    size = (image.get("width"), image.get("height"))
+    known = STANDARD_IMAGE_KEYS | OUR_IMAGE_KEYS
+    source, split = image.get("source"), image.get("split")
+    return RawPose(
+        where=where,
+        id=str(entry["id"]),
+        file_name=image.get("file_name"),
+        keypoints=triples[:, :2],
+        visible=_flags(triples[:, 2]),
+        box=numbers(entry.get("bbox"), (4,), "bbox"),
+        group=None if source is None else str(source),
+        split=None if split is None else str(split),
+        attributes={key: str(value) for key, value in image.items() if key not in known},
+        image_size=size if all(type(side) is int for side in size) else None,  # type: ignore[arg-type]
+    )
+
+
+def _flags(values: np.ndarray) -> np.ndarray:
+    """COCO's v: 0 not labelled, 1 labelled but occluded, 2 visible."""
+    if not np.isin(values, (0, 1, 2)).all():
+        raise BadEntry(f"keypoints: visibility {values.tolist()}, expected 0, 1 or 2")
+    return values > 0

@@ -1,0 +1,177 @@
+"""What every annotation must satisfy, whatever its format, before it becomes a `PoseRecord`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.io
+
+from fedgh_app.pose.errors import UserError
+from fedgh_app.pose.records import DatasetSpec, PoseRecord
+
+# 0.6 x the diagonal of MPII's head box is 0.75 x the distance from upper neck to head top: measured on the
+# 2,932 validation people that have both, where it holds up to rounding (the joints were drawn from the box).
+HEAD_BOX_FACTOR = 0.6
+HEAD_JOINTS_FACTOR = 0.75
+# Where the reference joints are not labelled, a share of the person's longest side: 0.41 is the median of
+# LSPET's torsos; 0.125 is an eighth, the head's share of a standing adult, for MPII's person height.
+TORSO_SHARE = 0.41
+HEAD_SHARE = 0.125
+
+
+class BadEntry(Exception):
+    """One annotation that cannot be used; the reader goes on with the next."""
+
+
+@dataclass(frozen=True, eq=False)
+class RawPose:
+    """One annotation as a format gives it, numbers already in 0-based pixels; still to be checked.
+
+    `where` names the annotation in messages. `keypoints` (J, 2), `visible` (J,), `box` x, y, width, height,
+    `head` the head box x1, y1, x2, y2 where there is one.
+    """
+
+    where: str
+    id: str
+    file_name: Any
+    keypoints: np.ndarray
+    visible: np.ndarray
+    box: np.ndarray
+    head: np.ndarray | None = None
+    group: str | None = None
+    split: str | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    image_size: tuple[int, int] | None = None
+
+
+def record(raw: RawPose, spec: DatasetSpec, root: Path) -> PoseRecord:
+    """Check `raw` and make a record of it; `BadEntry` says what is wrong."""
+    image = image_path(root, raw.file_name)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is caught as not finite
+        keypoints, box = raw.keypoints.astype(np.float32), raw.box.astype(np.float32)
+    visible = raw.visible.astype(bool)
+    if not visible.any():
+        raise BadEntry("no keypoint is visible")
+    if not np.isfinite(keypoints[visible]).all():
+        raise BadEntry("a visible keypoint is not finite")
+    keypoints[~visible] = 0.0  # unlabelled: formats leave anything here, also NaN
+    if not np.isfinite(box).all():
+        raise BadEntry(f"box {box.tolist()} is not finite")
+    if box[2] <= 0 or box[3] <= 0:
+        raise BadEntry(f"box {box.tolist()} has no area")
+    length = reference_length(spec, keypoints, visible, box, raw.head)
+    if not np.isfinite(length) or length <= 0:
+        raise BadEntry(f"reference length ({spec.reference}) is {length}, expected more than 0")
+    if raw.split not in (None, "train", "test"):
+        raise BadEntry(f"split={raw.split!r}, expected train or test")
+    return PoseRecord(
+        id=raw.id,
+        image=image,
+        keypoints=keypoints,
+        visible=visible,
+        box=box,
+        reference_length=length,
+        group=raw.group if raw.group is not None else str(raw.file_name),
+        split=raw.split,
+        attributes=dict(raw.attributes),
+        image_size=raw.image_size,
+    )
+
+
+def image_path(root: Path, file_name: Any) -> Path:
+    """`<root>/images/<file_name>`, which must exist and must not lead out of that folder."""
+    if not isinstance(file_name, str) or not file_name or "\0" in file_name:
+        raise BadEntry(f"image name {file_name!r}, expected a file name")
+    # By the name alone: labs link their image folders to other disks, which is no escape.
+    tidy = os.path.normpath(file_name)
+    if Path(tidy).is_absolute() or Path(tidy).parts[:1] in ((), ("..",)):
+        raise BadEntry(f"image name {file_name!r} leads out of {root / 'images'}")
+    path = root / "images" / tidy
+    try:
+        found = path.is_file()
+    except (OSError, ValueError):  # a name too long, or one that the file system cannot encode
+        found = False
+    if not found:
+        raise BadEntry("image is missing")
+    return path
+
+
+def reference_length(
+    spec: DatasetSpec, keypoints: np.ndarray, visible: np.ndarray, box: np.ndarray, head: np.ndarray | None
+) -> float:
+    """The metric's unit in pixels: box, torso (left shoulder to right hip) or head, as `spec.reference` says.
+
+    Where the joints of a torso or head are not labelled, the other diagonal of the torso stands in, then a
+    fixed share of the person's longest side, so that the record can still be trained on.
+    """
+    index = spec.keypoint_index
+
+    def distance(first: str, second: str) -> float:
+        if first not in index or second not in index:
+            raise UserError(f"{spec.name}: reference={spec.reference} needs keypoints {first} and {second}")
+        ends = [index[first], index[second]]
+        return float(np.linalg.norm(np.subtract(*keypoints[ends]))) if visible[ends].all() else 0.0
+
+    longest = float(box[2:].max())
+    if spec.reference == "box":
+        return longest
+    if spec.reference == "torso":
+        straight = distance("left_shoulder", "right_hip") or distance("right_shoulder", "left_hip")
+        return straight or TORSO_SHARE * longest
+    if head is not None and np.isfinite(head).all():
+        diagonal = float(np.hypot(head[2] - head[0], head[3] - head[1]))
+        if diagonal > 0:
+            return HEAD_BOX_FACTOR * diagonal
+    return HEAD_JOINTS_FACTOR * distance("head_top", "upper_neck") or HEAD_SHARE * longest
+
+
+def numbers(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """`value` as a float64 array of `shape`, -1 standing for any length; `BadEntry` for anything else."""
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:  # e.g. rows of different lengths
+        raise BadEntry(f"{name}: expected numbers of shape {shape}") from error
+    if array.dtype.kind not in "iuf":
+        raise BadEntry(f"{name}: expected numbers of shape {shape}, found {_short(value)}")
+    if array.ndim != len(shape) or any(
+        want not in (-1, have) for want, have in zip(shape, array.shape, strict=True)
+    ):
+        raise BadEntry(f"{name}: expected shape {shape}, found {array.shape}")
+    return array.astype(np.float64)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; `UserError` naming it where there is none."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: annotation file is missing") from error
+    except OSError as error:
+        raise UserError(f"{path}: annotation file cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from error
+
+
+def read_mat(path: Path, **options: Any) -> dict[str, Any]:
+    """The variables of a MATLAB file up to version 7; `UserError` naming it where there are none."""
+    if not path.is_file():
+        raise UserError(f"{path}: annotation file is missing")
+    try:
+        return scipy.io.loadmat(str(path), **options)
+    except NotImplementedError as error:
+        raise UserError(f"{path}: MATLAB 7.3 file; expected one saved with -v7 or older") from error
+    except OSError as error:
+        raise UserError(f"{path}: annotation file cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # scipy's parser raises nearly every built-in error on damaged files
+        raise UserError(f"{path}: not a readable MATLAB file: {' '.join(str(error).split())}") from error
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,38 @@
+"""Which records are for testing: a property of the data set, never of a run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Literal
+
+from fedgh_app.pose.errors import UserError
+from fedgh_app.pose.records import DatasetSpec, PoseRecord
+
+Split = Literal["train", "test"]
+
+
+def split_of(record: PoseRecord, spec: DatasetSpec) -> Split:
+    """The file's own word, else by a fixed hash of the record's group against `spec.test_fraction`."""
+    if record.split is not None:
+        return "test" if record.split == "test" else "train"
+    digest = hashlib.blake2b(f"{spec.name}/{record.group}".encode("utf-8", "surrogatepass"), digest_size=8)
+    return "test" if int.from_bytes(digest.digest(), "big") / 2**64 < spec.test_fraction else "train"
+
+
+def split_records(records: Sequence[PoseRecord], spec: DatasetSpec) -> list[Split]:
+    """The split of each record, one and the same within a group.
+
+    Where the file names the split of some records of a group, all of them follow; where it names two, that is
+    an error in the file, since two crops of one image would stand on both sides.
+    """
+    words: dict[str, Split] = {}
+    for record in records:
+        if (
+            record.split is not None
+            and words.setdefault(record.group, split_of(record, spec)) != record.split
+        ):
+            raise UserError(
+                f"{record.image}: group {record.group!r} is in train and in test, expected one of them"
+            )
+    return [words.get(record.group) or split_of(record, spec) for record in records]
