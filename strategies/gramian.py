@@ -12,7 +12,8 @@ from torch import Tensor
 
 SCHEMES = ("pcgrad", "pairwise")
 
-# Below this share of what its terms could add up to, a squared norm is cancellation, not a length.
+# Below this share of what its terms could add up to, a squared norm is cancellation, not a length; as near
+# to -1, a cosine is -1.
 _ROUNDING = 64 * torch.finfo(torch.float64).eps
 
 
@@ -74,13 +75,13 @@ def _pcgrad(gramian: Tensor, threshold: float, generator: torch.Generator | None
             conflict = (inner < 0) & (squared > 0)
             step = -inner / squared
         else:
-            length = _norms(coefficients, gramian)
+            length = _squared_norms(coefficients, gramian).sqrt()
             cosine = (inner / (length * squared.sqrt())).clamp(-1.0, 1.0)
             conflict = (length > 0) & (squared > 0) & (cosine < threshold)
             sine = (1 - threshold**2) ** 0.5
             step = length * (threshold * (1 - cosine**2).sqrt() - cosine * sine) / (squared.sqrt() * sine)
             # Exactly opposed, what is left has no direction to turn: the zero vector.
-            opposed = conflict & (cosine <= -1.0)
+            opposed = conflict & (cosine <= -1.0 + _ROUNDING)
             coefficients = coefficients.masked_fill(opposed.unsqueeze(-1), 0.0)
             conflict = conflict & ~opposed
         coefficients[..., rows, others] += step.where(conflict, 0.0)
@@ -106,7 +107,7 @@ def _pairwise(gramian: Tensor, generator: torch.Generator | None) -> Tensor:
     for pair in pairs:
         members = coefficients[..., pair, :]  # the old C_i, C_j
         products = members @ gramian @ members.mT
-        squared = _norms(members, gramian) ** 2
+        squared = _squared_norms(members, gramian)
         inner = products[..., 0, 1]
         conflict = (inner < 0) & (squared > 0).all(-1)
         step = (-inner.unsqueeze(-1) / squared.flip(-1)).where(conflict.unsqueeze(-1), 0.0)
@@ -114,16 +115,16 @@ def _pairwise(gramian: Tensor, generator: torch.Generator | None) -> Tensor:
     return coefficients
 
 
-def _norms(coefficients: Tensor, gramian: Tensor) -> Tensor:
-    """Return the lengths (..., R) of the combinations in rows (..., R, K); exactly 0 where they cancelled."""
+def _squared_norms(coefficients: Tensor, gramian: Tensor) -> Tensor:
+    """Return |Σ_m C[i,m] Δ_m|², (..., R), of the rows of C (..., R, K); exactly 0 where they cancelled."""
     squared = ((coefficients @ gramian) * coefficients).sum(-1)
     magnitude = ((coefficients.abs() @ gramian.abs()) * coefficients.abs()).sum(-1)
-    return squared.where(squared > _ROUNDING * magnitude, 0.0).sqrt()
+    return squared.where(squared > _ROUNDING * magnitude, 0.0)
 
 
 def norm(gramian: Tensor, combination: Tensor) -> Tensor:
     """Return |Σ_k c_k Δ_k|, one for each Gramian of the batch. (..., K, K), (..., K) -> (...)."""
-    return _norms(combination.unsqueeze(-2), gramian).squeeze(-1)
+    return _squared_norms(combination.unsqueeze(-2), gramian).squeeze(-1).sqrt()
 
 
 def rescale(gramian: Tensor, combination: Tensor, weights: Tensor) -> Tensor:

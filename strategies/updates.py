@@ -220,7 +220,7 @@ def _examples(names: Sequence[str], metrics: Sequence[MetricRecord], key: str) -
 
 
 def number(name: str, metrics: MetricRecord, key: str, *, tolerance: float = 0.0) -> float:
-    """Return a client's metric that has to be one finite number, negative by no more than a rounding error."""
+    """Return a client's metric that has to be one finite number, negative by at most a rounding error."""
     value = metrics.get(key)
     if not isinstance(value, int | float) or not math.isfinite(value) or value < -tolerance:
         raise ValueError(f"client {name!r}: metric {key!r} is {value!r}, expected one number >= 0")
