@@ -3,15 +3,14 @@
 All coordinates are MPII's own: pixels of the original image, counted from 1 as in MATLAB.
 """
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import h5py
 import numpy as np
-import scipy.io
 
 from fedgh_app.pose.errors import UserError
+from fedgh_app.pose.matlab import read_matlab
 from fedgh_app.pose.metrics import MPII_JOINTS, pckh
 
 Array = np.ndarray
@@ -110,17 +109,14 @@ def _read(path: Path, keys: tuple[str, ...]) -> dict[str, Array]:
     if not path.is_file():
         raise UserError(f"{path}: found no such file, expected a .mat, .h5 or .npz file")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of scipy, about odd variables that are not asked for
-            if suffix == ".npz":
-                # allow_pickle stays off: it would run code out of somebody's file.
-                with np.load(path, allow_pickle=False) as archive:
-                    return {key: archive[key] for key in keys if key in archive}
-            if suffix in HDF5_SUFFIXES or h5py.is_hdf5(path):
-                return _read_hdf5(path, keys, matlab=suffix == ".mat")
-            content = scipy.io.loadmat(path, variable_names=keys)
-            return {key: content[key] for key in keys if key in content}
-    except Exception as error:  # each parser has its own kinds, down to zlib's and struct's
+        if suffix == ".npz":
+            # allow_pickle stays off: it would run code out of somebody's file.
+            with np.load(path, allow_pickle=False) as archive:
+                return {key: archive[key] for key in keys if key in archive}
+        if suffix in HDF5_SUFFIXES or h5py.is_hdf5(path):
+            return _read_hdf5(path, keys, matlab=suffix == ".mat")
+        return read_matlab(path.read_bytes(), keys)
+    except Exception as error:  # each parser has its own kinds, down to zlib's and zipfile's
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
             f"{path}: found a file that cannot be read ({reason}), expected a {suffix} file"

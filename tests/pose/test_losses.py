@@ -1,0 +1,144 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedgh_app.pose.errors import UserError
+from fedgh_app.pose.heatmaps import render_gaussian
+from fedgh_app.pose.losses import HeatmapCrossEntropy, HeatmapMSE
+
+LOSSES = [HeatmapMSE, HeatmapCrossEntropy]
+INPUT, MAP = (32, 32), (8, 8)
+
+
+def example(batch=3, joints=4, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    heatmaps = torch.randn(batch, joints, *MAP, generator=generator, dtype=dtype)
+    keypoints = torch.rand(batch, joints, 2, generator=generator, dtype=dtype) * 31
+    return heatmaps, keypoints, torch.ones(batch, joints, dtype=torch.bool)
+
+
+def test_mse_by_hand():
+    # Two joints; predictions 0 and 2 everywhere. Only the second is visible: 0.5 * mean (2 - Gaussian)^2.
+    keypoints = torch.tensor([[[3.0, 3.0], [13.5, 9.5]]])
+    visible = torch.tensor([[False, True]])
+    heatmaps = torch.stack((torch.zeros(MAP), torch.full(MAP, 2.0)))[None]
+    target = render_gaussian(keypoints, visible, INPUT, MAP)[0, 1]
+    expected = 0.5 * sum((2 - t) ** 2 for t in target.flatten().tolist()) / 64
+    assert HeatmapMSE()(heatmaps, keypoints, visible, INPUT).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_mse_with_all_visible_is_that_of_simple_baselines():
+    heatmaps, keypoints, visible = example()
+    target = render_gaussian(keypoints, visible, INPUT, MAP)
+    joints = [0.5 * torch.nn.functional.mse_loss(heatmaps[:, j], target[:, j]) for j in range(4)]
+    torch.testing.assert_close(HeatmapMSE()(heatmaps, keypoints, visible, INPUT), sum(joints) / 4)
+
+
+def test_cross_entropy_by_hand():
+    heatmaps, keypoints, visible = example()
+    visible[0, 1] = visible[2, 3] = False
+    target = render_gaussian(keypoints, visible, INPUT, MAP).double()
+    terms = []
+    for b in range(3):
+        for j in range(4):
+            if visible[b, j]:
+                probability = heatmaps[b, j].double().exp() / heatmaps[b, j].double().exp().sum()
+                terms.append(-(target[b, j] / target[b, j].sum() * probability.log()).sum().item())
+    assert len(terms) == 10
+    found = HeatmapCrossEntropy()(heatmaps, keypoints, visible, INPUT).item()
+    assert found == pytest.approx(sum(terms) / 10, rel=1e-5)
+
+
+def test_cross_entropy_of_uniform_logits_is_the_logarithm_of_the_number_of_pixels():
+    _, keypoints, visible = example()
+    found = HeatmapCrossEntropy()(torch.full((3, 4, *MAP), 7.0), keypoints, visible, INPUT)
+    assert found.item() == pytest.approx(math.log(64), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_each_loss_is_least_at_its_own_target(loss):
+    _, keypoints, visible = example()
+    target = render_gaussian(keypoints, visible, INPUT, MAP)
+    best = target if loss is HeatmapMSE else target.clamp(min=1e-30).log()
+    at_best = loss()(best, keypoints, visible, INPUT)
+    if loss is HeatmapMSE:
+        assert at_best == 0
+    for seed in range(5):
+        noise = 0.3 * torch.randn(best.shape, generator=torch.Generator().manual_seed(seed))
+        assert loss()(best + noise, keypoints, visible, INPUT) > at_best
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradients_agree_with_finite_differences(loss):
+    heatmaps, keypoints, visible = example(2, 2, dtype=torch.float64)
+    visible[1, 0] = False
+    heatmaps.requires_grad_()
+    assert torch.autograd.gradcheck(lambda h: loss()(h, keypoints, visible, INPUT), heatmaps)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.sampled_from(LOSSES), st.integers(0, 1000), st.floats(-1e3, 1e3), st.booleans())
+def test_invisible_joints_have_no_influence(loss, seed, value, nan):
+    heatmaps, keypoints, visible = example(seed=seed)
+    visible = torch.rand(3, 4, generator=torch.Generator().manual_seed(seed)) < 0.5
+    visible[0, 0] = True
+    before = heatmaps.clone().requires_grad_()
+    after = torch.where(visible[..., None, None], heatmaps, value).requires_grad_()
+    moved = torch.where(visible[..., None], keypoints, math.nan if nan else value)
+    a, b = loss()(before, keypoints, visible, INPUT), loss()(after, moved, visible, INPUT)
+    a.backward()
+    b.backward()
+    assert torch.equal(a, b)
+    assert torch.equal(before.grad, after.grad)
+    assert (before.grad[~visible] == 0).all()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_adding_invisible_joints_does_not_change_the_value(loss):
+    heatmaps, keypoints, visible = example()
+    both = (torch.cat((heatmaps, heatmaps), 1), torch.cat((keypoints, keypoints), 1))
+    half_seen = torch.cat((visible, ~visible), 1)
+    torch.testing.assert_close(
+        loss()(*both, half_seen, INPUT), loss()(heatmaps, keypoints, visible, INPUT), rtol=1e-6, atol=0
+    )
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_batch_without_targets_gives_zero_and_zero_gradients(loss):
+    heatmaps, keypoints, visible = example()
+    for points, seen in ((keypoints, ~visible), (keypoints + 500, visible)):
+        leaf = heatmaps.clone().requires_grad_()
+        value = loss()(leaf, points, seen, INPUT)
+        value.backward()
+        assert value.item() == 0
+        assert torch.equal(leaf.grad, torch.zeros_like(leaf))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_totals_of_batches_add_up_to_the_whole(loss):
+    heatmaps, keypoints, visible = example(6)
+    visible[:3, 1:] = False
+    parts = [loss().total(heatmaps[s], keypoints[s], visible[s], INPUT) for s in (slice(0, 1), slice(1, 6))]
+    whole = loss()(heatmaps, keypoints, visible, INPUT)
+    pooled = sum(total for total, _ in parts) / sum(count for _, count in parts)
+    torch.testing.assert_close(pooled, whole, rtol=1e-6, atol=0)
+    mean_of_means = (loss()(heatmaps[:1], keypoints[:1], visible[:1], INPUT) + whole) / 2
+    assert not torch.allclose(mean_of_means, whole)  # the example tells the two apart
+
+
+def test_cross_entropy_of_a_keypoint_just_outside_the_map_pulls_to_the_border():
+    keypoints, visible = torch.tensor([[[-1.5, 15.5]]]), torch.ones(1, 1, dtype=torch.bool)
+    leaf = torch.zeros(1, 1, *MAP, requires_grad=True)
+    HeatmapCrossEntropy()(leaf, keypoints, visible, INPUT).backward()
+    assert (-leaf.grad)[0, 0].argmax(-1)[4] == 0  # the steepest rise in row 4 is at column 0
+    assert torch.isfinite(leaf.grad).all()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("sigma", [0, -1.0, math.nan])
+def test_a_sigma_that_is_not_positive_is_refused(loss, sigma):
+    with pytest.raises(UserError, match=r"loss\.sigma"):
+        loss(sigma=sigma)
