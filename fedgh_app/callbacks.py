@@ -1,0 +1,173 @@
+"""What happens after every round beside the round itself: evaluation, checkpoints, the run directory, pictures, tracking.
+
+One class a habit; the round loop knows none of them by name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from logging import INFO
+from typing import Any
+
+from flwr.common.logger import log
+from omegaconf import DictConfig
+
+from fedgh_app import plots, site, storage
+from fedgh_app.config import instantiate
+from fedgh_app.federation import Callback, Federation, Round
+from fedgh_app.pose.batches import Batches
+from fedgh_app.pose.errors import UserError
+from fedgh_app.pose.tally import tally
+from fedgh_app.pose.training import evaluate
+from fedgh_app.tracking import Tracker
+
+
+def usual_callbacks(config: DictConfig) -> Iterator[Callback]:
+    """The callbacks of every run, in their order: what adds to a round comes before what records it."""
+    if config.evaluate.central_every:
+        yield CentralEvaluation()
+    if config.keep_checkpoints:
+        yield Checkpoint(config.keep_checkpoints)
+    yield History()
+    yield Model()
+    yield Progress()
+    yield Plots()
+    if config.tracking.name == "wandb":
+        yield Tracker()
+
+
+class Habit:
+    """A callback that does nothing at the end."""
+
+    def close(self, run: Federation, failure: str | None) -> None:
+        """Nothing to close."""
+
+
+class CentralEvaluation(Habit):
+    """Tests the global model on the test images that the server can see."""
+
+    def after_round(self, run: Federation, this: Round) -> None:
+        """Add ``evaluate["central"]`` to the round."""
+        if not run.due(run.config.evaluate.central_every, this.round):
+            return
+        with this.timed("evaluate_central"):
+            cache = site.open_data(run.config)
+            test = cache.indices("test")
+            if len(test) == 0:
+                return
+            model = site.build_model(run.config, run.spec)
+            model.load_state_dict(run.state_dict())
+            batches = Batches(cache, test, batch_size=4 * run.config.batch_size, seed=0, shuffle=False)
+            loss = instantiate(run.config.loss, "loss")
+            found = evaluate(model, batches, loss, device=site.device_of(run.config))
+        counts = tally(found, run.spec.keypoints, run.spec.thresholds[0])
+        this.evaluate["central"] = {**counts.summary(), "loss": found.loss, "examples": len(test)}
+        this.seconds["total"] = this.seconds.get("total", 0.0) + this.seconds["evaluate_central"]
+
+
+class Checkpoint(Habit):
+    """Keeps the latest models and the best one, each with the strategy's state.
+
+    Args:
+        keep: how many of the latest to keep.
+    """
+
+    def __init__(self, keep: int) -> None:
+        self.keep = keep
+        self.best: tuple[float, int] | None = None
+
+    def after_round(self, run: Federation, this: Round) -> None:
+        """Write ``checkpoints/round-NNNN.safetensors`` and ``.json``, and drop what is neither latest nor best."""
+        if this.round == 0:
+            return
+        folder = run.directory / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        stem = f"round-{this.round:04d}"
+        _save(run, folder / f"{stem}.safetensors", this.round)
+        state = run.strategy.state_dict() if hasattr(run.strategy, "state_dict") else {}
+        storage.write_json(folder / f"{stem}.json", {"round": this.round, "strategy": state})
+        headline = this.evaluate.get("central") or this.evaluate.get("clients") or {}
+        pck = headline.get("pck")
+        if pck is not None and (self.best is None or pck > self.best[0]):
+            self.best = (pck, this.round)
+            storage.write_json(folder / "best.json", {"round": this.round, "pck": pck})
+        kept = {this.round - back for back in range(self.keep)} | ({self.best[1]} if self.best else set())
+        for file in folder.glob("round-*"):
+            if int(file.stem.removeprefix("round-")) not in kept:
+                file.unlink()
+
+
+class History(Habit):
+    """Appends each round to ``history.jsonl``."""
+
+    def after_round(self, run: Federation, this: Round) -> None:
+        """One line of JSON."""
+        storage.append_line(run.directory / "history.jsonl", vars(this))
+
+
+class Model:
+    """Writes ``model.safetensors`` at the end, also of a run that failed, whose last good model it holds."""
+
+    def after_round(self, run: Federation, this: Round) -> None:
+        """Nothing yet: checkpoints hold the rounds."""
+
+    def close(self, run: Federation, failure: str | None) -> None:
+        """Write the global model."""
+        _save(run, run.directory / "model.safetensors", run.history[-1].round if run.history else 0)
+
+
+class Progress(Habit):
+    """Says each round in Flower's log."""
+
+    def after_round(self, run: Federation, this: Round) -> None:
+        """One line."""
+        central = this.evaluate.get("central") or this.evaluate.get("clients") or {}
+        found = {
+            "loss": this.train.get("loss"),
+            "pck": central.get("pck"),
+            "seconds": this.seconds.get("total"),
+        }
+        said = ", ".join(f"{name} {value:.3f}" for name, value in found.items() if value is not None)
+        log(INFO, "round %d/%d: %s", this.round, run.config.rounds, said)
+        for item in this.rejected:
+            log(INFO, "round %d: rejected client %s: %s", item["round"], item["client"], item["reason"])
+
+
+class Plots:
+    """Draws ``plots/*.png`` once the run has ended, also when it failed."""
+
+    def after_round(self, run: Federation, this: Round) -> None:
+        """Nothing: drawing takes time that training should have."""
+
+    def close(self, run: Federation, failure: str | None) -> None:
+        """Draw what the history holds."""
+        if not run.history:
+            return
+        folder = run.directory / "plots"
+        folder.mkdir(exist_ok=True)
+        title = f"{type(run.strategy).__name__} on {run.spec.name}"
+        labels = {name: client.label for name, client in run.clients.items()}
+        plots.keypoint_curves(run.history, folder / "keypoints.png", title, run.spec.thresholds[0])
+        plots.client_curves(run.history, labels, folder / "clients.png", title, run.spec.thresholds[0])
+        plots.cosine_matrices(run.history, labels, folder / "cosines.png", title)
+        plots.weight_bars(run.history, labels, folder / "weights.png", title)
+        if run.config.evaluate.central_every:
+            try:
+                cache = site.open_data(run.config)
+            except UserError:
+                return  # a server without images has none to draw on
+            model = site.build_model(run.config, run.spec)
+            model.load_state_dict(run.state_dict())
+            plots.predictions(model, cache, folder / "predictions.png")
+
+
+def _save(run: Federation, path: Any, rounds: int) -> None:
+    model = json.loads(json.dumps(storage.plain(dict(run.config.model))))
+    storage.save_model(
+        path,
+        run.state_dict(),
+        model={**model, "num_keypoints": len(run.spec.keypoints)},
+        dataset=run.spec.name,
+        rounds=rounds,
+    )

@@ -1,0 +1,246 @@
+"""The ``fedgh`` command."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from fedgh_app.config import CONF, compose_config, expand_sweep, fedgh_home, groups
+from fedgh_app.federation import RunFailed
+from fedgh_app.pose.errors import UserError
+
+app = typer.Typer(
+    name="fedgh",
+    help="Federated human-pose estimation on Flower.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data = typer.Typer(help="Make, convert and check data sets.", no_args_is_help=True)
+app.add_typer(data, name="data")
+console = Console()
+
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+def main() -> None:
+    """Run the command; what a user got wrong is one line and status 2, a failed run one line and status 1."""
+    try:
+        app()
+    except UserError as error:
+        _fail(error, 2)
+    except RunFailed as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        _fail("stopped", 130)
+
+
+def _fail(error: object, status: int) -> None:
+    print(f"fedgh: {error}", file=sys.stderr)
+    sys.exit(status)
+
+
+@app.command(context_settings=PASS_ON)
+def run(context: typer.Context) -> None:
+    """Run a federation: fedgh run [OVERRIDES…] [-m]. `fedgh list` shows the choices; -m sweeps over commas."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+
+    from fedgh_app.launcher import launch
+    from fedgh_app.pose.records import load_spec
+    from fedgh_app.progress import print_result
+
+    arguments = list(context.args)
+    if "--help" in arguments or "-h" in arguments:
+        console.print(context.get_help(), highlight=False)
+        return
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    if any(flag in arguments for flag in ("-m", "--multirun")):
+        where = _check_sweep(overrides)
+    else:
+        config = compose_config(overrides)
+        where = [f"hydra.run.dir={config.run_dir or _default_directory(config)}"]
+    outcomes: list[int] = []
+
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+    def job(_: Any) -> None:
+        hydra_config = HydraConfig.get()
+        directory = Path(hydra_config.runtime.output_dir)
+        task = [item for item in hydra_config.overrides.task if not item.startswith("run_dir=")]
+        try:
+            result = launch(task, directory)
+            spec = load_spec(result["dataset"])
+            print_result(result, directory, spec.thresholds[0], console)
+            outcomes.append(0)
+        # One job of a sweep that fails must not take the others with it.
+        except UserError as error:
+            print(f"fedgh: {error}", file=sys.stderr)
+            outcomes.append(2)
+        except RunFailed as error:
+            print(f"fedgh: {error} (log: {directory / 'flower.log'})", file=sys.stderr)
+            outcomes.append(1)
+
+    sys.argv = ["fedgh run", *arguments, *where]
+    job()
+    if any(outcomes):
+        sys.exit(max(outcomes))
+
+
+def _default_directory(config: Any) -> str:
+    strategy = str(config.strategy._target_).rsplit(".", 1)[-1].lower()
+    kind = strategy if config.runtime.name in ("simulation", "inprocess") else config.runtime.name
+    return f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{kind}-{config.dataset.spec}-s{config.seed}"
+
+
+def _check_sweep(overrides: list[str]) -> list[str]:
+    """Check every job before the first one starts; return where the sweep goes."""
+    jobs = [compose_config(job) for job in expand_sweep(overrides)]
+    folder = jobs[0].run_dir or f"runs/sweep-{time.strftime('%Y%m%d-%H%M%S')}"
+    where = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=${hydra:job.num}"]
+    if all(job.tracking.name == "wandb" and job.tracking.group is None for job in jobs):
+        where.append(f"tracking.group={Path(folder).name}")
+    return where
+
+
+@app.command("list")
+def list_choices() -> None:
+    """Show the config groups, their choices and what each is."""
+    table = Table(title="fedgh run GROUP=CHOICE …")
+    for column in ("group", "choice", "what it is"):
+        table.add_column(column, overflow="fold")
+    for group, choices in groups().items():
+        for place, choice in enumerate(choices):
+            lines = (CONF / group / f"{choice}.yaml").read_text().splitlines()
+            said = next(
+                (line.lstrip("# ") for line in lines if line.startswith("# ") and "@package" not in line), ""
+            )
+            table.add_row(group if place == 0 else "", choice, said)
+        table.add_section()
+    console.print(table)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories, or folders that hold them (a sweep).")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare runs: mean ± standard deviation over seeds, for each strategy."""
+    from fedgh_app.report import compare, print_report
+
+    rows = compare(runs)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    else:
+        print_report(rows, console)
+
+
+@app.command()
+def score(
+    dataset: Annotated[str, typer.Argument(help="mpii")],
+    truth: Annotated[
+        Path, typer.Option(help="Ground truth: a .mat with pos_gt_src, jnt_missing, headboxes_src.")
+    ],
+    predictions: Annotated[Path, typer.Option(help="Predictions: .mat, .h5 or .npz; see the README.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Score predictions by a data set's official metric."""
+    from fedgh_app.pose.predictions import score_mpii
+
+    if dataset != "mpii":
+        raise UserError(f"score {dataset}: no such scorer; expected mpii")
+    found = score_mpii(truth, predictions)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    table = Table(title=f"MPII PCKh (%): {predictions.name}")
+    table.add_column("joint")
+    table.add_column("PCKh@0.5", justify="right")
+    for name, value in found["pckh@0.5"].items():
+        table.add_row(name, f"{100 * value:.2f}", end_section=name == "ankle")
+    console.print(table)
+
+
+@data.command("arm")
+def data_arm(
+    root: Annotated[
+        Path | None, typer.Option(help="Where to write it. [default: $FEDGH_HOME/data/arm]")
+    ] = None,
+    count: Annotated[int, typer.Option(help="Images.")] = 2060,
+    seed: Annotated[int, typer.Option(help="Seed of everything random in it.")] = 0,
+) -> None:
+    """Generate arms under a robot manipulator: four viewpoints, two postures, COCO-keypoint JSON."""
+    from fedgh_app.pose.arm import generate
+
+    root = root or fedgh_home() / "data" / "arm"
+    _with_progress("drawing arms", lambda progress: generate(root, count=count, seed=seed, progress=progress))
+    console.print(f"{count} images in {root}", soft_wrap=True)
+
+
+@data.command("lspet-arm")
+def data_lspet_arm(
+    source: Annotated[Path, typer.Option(help="Leeds Sports Pose Extended: joints.mat and images/.")],
+    root: Annotated[
+        Path | None, typer.Option(help="Where to write. [default: $FEDGH_HOME/data/lspet_arm]")
+    ] = None,
+) -> None:
+    """Cut single arms out of LSPET, each with the direction in which it points."""
+    from fedgh_app.pose.lspet_arm import cut
+
+    root = root or fedgh_home() / "data" / "lspet_arm"
+    _with_progress("cutting arms", lambda progress: cut(source, root, progress=progress))
+    console.print(f"arms in {root}", soft_wrap=True)
+
+
+@data.command("check")
+def data_check(
+    dataset: Annotated[str, typer.Argument(help="A data set's name: " + ", ".join(groups()["dataset"]))],
+    root: Annotated[Path | None, typer.Option(help="Where it lies. [default: as in conf/dataset]")] = None,
+    out: Annotated[Path, typer.Option(help="Contact sheet to write.")] = Path("check.png"),
+    count: Annotated[int, typer.Option(help="Images on the contact sheet.")] = 24,
+) -> None:
+    """Count a data set, say what is wrong with which file, and draw its skeletons on a contact sheet."""
+    from fedgh_app.pose.check import check
+    from fedgh_app.pose.records import load_spec
+
+    config = compose_config([f"dataset={dataset}", "partition=iid"])
+    found = check(load_spec(config.dataset.spec), root or Path(config.dataset.root), out=out, count=count)
+    console.print(found)
+    if found.bad:
+        sys.exit(1)
+
+
+@data.command("partition", context_settings=PASS_ON)
+def data_partition(
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="Plot to write.")] = Path("partition.png"),
+) -> None:
+    """Show who would hold what: fedgh data partition dataset=arm partition=dirichlet num_clients=5."""
+    from fedgh_app import partition, plots, site
+
+    config = compose_config([argument for argument in context.args if not argument.startswith("-")])
+    cache = site.open_data(config)
+    number = config.num_clients or partition.natural_size(config, cache) or config.runtime.num_supernodes
+    parts = partition.partition(config, cache, number)
+    table = Table(title=f"{config.dataset.spec}, {number} clients")
+    for column in ("client", "holds", "training images", "test images"):
+        table.add_column(column)
+    for place, label in enumerate(parts.labels):
+        table.add_row(str(place), label, str(len(parts.train[place])), str(len(parts.test[place])))
+    console.print(table)
+    plots.who_holds_what(config, cache, parts, out)
+    console.print(f"plot: {out}")
+
+
+def _with_progress(title: str, work: Callable[[Callable[[int, int], None]], Any]) -> None:
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        work(lambda done, total: bar.update(task, completed=done, total=total))

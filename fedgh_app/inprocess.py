@@ -1,0 +1,143 @@
+"""A federation inside one process: a Flower Grid that calls the ClientApp directly, under a virtual clock.
+
+Nothing is sent over a network and nothing runs at the same time, so a run is easy to step through, repeats exactly and
+needs no Ray. How long each client would have taken is kept on a virtual clock, from configured speeds.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+
+class InProcessGrid(Grid):
+    """Answers each message by calling ``client_app`` in this process.
+
+    Args:
+        client_app: the ClientApp.
+        node_configs: node config of each simulated node; node ids are 1, 2, …
+        run_config: the run config that every client's Context carries.
+        examples_per_second: speed of a client on the virtual clock.
+        speeds: factor on that speed by client name (node config ``name``, else ``partition-id``).
+
+    Attributes:
+        clock: virtual seconds since the start. Only waiting for replies moves it.
+    """
+
+    def __init__(
+        self,
+        client_app: ClientApp,
+        node_configs: Iterable[Mapping[str, Any]],
+        run_config: Mapping[str, Any],
+        *,
+        examples_per_second: float = 100.0,
+        speeds: Mapping[str, float] | None = None,
+    ) -> None:
+        # Outside a run nobody has set who is speaking, and Flower's Message refuses to be made.
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, SUPERLINK_NODE_ID
+        self.client_app = client_app
+        self.contexts = {
+            node_id: Context(
+                run_id=1,
+                node_id=node_id,
+                node_config=dict(node_config),
+                state=RecordDict(),
+                run_config=dict(run_config),
+            )
+            for node_id, node_config in enumerate(node_configs, start=1)
+        }
+        self.examples_per_second = examples_per_second
+        self.speeds = dict(speeds or {})
+        self.clock = 0.0
+        self._busy_until = dict.fromkeys(self.contexts, 0.0)
+        self._ready: list[tuple[float, int, Message]] = []
+        self._ids = itertools.count(1)
+        self._run = Run.create_empty(run_id=1)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Answer the messages; each reply is ready once its client would have finished."""
+        ids = []
+        for message in messages:
+            number = next(self._ids)
+            message.metadata.__dict__["_message_id"] = str(number)
+            reply = self._answer(message)
+            node_id = message.metadata.dst_node_id
+            start = max(self.clock, self._busy_until.get(node_id, 0.0))
+            ready = start + self._seconds(node_id, reply)
+            self._busy_until[node_id] = ready
+            heapq.heappush(self._ready, (ready, number, reply))
+            ids.append(str(number))
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """The next reply to one of ``message_ids`` in virtual time, with the clock moved to it; at most one."""
+        wanted = set(message_ids)
+        for entry in sorted(self._ready):
+            ready, _, reply = entry
+            if reply.metadata.reply_to_message_id in wanted:
+                self._ready.remove(entry)
+                heapq.heapify(self._ready)
+                self.clock = max(self.clock, ready)
+                return [reply]
+        return []
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """All replies, in the order in which the clients finish."""
+        waiting = set(self.push_messages(messages))
+        replies = []
+        while arrived := self.pull_messages(waiting):
+            replies.extend(arrived)
+            waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
+        return replies
+
+    def get_node_ids(self) -> list[int]:
+        """Ids of all nodes."""
+        return list(self.contexts)
+
+    def set_run(self, run: Run) -> None:
+        """Set the run, which nothing here depends on."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """A message to a node."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def _answer(self, message: Message) -> Message:
+        try:
+            reply = self.client_app(message, self.contexts[message.metadata.dst_node_id])
+        # Whatever a client raises is its own failure and must not end the run, as in Flower's engines.
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+        reply.metadata.__dict__["_message_id"] = f"reply-{message.metadata.message_id}"
+        return reply
+
+    def _seconds(self, node_id: int, reply: Message) -> float:
+        examples = 0.0
+        if reply.has_content():
+            for record in reply.content.metric_records.values():
+                examples += float(record.get("num-examples", 0))  # type: ignore[arg-type]
+        node_config = self.contexts[node_id].node_config
+        name = str(node_config.get("name", node_config.get("partition-id", node_id)))
+        return examples / (self.examples_per_second * self.speeds.get(name, 1.0))

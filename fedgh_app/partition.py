@@ -1,0 +1,179 @@
+"""Which client holds which images: Flower Datasets' partitioners over the crops of a data set.
+
+Importing Flower Datasets takes seconds, so a partition is computed once, by the launcher or the server, and written to
+disk; clients only read the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from fedgh_app.config import fedgh_home, instantiate
+from fedgh_app.pose.cache import CropCache
+from fedgh_app.pose.errors import UserError
+from fedgh_app.storage import write_json
+
+
+@dataclass(frozen=True)
+class Partition:
+    """The crops of each client, as indices into the crop cache.
+
+    Attributes:
+        labels: what each client holds, for people: an attribute's value, or ``client 3``.
+        train: training crops of each client.
+        test: test crops of each client, dealt in the proportions of its training crops.
+    """
+
+    labels: tuple[str, ...]
+    train: tuple[tuple[int, ...], ...]
+    test: tuple[tuple[int, ...], ...]
+
+    @property
+    def num_clients(self) -> int:
+        """How many clients there are."""
+        return len(self.train)
+
+
+def natural_size(config: DictConfig, cache: CropCache) -> int | None:
+    """The number of clients that the partition itself fixes, or None where any number will do."""
+    if not _is_natural(config):
+        return None
+    return len(set(_attribute(config, cache)[cache.indices("train")]))
+
+
+def _is_natural(config: DictConfig) -> bool:
+    return str(config.partition._target_).endswith("NaturalIdPartitioner")
+
+
+def partition(config: DictConfig, cache: CropCache, num_clients: int) -> Partition:
+    """The partition of ``cache`` among ``num_clients``, read from disk where it was computed before.
+
+    Raises:
+        UserError: the partition cannot be made (an unknown attribute, another number of clients, a client without data).
+    """
+    path = _path(config, cache, num_clients)
+    if path.exists():
+        return load(path)
+    made = _compute(config, cache, num_clients)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"labels": made.labels, "train": made.train, "test": made.test})
+    return made
+
+
+def stored(config: DictConfig, cache: CropCache, num_clients: int) -> Partition:
+    """The partition that `partition` has written, without importing Flower Datasets.
+
+    Raises UserError where nobody has computed it.
+    """
+    path = _path(config, cache, num_clients)
+    if not path.exists():
+        raise UserError(f"{path}: this partition was never computed; expected the server to make it first")
+    return load(path)
+
+
+def load(path: Path) -> Partition:
+    """Read a partition file."""
+    content = json.loads(path.read_text())
+    return Partition(
+        labels=tuple(content["labels"]),
+        train=tuple(tuple(part) for part in content["train"]),
+        test=tuple(tuple(part) for part in content["test"]),
+    )
+
+
+def _path(config: DictConfig, cache: CropCache, num_clients: int) -> Path:
+    described = {
+        "crops": cache.fingerprint,
+        "partition": OmegaConf.to_container(config.partition),
+        "num_clients": num_clients,
+        "seed": config.seed,
+        "version": 1,
+    }
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+    return fedgh_home() / "cache" / "partitions" / f"{config.dataset.spec}-{digest}.json"
+
+
+def _attribute(config: DictConfig, cache: CropCache) -> np.ndarray:
+    """Value of the partition's attribute for each crop, (N,) of str; one value for all where it uses none."""
+    name = config.partition.get("partition_by")
+    if name is None:
+        return np.full(len(cache.ids), "all")
+    if name not in cache.attributes:
+        known = ", ".join(sorted(cache.attributes)) or "none"
+        raise UserError(
+            f"partition.partition_by={name}: data set {config.dataset.spec} records no such attribute; it has: {known}"
+        )
+    return np.asarray(cache.attributes[name])
+
+
+def _compute(config: DictConfig, cache: CropCache, num_clients: int) -> Partition:
+    import datasets
+
+    train = cache.indices("train")
+    if len(train) < num_clients:
+        raise UserError(
+            f"num_clients={num_clients}: {config.dataset.spec} has only {len(train)} training images"
+        )
+    values = _attribute(config, cache)
+    # Partitioners cut in order; the order of a file is never random.
+    order = np.random.default_rng(config.seed).permutation(train)
+    columns: dict[str, Any] = {"index": order.tolist()}
+    if by := config.partition.get("partition_by"):
+        columns[by] = values[order].tolist()
+    arguments = {"num_partitions": num_clients} if "num_partitions" in config.partition else {}
+    partitioner = instantiate(config.partition, "partition", **arguments)
+    partitioner.dataset = datasets.Dataset.from_dict(columns)
+    try:
+        found = partitioner.num_partitions
+        if found != num_clients:
+            raise UserError(
+                f"num_clients={num_clients}: partition by {by} of {config.dataset.spec} makes {found} clients; "
+                f"expected num_clients={found}, or --federation-config num-supernodes={found} with flwr run"
+            )
+        parts = [sorted(partitioner.load_partition(i)["index"]) for i in range(num_clients)]
+    except UserError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"partition: {str(error).splitlines()[0]}") from None
+    labels = [f"client {i}" for i in range(num_clients)]
+    if _is_natural(config):
+        labels = [str(values[part[0]]) for part in parts]
+        by_label = sorted(range(num_clients), key=labels.__getitem__)
+        labels, parts = [labels[i] for i in by_label], [parts[i] for i in by_label]
+    for label, part in zip(labels, parts, strict=True):
+        if not part:
+            raise UserError(
+                f"partition: {label} holds no training image; expected at least 1 for each client"
+            )
+    return Partition(tuple(labels), tuple(map(tuple, parts)), _deal_test(cache, values, parts))
+
+
+def _deal_test(cache: CropCache, values: np.ndarray, parts: list[list[int]]) -> tuple[tuple[int, ...], ...]:
+    """Deal the test crops so that each client is tested on the mix that it trains on.
+
+    The crops of each attribute value are dealt in proportion to the clients' training crops of that value, by largest
+    remainder, so that every test crop has one owner.
+    """
+    dealt: list[list[int]] = [[] for _ in parts]
+    test = cache.indices("test")
+    held = [Counter(values[part].tolist()) for part in parts]
+    for value in sorted(set(values[test].tolist())):
+        crops = test[values[test] == value]
+        counts = np.array([client[value] for client in held], dtype=float)
+        if counts.sum() == 0:
+            counts = np.array([len(part) for part in parts], dtype=float)
+        share = counts / counts.sum() * len(crops)
+        size = np.floor(share).astype(int)
+        short = np.argsort(-(share - size), kind="stable")[: len(crops) - size.sum()]
+        size[short] += 1
+        for client, piece in enumerate(np.split(crops, np.cumsum(size)[:-1])):
+            dealt[client].extend(int(i) for i in piece)
+    return tuple(tuple(sorted(part)) for part in dealt)

@@ -1,0 +1,136 @@
+"""Live progress of a run on the terminal, read from its ``history.jsonl``, and the table at its end."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+from fedgh_app import storage
+
+
+class Display:
+    """A bar over the rounds and one line for each round that has ended.
+
+    Args:
+        config: the run's config.
+        directory: its run directory, whose history is followed.
+        title: what is run; by default strategy and data set.
+        quiet: show nothing.
+    """
+
+    def __init__(
+        self, config: DictConfig, directory: Path, *, title: str | None = None, quiet: bool = False
+    ) -> None:
+        self.config = config
+        self.directory = directory
+        self.console = Console(quiet=quiet)
+        self.shown = 0
+        strategy = str(config.strategy._target_).rsplit(".", 1)[-1]
+        self.title = title or f"{strategy} on {config.dataset.spec}"
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self.progress = Progress(*columns, TimeElapsedColumn(), console=self.console, transient=True)
+        self.task = self.progress.add_task(self.title, total=config.rounds)
+        self.started = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        self.console.print(
+            f"{self.title}: {self.config.rounds} rounds, run directory {self.directory}", soft_wrap=True
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def stage(self, text: str) -> None:
+        """Say what is being waited for."""
+        self.progress.update(self.task, description=f"{self.title}: {text}")
+
+    def update(self) -> None:
+        """Show the rounds that have ended since the last call."""
+        lines = storage.read_lines(self.directory / "history.jsonl")
+        for line in lines[self.shown :]:
+            self.console.print(self._line(line), soft_wrap=True, highlight=False)
+            self.progress.update(self.task, completed=line["round"], description=self.title)
+        self.shown = len(lines)
+
+    def _line(self, line: dict[str, Any]) -> str:
+        found = line["evaluate"].get("central") or line["evaluate"].get("clients") or {}
+        parts = [f"round {line['round']:>3}"]
+        if (loss := line["train"].get("loss")) is not None:
+            parts.append(f"loss {loss:.4f}")
+        if (pck := found.get("pck")) is not None:
+            parts.append(f"PCK {100 * pck:5.1f} %")
+        if (conflicts := line["strategy"].get("conflicting")) is not None:
+            parts.append(f"{100 * conflicts:.0f} % of pairs in conflict")
+        if seconds := line["seconds"].get("total"):
+            parts.append(f"{seconds:.1f} s")
+        for item in line["rejected"]:
+            parts.append(f"[red]rejected {item['client']}: {item['reason']}[/red]")
+        return "  ".join(parts)
+
+
+def print_result(
+    result: dict[str, Any], directory: Path, threshold: float, console: Console | None = None
+) -> None:
+    """PCK per keypoint before and after, per client, and where everything lies."""
+    console = console or Console()
+    where = "held-out images" if result["evaluated"] == "central" else "the clients' own test images"
+    table = Table(title=f"PCK@{threshold:g} on {where} (%)")
+    table.add_column("keypoint")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right")
+    before = result.get("before") or {}
+    for name, value in result["per_keypoint"].items():
+        table.add_row(name, _percent(before.get(name)), _percent(value))
+    table.add_section()
+    known = [value for value in before.values() if value is not None]
+    table.add_row(
+        "mean",
+        _percent(sum(known) / len(known) if known else None),
+        f"[bold]{_percent(result['pck'])}[/bold]",
+    )
+    console.print(table)
+    if len(result.get("clients_pck", {})) > 1:
+        clients = Table(title=f"PCK@{threshold:g} by client, own test images (%)")
+        for column in ("client", "holds", "training images", "PCK"):
+            clients.add_column(column, justify="left" if column in ("client", "holds") else "right")
+        for name, value in result["clients_pck"].items():
+            info = result["clients"].get(name, {})
+            clients.add_row(name, str(info.get("label")), str(info.get("examples")), _percent(value))
+        console.print(clients)
+    seconds = result["seconds"]
+    console.print(
+        f"{result['rounds']} rounds in {seconds['rounds']:.0f} s; {len(result['rejected'])} rejected replies"
+    )
+    for name in ("result.json", "history.jsonl", "model.safetensors"):
+        if (directory / name).exists():
+            console.print(f"  {directory / name}", soft_wrap=True)
+    for plot in sorted((directory / "plots").glob("*.png")):
+        console.print(f"  {plot}", soft_wrap=True)
+    tracked = directory / "tracking.json"
+    if tracked.exists():
+        said = storage.read_json(tracked)
+        line = (
+            f"W&B run is offline; upload it with: {said['sync']}"
+            if said["sync"]
+            else f"W&B run: {said['url']}"
+        )
+        console.print(line, soft_wrap=True)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"

@@ -1,0 +1,138 @@
+"""Runs side by side: mean and standard deviation over seeds of everything else that was the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from fedgh_app import storage
+from fedgh_app.pose.errors import UserError
+
+# What differs between runs of one setting.
+SEEDED = ("seed", "run_dir", "strategy.seed", "partition.seed", "tracking.group")
+
+
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """Run directories in ``folders``: those with a ``result.json``, or such folders below.
+
+    Raises UserError where a folder holds none.
+    """
+    found: list[Path] = []
+    for folder in folders:
+        if (folder / "result.json").exists():
+            found.append(folder)
+            continue
+        below = sorted(file.parent for file in folder.glob("*/result.json"))
+        if not below:
+            raise UserError(
+                f"{folder}: no result.json here or one folder below; expected a run directory or a sweep"
+            )
+        found += sorted(below, key=lambda path: (len(path.name), path.name))
+    return found
+
+
+def compare(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """One row for each setting, in the order of first appearance.
+
+    Returns:
+        For each setting ``setting`` (its name: the strategy and what else tells the settings apart), ``runs`` (number),
+        ``pck`` and ``per_keypoint`` as ``{"mean", "std"}`` with the sample standard deviation (null for one run),
+        ``worst_client`` likewise, ``evaluated``, ``failed`` (runs without a result).
+    """
+    runs = find_runs(folders)
+    configs = [_flat(OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))) for run in runs]
+    results = [storage.read_json(run / "result.json") for run in runs]
+    keys = sorted({key for config in configs for key in config} - set(SEEDED))
+    telling = [key for key in keys if len({str(config.get(key)) for config in configs}) > 1]
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for config, result in zip(configs, results, strict=True):
+        rows.setdefault(_name(config, configs, telling), []).append(result)
+    return [_row(name, held) for name, held in rows.items()]
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, Mapping):
+        return {prefix.rstrip("."): tree}
+    return {
+        key: value for name, item in tree.items() for key, value in _flat(item, f"{prefix}{name}.").items()
+    }
+
+
+def _name(config: Mapping[str, Any], configs: Sequence[Mapping[str, Any]], telling: Sequence[str]) -> str:
+    """The strategy, and every other value by which the runs differ (a strategy's options among its own kind)."""
+    strategy = config["strategy._target_"]
+    runtime = config["runtime.name"]
+    kind = str(strategy).rsplit(".", 1)[-1] if runtime in ("simulation", "inprocess") else runtime
+    alike = [
+        other
+        for other in configs
+        if other["strategy._target_"] == strategy and other["runtime.name"] == runtime
+    ]
+    extras = [
+        f"{key}={config.get(key)}"
+        for key in telling
+        if not key.startswith("runtime.") and len({str(other.get(key)) for other in alike}) > 1
+    ]
+    return " ".join([kind, *extras])
+
+
+def _row(name: str, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    keypoints = list(results[0]["per_keypoint"])
+    worst = [min(result["clients_pck"].values()) for result in results if result.get("clients_pck")]
+    return {
+        "setting": name,
+        "runs": len(results),
+        "evaluated": results[0]["evaluated"],
+        "pck": _spread([result["pck"] for result in results]),
+        "per_keypoint": {
+            key: _spread([result["per_keypoint"].get(key) for result in results]) for key in keypoints
+        },
+        "worst_client": _spread(worst) if len(worst) == len(results) else None,
+        "heatmap_accuracy": _spread([result.get("heatmap_accuracy") for result in results]),
+        "seconds": float(np.mean([result["seconds"]["rounds"] for result in results])),
+        "rejected": sum(len(result["rejected"]) for result in results),
+    }
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, float | None] | None:
+    present = [value for value in values if value is not None]
+    if not present:
+        return None
+    return {
+        "mean": float(np.mean(present)),
+        "std": float(np.std(present, ddof=1)) if len(present) > 1 else None,
+    }
+
+
+def print_report(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """The rows as a table."""
+    table = Table(title="PCK (%), mean ± standard deviation over runs")
+    table.add_column("setting", overflow="fold")
+    for column in ("runs", "mean", *rows[0]["per_keypoint"], "worst client", "heatmap acc.", "rounds (s)"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        own = "" if row["evaluated"] == "central" else " (clients' own)"
+        table.add_row(
+            row["setting"] + own,
+            str(row["runs"]),
+            _text(row["pck"]),
+            *(_text(value) for value in row["per_keypoint"].values()),
+            _text(row["worst_client"]),
+            _text(row["heatmap_accuracy"]),
+            f"{row['seconds']:.0f}",
+        )
+    console.print(table)
+
+
+def _text(spread: Mapping[str, float | None] | None) -> str:
+    if spread is None or spread["mean"] is None:
+        return "–"
+    if spread["std"] is None:
+        return f"{100 * spread['mean']:.1f}"
+    return f"{100 * spread['mean']:.1f} ± {100 * spread['std']:.1f}"

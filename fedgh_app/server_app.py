@@ -1,0 +1,300 @@
+"""The ServerApp: the round loop of one federation.
+
+The loop calls the strategy's four methods and, after every round, each callback. Flower's own ``strategy.start`` has no
+hook between rounds and waits without end for missing nodes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from logging import INFO
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.common.logger import log
+from flwr.serverapp import Grid, ServerApp
+from omegaconf import DictConfig, OmegaConf
+
+from fedgh_app import partition, site, storage
+from fedgh_app.callbacks import usual_callbacks
+from fedgh_app.config import compose_config, instantiate, split_overrides
+from fedgh_app.federation import Callback, ClientInfo, Federation, Round, RunFailed
+from fedgh_app.pose.errors import UserError
+from fedgh_app.pose.records import DatasetSpec, load_spec
+from fedgh_app.pose.tally import Tally
+from fedgh_app.screening import ScreeningGrid, Traffic
+
+app = ServerApp()
+
+NODE_WAIT_SECONDS = 60.0
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run a federation on Flower's engine."""
+    config = compose_config(split_overrides(str(context.run_config.get("overrides", ""))))
+    directory = run_directory(config)
+    with failing_into(directory):
+        # The simulation engine registers its nodes after it has started this thread.
+        nodes = wait_for_nodes(grid, config.num_clients)
+        if config.partition._target_ is not None:
+            partition.partition(config, site.open_data(config), len(nodes))
+        federate(config, grid, directory)
+
+
+def run_directory(config: DictConfig) -> Path:
+    """The directory of this run, made if need be; absolute."""
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.dataset.spec}-s{config.seed}"
+    directory = Path(config.run_dir or Path("runs") / name).expanduser().resolve()
+    directory.mkdir(parents=True, exist_ok=True)
+    log(INFO, "Run directory: %s", directory)
+    return directory
+
+
+@contextmanager
+def failing_into(directory: Path) -> Iterator[None]:
+    """Leave ``failure.json`` with one line where the block raises, for whoever started the run."""
+    try:
+        yield
+    except BaseException as error:
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        storage.write_json(
+            directory / "failure.json",
+            {"error": line, "kind": type(error).__name__, "user": isinstance(error, UserError)},
+        )
+        raise
+
+
+def wait_for_nodes(grid: Grid, expected: int | None) -> list[int]:
+    """Node ids, once ``expected`` nodes are connected, or (None) once their number stands still.
+
+    Raises UserError where another number is connected when the wait ends.
+    """
+    end = time.monotonic() + NODE_WAIT_SECONDS
+    nodes: list[int] = []
+    while time.monotonic() < end:
+        found = sorted(grid.get_node_ids())
+        if len(found) == expected or (found and found == nodes):
+            if expected in (None, len(found)):
+                return found
+            break
+        nodes = found
+        time.sleep(0.5)
+    count = len(nodes)
+    if expected is None:
+        raise RunFailed(f"no node connected within {NODE_WAIT_SECONDS:g} seconds")
+    raise UserError(
+        f"num_clients={expected}: {count} nodes are connected; expected {expected}: "
+        f'flwr run . --federation-config "num-supernodes={expected}"'
+    )
+
+
+def check(config: DictConfig) -> None:
+    """Build every part that needs no data once, so that a wrong argument is told before any process starts.
+
+    Raises UserError.
+    """
+    spec = load_spec(config.dataset.spec)
+    for part in ("strategy", "loss", "augmentation", "schedule"):
+        instantiate(config[part], part)
+    model = site.build_model(config, spec)
+    instantiate(config.optimizer, "optimizer")(model.parameters(), lr=config.optimizer.lr)
+
+
+def federate(
+    config: DictConfig,
+    grid: Grid,
+    directory: Path,
+    callbacks: Sequence[Callback] | None = None,
+    watch: Callable[[], None] = lambda: None,
+) -> Federation:
+    """Run all rounds of one federation over ``grid`` and write the run directory.
+
+    Args:
+        config: the composed config.
+        grid: Flower's, or `fedgh_app.inprocess.InProcessGrid`.
+        directory: the run directory.
+        callbacks: None for the usual ones.
+        watch: called after every round, for whoever shows progress in this process.
+
+    Returns:
+        The federation after its last round.
+
+    Raises:
+        RunFailed: too few good replies.
+        UserError: clients that do not fit the config.
+    """
+    site.limit_threads(config.runtime.client_cpus)
+    spec = load_spec(config.dataset.spec)
+    started = time.perf_counter()
+    OmegaConf.save(config, directory / "config.yaml")
+    screen = ScreeningGrid(grid)
+    clients = query(screen, config, spec)
+    strategy = instantiate(config.strategy, "strategy")
+    strategy.client_names = dict(screen.client_names)
+    initial = {key: Array(tensor.numpy()) for key, tensor in site.initial_state(config, spec).items()}
+    run = Federation(config, directory, spec, clients, strategy, ArrayRecord(initial))
+    hooks = list(usual_callbacks(config) if callbacks is None else callbacks)
+    failure: str | None = "stopped"
+    try:
+        for server_round in range(config.rounds + 1):
+            this = Round(server_round)
+            with this.timed("total"):
+                if server_round:
+                    train_round(run, screen, this)
+                    evaluate_clients(run, screen, this)
+            run.history.append(this)
+            for hook in hooks:
+                hook.after_round(run, this)
+            watch()
+        failure = None
+    except Exception as error:
+        failure = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise
+    finally:
+        for hook in hooks:
+            hook.close(run, failure)
+    write_result(run, screen, time.perf_counter() - started)
+    return run
+
+
+def query(grid: ScreeningGrid, config: DictConfig, spec: DatasetSpec) -> dict[str, ClientInfo]:
+    """Ask every node once who it is, and tell the grid their names.
+
+    Raises UserError where two clients share a name or a client has other keypoints; RunFailed where one cannot answer.
+    """
+    messages = [Message(RecordDict(), node_id, MessageType.QUERY) for node_id in sorted(grid.get_node_ids())]
+    replies = grid.send_and_receive(messages, timeout=config.round_timeout)
+    if grid.rejected:
+        reasons = "; ".join(sorted(f"client {item.client}: {item.reason}" for item in grid.rejected))
+        raise UserError(f"{len(grid.rejected)} of {len(messages)} clients cannot take part: {reasons}")
+    nodes = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+    clients: dict[str, ClientInfo] = {}
+    for reply in replies:
+        said = next(iter(reply.content.config_records.values()))
+        name = str(said["name"])
+        if name in clients:
+            raise UserError(
+                f"client name {name!r} is used by two nodes; expected a different `name` in each node config"
+            )
+        if said["keypoints"] != ",".join(spec.keypoints):
+            raise UserError(
+                f"client {name}: keypoints {said['keypoints']}; expected {','.join(spec.keypoints)}"
+            )
+        clients[name] = ClientInfo(name, str(said["label"]), int(said["num-examples"]), int(said["num-test"]))  # type: ignore[arg-type]
+        grid.client_names[nodes[reply.metadata.reply_to_message_id]] = name
+    return dict(sorted(clients.items()))
+
+
+def train_round(run: Federation, grid: ScreeningGrid, this: Round) -> None:
+    """Send the model, wait for the trained ones, aggregate."""
+    grid.round, grid.traffic = this.round, Traffic()
+    rejected = len(grid.rejected)
+    with this.timed("train"):
+        messages = run.strategy.configure_train(this.round, run.arrays, ConfigRecord(), grid)
+        replies = list(grid.send_and_receive(messages, timeout=run.config.round_timeout))
+    this.rejected = [vars(item) for item in grid.rejected[rejected:]]
+    this.bytes = {"down": grid.traffic.down, "up": grid.traffic.up}
+    if len(replies) < run.config.min_clients:
+        reasons = "; ".join(f"client {item['client']}: {item['reason']}" for item in this.rejected)
+        raise RunFailed(
+            f"round {this.round}: {len(replies)} good replies, expected at least {run.config.min_clients} ({reasons})"
+        )
+    this.train = {"clients": reply_metrics(grid, replies)}
+    with this.timed("aggregate"):
+        arrays, metrics = run.strategy.aggregate_train(this.round, replies)
+    if arrays is not None:
+        run.arrays = arrays
+    this.train.update(dict(metrics or {}))
+    this.strategy = dict(getattr(run.strategy, "diagnostics", {}))
+
+
+def evaluate_clients(run: Federation, grid: ScreeningGrid, this: Round) -> None:
+    """Let every client that has test images test the new model on them."""
+    if not run.due(run.config.evaluate.clients_every, this.round):
+        return
+    grid.traffic = Traffic()
+    rejected = len(grid.rejected)
+    with this.timed("evaluate_clients"):
+        messages = run.strategy.configure_evaluate(this.round, run.arrays, ConfigRecord(), grid)
+        names = grid.client_names
+        able = [
+            message for message in messages if run.clients[names[message.metadata.dst_node_id]].test_examples
+        ]
+        replies = list(grid.send_and_receive(able, timeout=run.config.round_timeout))
+        run.strategy.aggregate_evaluate(this.round, replies)
+    this.bytes["down"] = this.bytes.get("down", 0) + grid.traffic.down
+    this.rejected += [vars(item) for item in grid.rejected[rejected:]]
+    this.evaluate["clients"] = summary_of_clients(reply_metrics(grid, replies))
+
+
+def reply_metrics(grid: ScreeningGrid, replies: Iterable[Message]) -> dict[str, dict[str, Any]]:
+    """Metrics by client name, in the order of names."""
+    found = {
+        grid.client_names[reply.metadata.src_node_id]: dict(next(iter(reply.content.metric_records.values())))
+        for reply in replies
+    }
+    return dict(sorted(found.items()))
+
+
+def summary_of_clients(metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Metrics of each client, of all their test images pooled, and how the clients differ."""
+    tallies = {name: Tally.from_scalars(values) for name, values in metrics.items()}
+    if not tallies:
+        return {}
+    each = {
+        name: {
+            **tallies[name].summary(),
+            "loss": metrics[name]["loss"],
+            "examples": metrics[name]["num-examples"],
+        }
+        for name in tallies
+    }
+    examples = torch.tensor([values["examples"] for values in each.values()], dtype=torch.float64)
+    pck = torch.tensor([values["pck"] for values in each.values()], dtype=torch.float64)
+    loss = torch.tensor([values["loss"] for values in each.values()], dtype=torch.float64)
+    share = examples / examples.sum()
+    pooled = sum((tally for tally in tallies.values()), Tally({}))
+    worst = min(each, key=lambda name: (each[name]["pck"], name))
+    return {
+        **pooled.summary(),
+        "loss": float(share @ loss),
+        "weighted_pck": float(share @ pck),
+        "std_pck": float(pck.std(unbiased=False)),
+        "worst_client": worst,
+        "worst_pck": each[worst]["pck"],
+        "by_client": each,
+    }
+
+
+def write_result(run: Federation, grid: ScreeningGrid, seconds: float) -> None:
+    """Write ``result.json``: the headline is central where the server saw test images, else the clients' own."""
+    last = run.history[-1].evaluate
+    evaluated = "central" if "central" in last else "clients"
+    headline = last.get(evaluated, {})
+    storage.write_json(
+        run.directory / "result.json",
+        {
+            "pck": headline.get("pck"),
+            "per_keypoint": headline.get("per_keypoint", {}),
+            "evaluated": evaluated,
+            "rounds": run.config.rounds,
+            "seconds": {"total": seconds, "rounds": sum(this.seconds["total"] for this in run.history[1:])},
+            "rejected": [vars(item) for item in grid.rejected],
+            "before": run.history[0].evaluate.get(evaluated, {}).get("per_keypoint", {}),
+            "heatmap_accuracy": headline.get("heatmap_accuracy"),
+            "auc": headline.get("auc"),
+            "clients": {
+                name: {"label": info.label, "examples": info.examples, "test_examples": info.test_examples}
+                for name, info in run.clients.items()
+            },
+            "clients_pck": {
+                name: values["pck"] for name, values in last.get("clients", {}).get("by_client", {}).items()
+            },
+            "dataset": run.config.dataset.spec,
+        },
+    )

@@ -1,0 +1,115 @@
+"""Files of a run directory: written whole or not at all, and never unpickled.
+
+A model is one safetensors file whose metadata tell how to rebuild it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from fedgh_app.pose.errors import UserError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary sibling of ``path`` that takes its place when the block ends well, and vanishes when not."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON can hold it: arrays as lists, numbers as Python's own, NaN and infinities as null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray | torch.Tensor):
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` as JSON, atomically."""
+    with replacing(path) as draft:
+        draft.write_text(json.dumps(plain(content), indent=1) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a JSON file."""
+    return dict(json.loads(path.read_text()))
+
+
+def quoted(path: Path) -> str:
+    """A path as an override's value: quoted for Hydra's grammar, which gives blanks, commas and ``=`` a meaning."""
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def append_line(path: Path, content: Any) -> None:
+    """Append one line of JSON."""
+    with path.open("a") as file:
+        file.write(json.dumps(plain(content)) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON-lines file; a last line that is still being written is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def save_model(
+    path: Path, state: Mapping[str, torch.Tensor], *, model: Any, dataset: str, rounds: int
+) -> None:
+    """Write a model with what is needed to rebuild it.
+
+    Args:
+        path: the file, ``model.safetensors``.
+        state: the state dict.
+        model: the model's config node (``_target_`` and arguments).
+        dataset: name of the data set's spec, which knows the keypoints.
+        rounds: rounds that the model was trained for.
+    """
+    metadata = {
+        "model": json.dumps(OmegaConf.to_container(model) if OmegaConf.is_config(model) else model),
+        "dataset": dataset,
+        "rounds": str(rounds),
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with replacing(path) as draft:
+        save_file(tensors, draft, metadata=metadata)
+
+
+def load_model(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """State dict and metadata of a model file, or of the run directory that holds one.
+
+    Raises UserError if there is none, or if it is not a safetensors file.
+    """
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.exists():
+        raise UserError(f"{file}: no such file; expected a run directory or a model.safetensors")
+    try:
+        with safe_open(file, framework="pt") as stored:
+            return {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: not a safetensors file ({str(error).splitlines()[0]})") from None
