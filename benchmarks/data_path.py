@@ -1,0 +1,151 @@
+"""Images per second of the data path, with the crop cache and without it, on one thread.
+
+With: `Batches` over the memory map, augmented, as a client trains. Without: each image is decoded and
+cropped anew from its file for every epoch, then takes the same way. The shape is that of `make run`: 64 x 64
+inputs in batches of 32.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from fedgh_app.pose.batches import Augmentation, Batches
+from fedgh_app.pose.cache import CropCache, cut, open_cache
+from fedgh_app.pose.readers import read_records
+from fedgh_app.pose.records import load_spec
+
+INPUT_SIZE = (64, 64)
+MARGIN = 1.5
+BATCH_SIZE = 32
+AUGMENTATION = Augmentation(rotation_deg=30, scale=0.25, translate=0.05, flip_probability=0.5)
+
+
+def measure(root: Path, *, dataset: str = "arm", repeats: int = 3, limit: int = 512) -> dict[str, Any]:
+    """Rates on the data set under `root`, the best of `repeats` passes; at most `limit` images without cache.
+
+    The cache is built afresh in a temporary folder, so that its building is measured too. Thread counts of
+    torch and OpenCV are 1 while it runs, and restored.
+    """
+    spec = load_spec(dataset)
+    threads = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            cache = open_cache(spec, root, input_size=INPUT_SIZE, margin=MARGIN, directory=Path(folder))
+            build = time.perf_counter() - start
+            opening = _best(
+                lambda: open_cache(spec, root, input_size=INPUT_SIZE, directory=Path(folder)), repeats
+            )
+            train = cache.indices("train")
+            options: dict[str, Any] = {"batch_size": BATCH_SIZE, "seed": 0}
+            augmented = Batches(cache, train, augmentation=AUGMENTATION, shuffle=True, **options)
+            plain = Batches(cache, train, shuffle=False, **options)
+            records, _ = read_records(spec, root)
+            few = min(limit, len(records))
+            uncached = _best(lambda: _without_cache(cache, records[:few]), repeats)
+            return {
+                "dataset": dataset,
+                "images": len(cache),
+                "input_size": list(INPUT_SIZE),
+                "batch_size": BATCH_SIZE,
+                "build_seconds": build,
+                "open_seconds": opening,
+                "cache_bytes": int(cache.crops.nbytes),
+                "cached_augmented_per_second": len(train) / _best(lambda: _consume(augmented), repeats),
+                "cached_plain_per_second": len(train) / _best(lambda: _consume(plain), repeats),
+                "uncached_augmented_per_second": few / uncached,
+            }
+    finally:
+        torch.set_num_threads(threads[0])
+        cv2.setNumThreads(threads[1])
+
+
+def _best(work: Callable[[], object], repeats: int) -> float:
+    """Seconds of the fastest of `repeats` runs, after one that warms the page cache."""
+    work()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def _consume(batches: Batches) -> float:
+    return sum(float(batch.images[0, 0, 0, 0]) for batch in batches)
+
+
+def _without_cache(cache: CropCache, records: list[Any]) -> float:
+    """One augmented pass in which each batch's crops are cut from the image files first."""
+    total = 0.0
+    for start in range(0, len(records), BATCH_SIZE):
+        part = records[start : start + BATCH_SIZE]
+        crops = np.stack([cut(record, INPUT_SIZE, MARGIN)[0] for record in part])
+        positions = slice(start, start + len(part))
+        fresh = CropCache(
+            crops=crops,
+            keypoints=cache.keypoints[positions],
+            visible=cache.visible[positions],
+            reference_length=cache.reference_length[positions],
+            to_image=cache.to_image[positions],
+            split=cache.split[positions],
+            group=cache.group[positions],
+            ids=cache.ids[positions],
+            images=cache.images[positions],
+            attributes={},
+            bad=[],
+            spec=cache.spec,
+            input_size=cache.input_size,
+            fingerprint=cache.fingerprint,
+        )
+        options: dict[str, Any] = {"batch_size": BATCH_SIZE, "seed": 0, "shuffle": True}
+        total += _consume(Batches(fresh, range(len(part)), augmentation=AUGMENTATION, **options))
+    return total
+
+
+def table(result: dict[str, Any]) -> Table:
+    """The result of `measure` for the eye."""
+    view = Table(title=f"Data path, {result['images']} images of {result['dataset']}, one thread")
+    view.add_column("way")
+    view.add_column("images/s", justify="right")
+    view.add_column("µs/image", justify="right")
+    for way, key in (
+        ("cache, augmented", "cached_augmented_per_second"),
+        ("cache, as is", "cached_plain_per_second"),
+        ("no cache, augmented", "uncached_augmented_per_second"),
+    ):
+        view.add_row(way, f"{result[key]:,.0f}", f"{1e6 / result[key]:,.1f}")
+    view.caption = (
+        f"cache built in {result['build_seconds']:.2f} s, {result['cache_bytes'] / 2**20:.0f} MiB, "
+        f"opened in {1e3 * result['open_seconds']:.1f} ms"
+    )
+    return view
+
+
+def main() -> None:
+    """Generate the arm set in a temporary folder, measure, print."""
+    from fedgh_app.pose.arm import generate
+
+    console = Console()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "arm"
+        generate(root, count=2060, seed=0)
+        result = measure(root)
+    console.print(table(result))
+    console.print_json(data=result)
+
+
+if __name__ == "__main__":
+    main()
