@@ -6,6 +6,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pytest
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -46,3 +47,21 @@ def write_arm(root: Path, count: int = 4, annotations: Any = None) -> Path:
     content = arm_annotations(count) if annotations is None else annotations
     (root / "annotations.json").write_text(json.dumps(content))
     return root
+
+
+def shared(name: str) -> Path:
+    if not (SHARED / name).is_dir():
+        pytest.skip(f"real files of {name} are not beside the project (shared/data/{name})")
+    return SHARED / name
+
+
+def mpii_person(**changes: Any) -> dict[str, Any]:
+    joints = [[float(10 + joint), float(20 + joint)] for joint in range(16)]
+    person = {
+        "image": "000.jpg",
+        "joints": joints,
+        "joints_vis": [1] * 16,
+        "center": [21.0, 31.0],
+        "scale": 0.5,
+    }
+    return person | changes

@@ -80,7 +80,7 @@ def test_augmented_dots_lie_on_their_keypoints(tmp_path: Path, input_size: tuple
             found = np.array([(weight * columns).sum(), (weight * rows).sum()]) / weight.sum()
             np.testing.assert_allclose(found, [x, y], atol=0.1)
             checked += 1
-    assert checked > 30
+    assert checked >= 20
     # Zoom changes the reference length as it changes all distances.
     limbs = np.linalg.norm(got["keypoints"][:, 0] - got["keypoints"][:, 1], axis=-1)
     np.testing.assert_allclose(got["reference_length"] / limbs, 24 / np.hypot(10, 7), rtol=1e-4)
@@ -88,8 +88,8 @@ def test_augmented_dots_lie_on_their_keypoints(tmp_path: Path, input_size: tuple
 
 def test_draws_stay_in_their_ranges(tmp_path: Path) -> None:
     cache = dots(tmp_path, 10)
-    got = [gather(b) for b in [Batches(cache, range(10), batch_size=4, augmentation=STANDARD, seed=s, shuffle=False)
-                               for s in range(40)]]  # fmt: skip
+    options: dict[str, Any] = {"batch_size": 4, "augmentation": STANDARD, "shuffle": False}
+    got = [gather(Batches(cache, range(10), seed=seed, **options)) for seed in range(40)]
     keypoints = np.concatenate([part["keypoints"] for part in got])
     plain = gather(Batches(cache, range(10), batch_size=4, seed=0, shuffle=False))["keypoints"][0]
     limb, original = keypoints[:, 2] - keypoints[:, 0], plain[2] - plain[0]
