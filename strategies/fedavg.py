@@ -13,6 +13,7 @@ from flwr.serverapp import strategy as flower
 
 from strategies.diagnostics import Diagnostics, describe_geometry, describe_weights
 from strategies.randomness import generator
+from strategies.threads import one_thread
 from strategies.updates import ClientUpdates, by_name
 from strategies.weights import Weights
 
@@ -97,6 +98,7 @@ class FedAvg(flower.FedAvg):
         self._sent = dict(arrays)
         return self._messages(server_round, arrays, self.train_config(config), node_ids, MessageType.TRAIN)
 
+    @one_thread()
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:

@@ -87,8 +87,7 @@ class ClientUpdates:
         gramians = torch.zeros(len(self.parameters), size, size, dtype=torch.float64)
         for gramian, tensor in zip(gramians, self.parameters, strict=True):
             for _, block in self._blocks(tensor):
-                differences = torch.from_numpy(block)
-                gramian += differences @ differences.T
+                gramian += block @ block.T
         return gramians
 
     @cached_property
@@ -115,7 +114,7 @@ class ClientUpdates:
                 f"combination has shape {expected[1:]} or {expected}, got {tuple(combination.shape)}"
             )
         rows = (learning_rate * combination).expand(expected)
-        coefficients = dict(zip(self.parameters, rows.numpy(), strict=True))
+        coefficients = dict(zip(self.parameters, rows, strict=True))
         result = ArrayRecord()
         for tensor, head in self._headers.items():
 
@@ -130,11 +129,11 @@ class ClientUpdates:
             result[tensor] = npy.filled(head.dtype, head.shape, fill)
         return result
 
-    def _step(self, tensor: str, coefficients: np.ndarray, out: np.ndarray) -> None:
+    def _step(self, tensor: str, coefficients: Tensor, out: np.ndarray) -> None:
         start = npy.flat(self.sent[tensor])
         for piece, block in self._blocks(tensor):
-            step = coefficients.astype(block.dtype) @ block
-            np.add(start[piece], step, out=out[piece], dtype=block.dtype, casting="same_kind")
+            step = (coefficients.to(block.dtype) @ block).numpy()
+            np.add(start[piece], step, out=out[piece], dtype=step.dtype, casting="same_kind")
 
     def _average(self, tensor: str, convex: Tensor, out: np.ndarray) -> None:
         total = np.zeros(len(out), np.float64)
@@ -147,7 +146,7 @@ class ClientUpdates:
         for arrays in self.arrays[1:]:
             np.maximum(out, npy.flat(arrays[tensor]), out=out)
 
-    def _blocks(self, tensor: str) -> Iterator[tuple[slice, np.ndarray]]:
+    def _blocks(self, tensor: str) -> Iterator[tuple[slice, Tensor]]:
         """Yield (where, Δ (K, width)) along a flattened tensor. The block is overwritten by the next one."""
         start = npy.flat(self.sent[tensor])
         rows = [npy.flat(arrays[tensor]) for arrays in self.arrays]
@@ -160,7 +159,7 @@ class ClientUpdates:
             origin = start[piece]
             for row, difference in zip(rows, block, strict=True):
                 np.subtract(row[piece], origin, out=difference, dtype=dtype)
-            yield piece, block
+            yield piece, torch.from_numpy(block)
 
     def _buffer(self, dtype: np.dtype[Any]) -> np.ndarray:
         if dtype not in self._buffers:
