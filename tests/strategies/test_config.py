@@ -1,0 +1,47 @@
+import inspect
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+import strategies
+
+FOLDER = Path(__file__).parents[2] / "conf" / "strategy"
+# Set by whoever writes a strategy into a program, not in a config: record keys and callables.
+IN_CODE = {"weighted_by_key", "arrayrecord_key", "configrecord_key"}
+IN_CODE |= {"train_metrics_aggr_fn", "evaluate_metrics_aggr_fn"}
+
+
+@pytest.mark.parametrize("name", strategies.__all__)
+def test_every_option_is_visible_in_the_config(name):
+    config = OmegaConf.load(FOLDER / f"{name.lower()}.yaml")
+    strategy = instantiate(OmegaConf.merge({"seed": 7}, {"strategy": config}).strategy)
+    assert type(strategy).__name__ == name
+    assert strategy.seed == 7
+    options = {
+        option
+        for kind in inspect.getmro(type(strategy))
+        for option in inspect.signature(kind.__init__).parameters
+        if kind is not object
+    } - {"self", "args", "kwargs", "options", "flower_options"}
+    if strategy.needs_gramian:
+        options.discard("report_conflicts")  # no choice: the Gramian is there
+    assert set(config) == (options - IN_CODE) | {"_target_"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"granularity": "tensor"}, "granularity is one of model, layer"),
+        ({"scheme": "cagrad"}, "scheme is one of pcgrad, pairwise"),
+        ({"rescale": "yes"}, "rescale"),
+        ({"weighting": "uniform"}, "weighting"),
+        ({"threshold": -1.0}, "threshold"),
+        ({"scheme": "pairwise", "threshold": 0.5}, "pairwise"),
+        ({"server_learning_rate": 0.0}, "server_learning_rate"),
+    ],
+)
+def test_a_wrong_option_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        strategies.FedGH(**options)
