@@ -52,6 +52,9 @@ class CheckReport:
         """Whether every record can be used."""
         return not self.bad
 
+    def __rich__(self) -> RenderableType:
+        return self.render()  # else rich prints a dataclass field by field
+
     def render(self) -> RenderableType:
         """The report for a terminal."""
         table = Table(title=f"{self.name}: {self.root}", title_justify="left", show_header=False)
@@ -64,9 +67,7 @@ class CheckReport:
         sections += [*self.attributes.items(), ("visible", self.visible)]
         for title, counts in sections:
             table.add_section()
-            for row, (value, number) in enumerate(
-                list(counts.items())[: max(MOST_VALUES, len(self.visible))]
-            ):
+            for row, (value, number) in enumerate(list(counts.items())[: max(MOST_VALUES, len(self.visible))]):
                 table.add_row(title if row == 0 else "", value, str(number))
             if len(counts) > max(MOST_VALUES, len(self.visible)):
                 table.add_row("", f"... {len(counts)} values in all", "")
@@ -165,26 +166,18 @@ def _attributes(records: Sequence[PoseRecord]) -> dict[str, dict[str, int]]:
     }
 
 
-def _odd(
-    records: Sequence[PoseRecord], sizes: Mapping[Path, tuple[int, int]], spec: DatasetSpec
-) -> list[str]:
+def _odd(records: Sequence[PoseRecord], sizes: Mapping[Path, tuple[int, int]], spec: DatasetSpec) -> list[str]:
     lines = []
-    outside = [
-        record for record in records if not _inside(record.keypoints[record.visible], sizes[record.image])
-    ]
+    outside = [record for record in records if not _inside(record.keypoints[record.visible], sizes[record.image])]
     if outside:
-        lines.append(
-            f"{len(outside)} records with a visible joint outside of the image, first {outside[0].image}"
-        )
+        lines.append(f"{len(outside)} records with a visible joint outside of the image, first {outside[0].image}")
     resized = [r for r in records if r.image_size is not None and tuple(r.image_size) != sizes[r.image]]
     if resized:
         lines.append(
             f"{len(resized)} records whose image has another size than stated, first {resized[0].image}:"
             f" {sizes[resized[0].image]}, stated {resized[0].image_size}"
         )
-    never = [
-        name for j, name in enumerate(spec.keypoints) if records and not any(r.visible[j] for r in records)
-    ]
+    never = [name for j, name in enumerate(spec.keypoints) if records and not any(r.visible[j] for r in records)]
     if never:
         lines.append(f"never visible: {', '.join(never)}")
     return lines
@@ -250,6 +243,4 @@ def _surroundings(box: NDArray[np.float32], width: int, height: int) -> list[flo
 
 
 def _caption(record: PoseRecord) -> str:
-    return " ".join(
-        [record.image.stem, *(f"{name}={value}" for name, value in sorted(record.attributes.items()))]
-    )
+    return " ".join([record.image.stem, *(f"{name}={value}" for name, value in sorted(record.attributes.items()))])

@@ -1,11 +1,13 @@
 import json
 import shutil
 from collections import Counter
+from io import StringIO
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from rich.console import Console
 
 from fedgh_app.pose.arm import generate
 from fedgh_app.pose.check import TILE, _spread, _surroundings, check
@@ -50,6 +52,9 @@ def test_a_good_data_set(data: Path, tmp_path: Path) -> None:
     assert report.sheet is not None
     sheet = cv2.imread(str(report.sheet))
     assert sheet.shape[1] == 8 + 4 * (TILE + 8) and sheet.shape[0] > 2 * TILE
+    console = Console(file=StringIO(), width=110)
+    console.print(report)  # as the command line does
+    assert console.file.getvalue().strip() == str(report).strip()  # type: ignore[attr-defined]
     text = str(report)
     for word in ("40", "viewpoint", "upright", "wrist", "no bad records"):
         assert word in text
@@ -107,9 +112,7 @@ def test_no_data_set_at_all(tmp_path: Path) -> None:
 def _record(number: int, **attributes: str) -> PoseRecord:
     image = Path(f"{number}.jpg")
     zeros = np.zeros((3, 2), np.float32)
-    return PoseRecord(
-        str(number), image, zeros, zeros[:, 0] == 0, zeros[0], 1.0, str(number), None, attributes
-    )
+    return PoseRecord(str(number), image, zeros, zeros[:, 0] == 0, zeros[0], 1.0, str(number), None, attributes)
 
 
 def test_pictures_are_spread_over_attributes() -> None:
