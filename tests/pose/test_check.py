@@ -54,7 +54,8 @@ def test_a_good_data_set(data: Path, tmp_path: Path) -> None:
     assert sheet.shape[1] == 8 + 4 * (TILE + 8) and sheet.shape[0] > 2 * TILE
     console = Console(file=StringIO(), width=110)
     console.print(report)  # as the command line does
-    assert console.file.getvalue().strip() == str(report).strip()  # type: ignore[attr-defined]
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "CheckReport(" not in printed and "│ viewpoint" in printed and "no bad records" in printed
     text = str(report)
     for word in ("40", "viewpoint", "upright", "wrist", "no bad records"):
         assert word in text
