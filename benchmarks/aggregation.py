@@ -12,6 +12,7 @@ back to the system and the peak is reset first (Linux only; left out elsewhere).
 import argparse
 import ctypes
 import gc
+import itertools
 import json
 import logging
 import math
@@ -264,9 +265,7 @@ def measure_round(shapes: Shapes, clients: int, repeats: int) -> list[Measuremen
                 note="" if len(seconds[name]) == repeats else f"{len(seconds[name])} of {repeats} repeats",
             )
         )
-    return found + [
-        Measurement(parameters, clients, name, note="skipped: does not fit in memory") for name in skipped
-    ]
+    return found + [Measurement(parameters, clients, name, note="skipped: does not fit in memory") for name in skipped]
 
 
 def measure(
@@ -300,21 +299,22 @@ def table(found: Sequence[Measurement]) -> Table:
 def main() -> None:
     """Measure, print a table and write JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="the smallest model, few clients; under half a minute"
-    )
+    parser.add_argument("--quick", action="store_true", help="the smallest model, few clients; under half a minute")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--clients", nargs="+", type=int, default=list(CLIENTS))
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/aggregation.json"))
     options = parser.parse_args()
     if options.quick:
-        found = measure(["1.6 M"], [4, 10], repeats=3)
-    else:
-        found = measure(options.models, options.clients, options.repeats)
-    Console(width=120).print(table(found))
+        options.models, options.clients, options.repeats = ["1.6 M"], [4, 10], 3
+    console, found = Console(width=120), []
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps([asdict(m) for m in found], indent=1) + "\n")
+    for model, clients in itertools.product(options.models, options.clients):
+        console.print(f"{model} parameters, {clients} clients", style="dim")
+        found += measure([model], [clients], options.repeats)
+        # After each round: the whole takes minutes, and what is measured should outlive an interruption.
+        options.json.write_text(json.dumps([asdict(m) for m in found], indent=1) + "\n")
+    console.print(table(found))
 
 
 if __name__ == "__main__":
