@@ -45,9 +45,7 @@ def measure(root: Path, *, dataset: str = "arm", repeats: int = 3, limit: int = 
             start = time.perf_counter()
             cache = open_cache(spec, root, input_size=INPUT_SIZE, margin=MARGIN, directory=Path(folder))
             build = time.perf_counter() - start
-            opening = _best(
-                lambda: open_cache(spec, root, input_size=INPUT_SIZE, directory=Path(folder)), repeats
-            )
+            opening = _best(lambda: open_cache(spec, root, input_size=INPUT_SIZE, directory=Path(folder)), repeats)
             train = cache.indices("train")
             options: dict[str, Any] = {"batch_size": BATCH_SIZE, "seed": 0}
             augmented = Batches(cache, train, augmentation=AUGMENTATION, shuffle=True, **options)

@@ -1,0 +1,1 @@
+"""The Flower app: where federated strategies and pose estimation meet."""

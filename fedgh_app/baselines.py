@@ -18,13 +18,14 @@ from fedgh_app.config import compose_config, join_overrides
 from fedgh_app.federation import Federation
 from fedgh_app.inprocess import InProcessGrid
 from fedgh_app.progress import Display
-from fedgh_app.server_app import failing_into, federate
+from fedgh_app.server_app import deal, failing_into, federate
 
 
 def run_inprocess(
     config: DictConfig, overrides: Sequence[str], directory: Path, nodes: int, display: Display
 ) -> Federation:
     """A federation of ``nodes`` clients in this process."""
+    deal(config, directory, nodes)
     node_configs = [{"partition-id": i, "num-partitions": nodes} for i in range(nodes)]
     return _federate(config, overrides, directory, node_configs, display)
 
@@ -48,7 +49,7 @@ def run_local(config: DictConfig, overrides: Sequence[str], directory: Path) -> 
     cache = site.open_data(config)
     count = config.num_clients or partition.natural_size(config, cache) or 4
     parts = partition.partition(config, cache, count)
-    directory.mkdir(parents=True, exist_ok=True)
+    deal(config, directory, count)
     results = {}
     for i, label in enumerate(parts.labels):
         folder = directory / "clients" / str(i)
@@ -66,14 +67,8 @@ def run_local(config: DictConfig, overrides: Sequence[str], directory: Path) -> 
     return result
 
 
-def _merged(
-    results: Mapping[str, tuple[dict[str, Any], dict[str, Any]]], parts: partition.Partition
-) -> dict[str, Any]:
-    own = {
-        name: line["evaluate"]["clients"]
-        for name, (_, line) in results.items()
-        if line["evaluate"].get("clients")
-    }
+def _merged(results: Mapping[str, tuple[dict[str, Any], dict[str, Any]]], parts: partition.Partition) -> dict[str, Any]:
+    own = {name: line["evaluate"]["clients"] for name, (_, line) in results.items() if line["evaluate"].get("clients")}
     share = np.array([len(parts.test[int(name)]) for name in own], dtype=float)
     share /= share.sum()
     keypoints = next(iter(own.values()))["per_keypoint"]
@@ -85,9 +80,7 @@ def _merged(
             name: float(share @ [found["per_keypoint"][name] for found in own.values()]) for name in keypoints
         },
         "evaluated": "clients",
-        "seconds": {
-            key: sum(result["seconds"][key] for result, _ in results.values()) for key in ("total", "rounds")
-        },
+        "seconds": {key: sum(result["seconds"][key] for result, _ in results.values()) for key in ("total", "rounds")},
         "rejected": [item for result, _ in results.values() for item in result["rejected"]],
         "before": {},
         "heatmap_accuracy": float(share @ [found["heatmap_accuracy"] for found in own.values()]),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -28,12 +29,15 @@ app = typer.Typer(
 data = typer.Typer(help="Make, convert and check data sets.", no_args_is_help=True)
 app.add_typer(data, name="data")
 console = Console()
+T = TypeVar("T")
 
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
 def main() -> None:
     """Run the command; what a user got wrong is one line and status 2, a failed run one line and status 1."""
+    # As Ctrl-C does, so that a run's processes are ended also when a scheduler stops it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         app()
     except UserError as error:
@@ -120,9 +124,7 @@ def list_choices() -> None:
     for group, choices in groups().items():
         for place, choice in enumerate(choices):
             lines = (CONF / group / f"{choice}.yaml").read_text().splitlines()
-            said = next(
-                (line.lstrip("# ") for line in lines if line.startswith("# ") and "@package" not in line), ""
-            )
+            said = next((line.lstrip("# ") for line in lines if line.startswith("# ") and "@package" not in line), "")
             table.add_row(group if place == 0 else "", choice, said)
         table.add_section()
     console.print(table)
@@ -146,9 +148,7 @@ def report(
 @app.command()
 def score(
     dataset: Annotated[str, typer.Argument(help="mpii")],
-    truth: Annotated[
-        Path, typer.Option(help="Ground truth: a .mat with pos_gt_src, jnt_missing, headboxes_src.")
-    ],
+    truth: Annotated[Path, typer.Option(help="Ground truth: a .mat with pos_gt_src, jnt_missing, headboxes_src.")],
     predictions: Annotated[Path, typer.Option(help="Predictions: .mat, .h5 or .npz; see the README.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -164,16 +164,14 @@ def score(
     table = Table(title=f"MPII PCKh (%): {predictions.name}")
     table.add_column("joint")
     table.add_column("PCKh@0.5", justify="right")
-    for name, value in found["pckh@0.5"].items():
+    for name, value in list(found.items())[:8]:
         table.add_row(name, f"{100 * value:.2f}", end_section=name == "ankle")
     console.print(table)
 
 
 @data.command("arm")
 def data_arm(
-    root: Annotated[
-        Path | None, typer.Option(help="Where to write it. [default: $FEDGH_HOME/data/arm]")
-    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Where to write it. [default: $FEDGH_HOME/data/arm]")] = None,
     count: Annotated[int, typer.Option(help="Images.")] = 2060,
     seed: Annotated[int, typer.Option(help="Seed of everything random in it.")] = 0,
 ) -> None:
@@ -188,9 +186,7 @@ def data_arm(
 @data.command("lspet-arm")
 def data_lspet_arm(
     source: Annotated[Path, typer.Option(help="Leeds Sports Pose Extended: joints.mat and images/.")],
-    root: Annotated[
-        Path | None, typer.Option(help="Where to write. [default: $FEDGH_HOME/data/lspet_arm]")
-    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Where to write. [default: $FEDGH_HOME/data/lspet_arm]")] = None,
 ) -> None:
     """Cut single arms out of LSPET, each with the direction in which it points."""
     from fedgh_app.pose.lspet_arm import cut
@@ -212,7 +208,8 @@ def data_check(
     from fedgh_app.pose.records import load_spec
 
     config = compose_config([f"dataset={dataset}", "partition=iid"])
-    found = check(load_spec(config.dataset.spec), root or Path(config.dataset.root), out=out, count=count)
+    spec, root = load_spec(config.dataset.spec), root or Path(config.dataset.root)
+    found = _with_progress("reading images", lambda told: check(spec, root, out=out, count=count, progress=told))
     console.print(found)
     if found.bad:
         sys.exit(1)
@@ -240,7 +237,7 @@ def data_partition(
     console.print(f"plot: {out}")
 
 
-def _with_progress(title: str, work: Callable[[Callable[[int, int], None]], Any]) -> None:
+def _with_progress(title: str, work: Callable[[Callable[[int, int], None]], T]) -> T:
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task(title, total=None)
-        work(lambda done, total: bar.update(task, completed=done, total=total))
+        return work(lambda done, total: bar.update(task, completed=done, total=total))

@@ -94,9 +94,7 @@ class PoseClient(NumPyClient):
         metrics["seconds"] = time.perf_counter() - started
         return self.get_parameters({}), len(self.site.train), metrics
 
-    def evaluate(
-        self, parameters: NDArrays, config: dict[str, Scalar]
-    ) -> tuple[float, int, dict[str, Scalar]]:
+    def evaluate(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
         """Test the model on this client's own test images.
 
         Returns:
@@ -108,7 +106,9 @@ class PoseClient(NumPyClient):
         loss = instantiate(self.config.loss, "loss")
         found = evaluate(self.model, self._batches(self.site.test, "test"), loss, device=self.device)
         counts = tally(found, spec.keypoints, spec.thresholds[0])
-        return found.loss, len(self.site.test), dict(counts.as_scalars())
+        # A set without any visible keypoint has no loss; a message cannot carry nan past the screening.
+        loss_value = found.loss if found.loss_terms else 0.0
+        return loss_value, len(self.site.test), {"loss-terms": found.loss_terms, **counts.as_scalars()}
 
     def _batches(self, indices: np.ndarray, purpose: str, *keys: int, augment: bool = False) -> Batches:
         augmentation: Augmentation | None = None

@@ -36,6 +36,7 @@ APP_FILES = ("fedgh_app", "strategies", "conf", "datasets", "pyproject.toml", "R
 MARK = "FEDGH_RUN_MARK"  # environment variable that every process of a run inherits
 START_SECONDS = 60.0
 STOP_SECONDS = 10.0
+STATUS_SECONDS = 3.0  # between two questions about the run's status; each is a line in the SuperLink's log
 
 
 def launch(overrides: Sequence[str], directory: Path, *, quiet: bool = False) -> dict[str, Any]:
@@ -94,9 +95,7 @@ class SuperLink:
     process: subprocess.Popen[bytes]
 
 
-def _simulate(
-    config: DictConfig, overrides: Sequence[str], directory: Path, nodes: int, display: Display
-) -> None:
+def _simulate(config: DictConfig, overrides: Sequence[str], directory: Path, nodes: int, display: Display) -> None:
     """Run on Flower's Ray simulation."""
     with _superlink(config, directory) as superlink:
         app = _stage(superlink.home)
@@ -124,7 +123,17 @@ def _simulate(
         if not started.get("run-id"):
             raise RunFailed(f"flwr run did not start: {started.get('error-message') or started}")
         display.stage("starting Ray and the clients")
-        _watch(superlink, str(started["run-id"]), directory, display)
+        try:
+            _watch(superlink, str(started["run-id"]), directory, display)
+        finally:
+            _keep_log(superlink, str(started["run-id"]), directory / "flower.log")
+
+
+def _keep_log(superlink: SuperLink, run_id: str, file: Path) -> None:
+    """Append what ServerApp and clients said, which only the SuperLink has, to the run's log."""
+    with contextlib.suppress(subprocess.SubprocessError), file.open("ab") as log:
+        command = [_script("flwr"), "log", run_id, "fedgh", "--show"]
+        subprocess.run(command, env=superlink.environment, stdout=log, stderr=log, timeout=START_SECONDS, check=False)
 
 
 def _watch(superlink: SuperLink, run_id: str, directory: Path, display: Display) -> None:
@@ -140,17 +149,20 @@ def _watch(superlink: SuperLink, run_id: str, directory: Path, display: Display)
     with contextlib.redirect_stdout(None):
         client = init_http_client_from_connection(read_superlink_connection("fedgh"))
     try:
+        asked = 0.0
         while True:
             display.update()
+            time.sleep(0.25)
+            ended = (directory / "result.json").exists() or (directory / "failure.json").exists()
             if superlink.process.poll() is not None:
-                raise RunFailed(
-                    f"the SuperLink ended with status {superlink.process.returncode}; see flower.log"
-                )
+                raise RunFailed(f"the SuperLink ended with status {superlink.process.returncode}; see flower.log")
+            if not ended and time.monotonic() - asked < STATUS_SECONDS:
+                continue
+            asked = time.monotonic()
             answer = client.ListRuns(ListRunsRequest(run_id=int(run_id)))
             row = format_runs([run_from_proto(run) for run in answer.run_dict.values()], answer.now)[0]
             if row.status_text.startswith("finished"):
                 break
-            time.sleep(0.5)
         display.update()
         if row.status_text != "finished:completed" or not (directory / "result.json").exists():
             _raise_failure(directory, f"{row.status_text}: {row.details or 'no details'}")
@@ -160,9 +172,7 @@ def _watch(superlink: SuperLink, run_id: str, directory: Path, display: Display)
 
 def _raise_failure(directory: Path, otherwise: str) -> None:
     file = directory / "failure.json"
-    failure = (
-        json.loads(file.read_text()) if file.exists() else {"error": otherwise.splitlines()[0], "user": False}
-    )
+    failure = json.loads(file.read_text()) if file.exists() else {"error": otherwise.splitlines()[0], "user": False}
     raise (UserError if failure["user"] else RunFailed)(failure["error"])
 
 
@@ -212,9 +222,7 @@ def _superlink(config: DictConfig, directory: Path) -> Iterator[SuperLink]:
     }
     environment.pop("RAY_ADDRESS", None)
     (home / "config.toml").write_text(
-        tomli_w.dumps(
-            {"superlink": {"default": "fedgh", "fedgh": {"address": f"127.0.0.1:{port}", "insecure": True}}}
-        )
+        tomli_w.dumps({"superlink": {"default": "fedgh", "fedgh": {"address": f"127.0.0.1:{port}", "insecure": True}}})
     )
     log = (directory / "flower.log").open("ab")
     command = [_script("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"]

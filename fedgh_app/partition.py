@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,9 +120,7 @@ def _compute(config: DictConfig, cache: CropCache, num_clients: int) -> Partitio
 
     train = cache.indices("train")
     if len(train) < num_clients:
-        raise UserError(
-            f"num_clients={num_clients}: {config.dataset.spec} has only {len(train)} training images"
-        )
+        raise UserError(f"num_clients={num_clients}: {config.dataset.spec} has only {len(train)} training images")
     values = _attribute(config, cache)
     # Partitioners cut in order; the order of a file is never random.
     order = np.random.default_rng(config.seed).permutation(train)
@@ -131,18 +130,7 @@ def _compute(config: DictConfig, cache: CropCache, num_clients: int) -> Partitio
     arguments = {"num_partitions": num_clients} if "num_partitions" in config.partition else {}
     partitioner = instantiate(config.partition, "partition", **arguments)
     partitioner.dataset = datasets.Dataset.from_dict(columns)
-    try:
-        found = partitioner.num_partitions
-        if found != num_clients:
-            raise UserError(
-                f"num_clients={num_clients}: partition by {by} of {config.dataset.spec} makes {found} clients; "
-                f"expected num_clients={found}, or --federation-config num-supernodes={found} with flwr run"
-            )
-        parts = [sorted(partitioner.load_partition(i)["index"]) for i in range(num_clients)]
-    except UserError:
-        raise
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"partition: {str(error).splitlines()[0]}") from None
+    parts = _cut(partitioner, num_clients)
     labels = [f"client {i}" for i in range(num_clients)]
     if _is_natural(config):
         labels = [str(values[part[0]]) for part in parts]
@@ -150,10 +138,25 @@ def _compute(config: DictConfig, cache: CropCache, num_clients: int) -> Partitio
         labels, parts = [labels[i] for i in by_label], [parts[i] for i in by_label]
     for label, part in zip(labels, parts, strict=True):
         if not part:
-            raise UserError(
-                f"partition: {label} holds no training image; expected at least 1 for each client"
-            )
+            raise UserError(f"partition: {label} holds no training image; expected at least 1 for each client")
     return Partition(tuple(labels), tuple(map(tuple, parts)), _deal_test(cache, values, parts))
+
+
+def _cut(partitioner: Any, num_clients: int) -> list[list[int]]:
+    """Crop indices of each partition; UserError where Flower Datasets refuses or makes another number of them."""
+    try:
+        with warnings.catch_warnings():
+            # Each of ten attempts at a Dirichlet partition warns in a paragraph; the failure of all is an error.
+            warnings.simplefilter("ignore", UserWarning)
+            found = partitioner.num_partitions
+            if found == num_clients:
+                return [sorted(partitioner.load_partition(i)["index"]) for i in range(num_clients)]
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"partition: {str(error).splitlines()[0]}") from None
+    raise UserError(
+        f"num_clients={num_clients}: this partition makes {found} clients; expected num_clients={found}, "
+        f"or --federation-config num-supernodes={found} with flwr run"
+    )
 
 
 def _deal_test(cache: CropCache, values: np.ndarray, parts: list[list[int]]) -> tuple[tuple[int, ...], ...]:

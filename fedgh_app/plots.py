@@ -18,7 +18,7 @@ from fedgh_app.federation import Round
 from fedgh_app.partition import Partition
 from fedgh_app.pose.batches import Batches
 from fedgh_app.pose.cache import CropCache
-from fedgh_app.pose.drawing import contact_sheet, draw_comparison
+from fedgh_app.pose.drawing import LEGEND, contact_sheet, draw_comparison
 from fedgh_app.pose.heatmaps import decode
 from fedgh_app.pose.training import predict
 
@@ -108,8 +108,7 @@ def _quartiles(
     rounds = sorted(by_round)
     levels = {"best": 100, "upper quartile": 75, "median": 50, "lower quartile": 25, "worst": 0}
     return {
-        name: (rounds, [float(np.nanpercentile(by_round[r], level)) for r in rounds])
-        for name, level in levels.items()
+        name: (rounds, [float(np.nanpercentile(by_round[r], level)) for r in rounds]) for name, level in levels.items()
     }
 
 
@@ -209,15 +208,13 @@ def predictions(model: torch.nn.Module, cache: CropCache, path: Path, count: int
                 spec=cache.spec,
             )
         )
-    cv2.imwrite(str(path), contact_sheet(tiles, columns=4))
+    cv2.imwrite(str(path), contact_sheet(tiles, columns=4, legend=LEGEND))
 
 
 def _input_to_image(cache: CropCache, index: int) -> np.ndarray:
     """The (2, 3) map from the unaugmented input, the middle of the cached crop, to the original image."""
     matrix = cache.to_image[index].copy()
-    margins = [
-        (side - inner) / 2 for side, inner in zip(cache.crops.shape[1:3], cache.input_size, strict=True)
-    ]
+    margins = [(side - inner) / 2 for side, inner in zip(cache.crops.shape[1:3], cache.input_size, strict=True)]
     matrix[:, 2] += matrix[:, :2] @ np.array(margins[::-1])
     return matrix
 
@@ -236,9 +233,7 @@ def who_holds_what(config: DictConfig, cache: CropCache, parts: Partition, path:
     below = np.zeros(parts.num_clients)
     for place, kind in enumerate(kinds):
         counts = np.array([(values[list(part)] == kind).sum() for part in parts.train], dtype=float)
-        axes.bar(
-            range(parts.num_clients), counts, bottom=below, label=kind, color=COLOURS[place % len(COLOURS)]
-        )
+        axes.bar(range(parts.num_clients), counts, bottom=below, label=kind, color=COLOURS[place % len(COLOURS)])
         below += counts
     axes.set_xticks(range(parts.num_clients), parts.labels, rotation=45 if parts.num_clients > 5 else 0)
     axes.set_ylabel("training images")

@@ -31,9 +31,7 @@ class Display:
         quiet: show nothing.
     """
 
-    def __init__(
-        self, config: DictConfig, directory: Path, *, title: str | None = None, quiet: bool = False
-    ) -> None:
+    def __init__(self, config: DictConfig, directory: Path, *, title: str | None = None, quiet: bool = False) -> None:
         self.config = config
         self.directory = directory
         self.console = Console(quiet=quiet)
@@ -47,9 +45,7 @@ class Display:
 
     def __enter__(self) -> Self:
         self.progress.start()
-        self.console.print(
-            f"{self.title}: {self.config.rounds} rounds, run directory {self.directory}", soft_wrap=True
-        )
+        self.console.print(f"{self.title}: {self.config.rounds} rounds, run directory {self.directory}", soft_wrap=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -83,9 +79,7 @@ class Display:
         return "  ".join(parts)
 
 
-def print_result(
-    result: dict[str, Any], directory: Path, threshold: float, console: Console | None = None
-) -> None:
+def print_result(result: dict[str, Any], directory: Path, threshold: float, console: Console | None = None) -> None:
     """PCK per keypoint before and after, per client, and where everything lies."""
     console = console or Console()
     where = "held-out images" if result["evaluated"] == "central" else "the clients' own test images"
@@ -113,9 +107,7 @@ def print_result(
             clients.add_row(name, str(info.get("label")), str(info.get("examples")), _percent(value))
         console.print(clients)
     seconds = result["seconds"]
-    console.print(
-        f"{result['rounds']} rounds in {seconds['rounds']:.0f} s; {len(result['rejected'])} rejected replies"
-    )
+    console.print(f"{result['rounds']} rounds in {seconds['rounds']:.0f} s; {len(result['rejected'])} rejected replies")
     for name in ("result.json", "history.jsonl", "model.safetensors"):
         if (directory / name).exists():
             console.print(f"  {directory / name}", soft_wrap=True)
@@ -124,13 +116,9 @@ def print_result(
     tracked = directory / "tracking.json"
     if tracked.exists():
         said = storage.read_json(tracked)
-        line = (
-            f"W&B run is offline; upload it with: {said['sync']}"
-            if said["sync"]
-            else f"W&B run: {said['url']}"
-        )
+        line = f"W&B run is offline; upload it with: {said['sync']}" if said["sync"] else f"W&B run: {said['url']}"
         console.print(line, soft_wrap=True)
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
+    return "-" if value is None else f"{100 * value:.1f}"

@@ -30,9 +30,7 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
             continue
         below = sorted(file.parent for file in folder.glob("*/result.json"))
         if not below:
-            raise UserError(
-                f"{folder}: no result.json here or one folder below; expected a run directory or a sweep"
-            )
+            raise UserError(f"{folder}: no result.json here or one folder below; expected a run directory or a sweep")
         found += sorted(below, key=lambda path: (len(path.name), path.name))
     return found
 
@@ -59,9 +57,7 @@ def compare(folders: Sequence[Path]) -> list[dict[str, Any]]:
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, Mapping):
         return {prefix.rstrip("."): tree}
-    return {
-        key: value for name, item in tree.items() for key, value in _flat(item, f"{prefix}{name}.").items()
-    }
+    return {key: value for name, item in tree.items() for key, value in _flat(item, f"{prefix}{name}.").items()}
 
 
 def _name(config: Mapping[str, Any], configs: Sequence[Mapping[str, Any]], telling: Sequence[str]) -> str:
@@ -69,11 +65,7 @@ def _name(config: Mapping[str, Any], configs: Sequence[Mapping[str, Any]], telli
     strategy = config["strategy._target_"]
     runtime = config["runtime.name"]
     kind = str(strategy).rsplit(".", 1)[-1] if runtime in ("simulation", "inprocess") else runtime
-    alike = [
-        other
-        for other in configs
-        if other["strategy._target_"] == strategy and other["runtime.name"] == runtime
-    ]
+    alike = [other for other in configs if other["strategy._target_"] == strategy and other["runtime.name"] == runtime]
     extras = [
         f"{key}={config.get(key)}"
         for key in telling
@@ -90,9 +82,7 @@ def _row(name: str, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "runs": len(results),
         "evaluated": results[0]["evaluated"],
         "pck": _spread([result["pck"] for result in results]),
-        "per_keypoint": {
-            key: _spread([result["per_keypoint"].get(key) for result in results]) for key in keypoints
-        },
+        "per_keypoint": {key: _spread([result["per_keypoint"].get(key) for result in results]) for key in keypoints},
         "worst_client": _spread(worst) if len(worst) == len(results) else None,
         "heatmap_accuracy": _spread([result.get("heatmap_accuracy") for result in results]),
         "seconds": float(np.mean([result["seconds"]["rounds"] for result in results])),
@@ -132,7 +122,7 @@ def print_report(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
 
 def _text(spread: Mapping[str, float | None] | None) -> str:
     if spread is None or spread["mean"] is None:
-        return "–"
+        return "-"
     if spread["std"] is None:
         return f"{100 * spread['mean']:.1f}"
     return f"{100 * spread['mean']:.1f} ± {100 * spread['std']:.1f}"

@@ -62,9 +62,7 @@ class ScreeningGrid(Grid):
     rejected: list[Rejected] = field(default_factory=list)
     traffic: Traffic = field(default_factory=Traffic)
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send, wait for at most ``timeout`` seconds, and return the good replies in the order of sending."""
         sent = list(messages)
         self.inner.push_messages(sent)
@@ -132,17 +130,11 @@ class ScreeningGrid(Grid):
 def fault(asked: Message, reply: Message) -> str | None:
     """What is wrong with ``reply``, in one line; None for a good one."""
     if reply.has_error():
-        return (
-            reply.error.reason.strip().splitlines()[-1] if reply.error.reason else f"error {reply.error.code}"
-        )
+        return reply.error.reason.strip().splitlines()[-1] if reply.error.reason else f"error {reply.error.code}"
     content = reply.content
     kind = asked.metadata.message_type
     if kind == MessageType.QUERY:
-        return (
-            None
-            if len(content.config_records) == 1
-            else "expected one ConfigRecord that describes the client"
-        )
+        return None if len(content.config_records) == 1 else "expected one ConfigRecord that describes the client"
     if len(content.metric_records) != 1:
         return f"{len(content.metric_records)} MetricRecords; expected 1"
     if reason := _metric_fault(next(iter(content.metric_records.values()))):

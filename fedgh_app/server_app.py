@@ -6,6 +6,7 @@ hook between rounds and waits without end for missing nodes.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,17 +14,17 @@ from logging import INFO
 from pathlib import Path
 from typing import Any
 
-import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 from omegaconf import DictConfig, OmegaConf
 
-from fedgh_app import partition, site, storage
+from fedgh_app import partition, plots, site, storage
 from fedgh_app.callbacks import usual_callbacks
 from fedgh_app.config import compose_config, instantiate, split_overrides
 from fedgh_app.federation import Callback, ClientInfo, Federation, Round, RunFailed
 from fedgh_app.pose.errors import UserError
+from fedgh_app.pose.metrics import spread
 from fedgh_app.pose.records import DatasetSpec, load_spec
 from fedgh_app.pose.tally import Tally
 from fedgh_app.screening import ScreeningGrid, Traffic
@@ -41,9 +42,18 @@ def main(grid: Grid, context: Context) -> None:
     with failing_into(directory):
         # The simulation engine registers its nodes after it has started this thread.
         nodes = wait_for_nodes(grid, config.num_clients)
-        if config.partition._target_ is not None:
-            partition.partition(config, site.open_data(config), len(nodes))
+        deal(config, directory, len(nodes))
         federate(config, grid, directory)
+
+
+def deal(config: DictConfig, directory: Path, num_clients: int) -> None:
+    """Make the partition that the clients will read, and draw it; nothing where sites hold their own data."""
+    if config.partition._target_ is None:
+        return
+    cache = site.open_data(config)
+    parts = partition.partition(config, cache, num_clients)
+    (directory / "plots").mkdir(parents=True, exist_ok=True)
+    plots.who_holds_what(config, cache, parts, directory / "plots" / "partition.png")
 
 
 def run_directory(config: DictConfig) -> Path:
@@ -182,9 +192,7 @@ def query(grid: ScreeningGrid, config: DictConfig, spec: DatasetSpec) -> dict[st
                 f"client name {name!r} is used by two nodes; expected a different `name` in each node config"
             )
         if said["keypoints"] != ",".join(spec.keypoints):
-            raise UserError(
-                f"client {name}: keypoints {said['keypoints']}; expected {','.join(spec.keypoints)}"
-            )
+            raise UserError(f"client {name}: keypoints {said['keypoints']}; expected {','.join(spec.keypoints)}")
         clients[name] = ClientInfo(name, str(said["label"]), int(said["num-examples"]), int(said["num-test"]))  # type: ignore[arg-type]
         grid.client_names[nodes[reply.metadata.reply_to_message_id]] = name
     return dict(sorted(clients.items()))
@@ -222,9 +230,7 @@ def evaluate_clients(run: Federation, grid: ScreeningGrid, this: Round) -> None:
     with this.timed("evaluate_clients"):
         messages = run.strategy.configure_evaluate(this.round, run.arrays, ConfigRecord(), grid)
         names = grid.client_names
-        able = [
-            message for message in messages if run.clients[names[message.metadata.dst_node_id]].test_examples
-        ]
+        able = [message for message in messages if run.clients[names[message.metadata.dst_node_id]].test_examples]
         replies = list(grid.send_and_receive(able, timeout=run.config.round_timeout))
         run.strategy.aggregate_evaluate(this.round, replies)
     this.bytes["down"] = this.bytes.get("down", 0) + grid.traffic.down
@@ -254,19 +260,19 @@ def summary_of_clients(metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
         }
         for name in tallies
     }
-    examples = torch.tensor([values["examples"] for values in each.values()], dtype=torch.float64)
-    pck = torch.tensor([values["pck"] for values in each.values()], dtype=torch.float64)
-    loss = torch.tensor([values["loss"] for values in each.values()], dtype=torch.float64)
-    share = examples / examples.sum()
-    pooled = sum((tally for tally in tallies.values()), Tally({}))
-    worst = min(each, key=lambda name: (each[name]["pck"], name))
+    pooled = sum(tallies.values(), Tally({}))
+    terms = sum(values["loss-terms"] for values in metrics.values())
+    weighed = sum(values["loss-terms"] * values["loss"] for values in metrics.values())
+    measured = {name: values for name, values in each.items() if not math.isnan(values["pck"])}
+    examples = sum(values["examples"] for values in measured.values())
+    differ = spread({name: values["pck"] for name, values in each.items()})
     return {
         **pooled.summary(),
-        "loss": float(share @ loss),
-        "weighted_pck": float(share @ pck),
-        "std_pck": float(pck.std(unbiased=False)),
-        "worst_client": worst,
-        "worst_pck": each[worst]["pck"],
+        "loss": weighed / terms if terms else float("nan"),
+        "weighted_pck": sum(v["examples"] * v["pck"] for v in measured.values()) / examples if examples else None,
+        "std_pck": differ.std,
+        "worst_client": differ.worst_client,
+        "worst_pck": differ.worst,
         "by_client": each,
     }
 

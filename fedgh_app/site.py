@@ -55,7 +55,7 @@ def limit_threads(count: int) -> None:
     """Let torch and OpenCV use ``count`` threads; more of them than cores fight and run many times slower."""
     if torch.get_num_threads() != count:
         torch.set_num_threads(count)
-    cv2.setNumThreads(count if count > 1 else 0)
+    cv2.setNumThreads(count)
 
 
 def device_of(config: DictConfig) -> torch.device:
@@ -140,7 +140,5 @@ def initial_state(config: DictConfig, spec: DatasetSpec) -> dict[str, torch.Tens
     for key, tensor in state.items():
         if key not in stored or stored[key].shape != tensor.shape:
             found = tuple(stored[key].shape) if key in stored else "nothing"
-            raise UserError(
-                f"init={file}: {key} is {found}; expected shape {tuple(tensor.shape)}, as in model=…"
-            )
+            raise UserError(f"init={file}: {key} is {found}; expected shape {tuple(tensor.shape)}, as in model=…")
     return {key: stored[key] for key in state}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,7 +62,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def quoted(path: Path) -> str:
     """A path as an override's value: quoted for Hydra's grammar, which gives blanks, commas and ``=`` a meaning."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+    # Hydra takes a backslash for itself, but before a quote and at the end of a quoted value.
+    text = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), str(path))
+    return f"'{text}'"
 
 
 def append_line(path: Path, content: Any) -> None:
@@ -78,9 +81,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def save_model(
-    path: Path, state: Mapping[str, torch.Tensor], *, model: Any, dataset: str, rounds: int
-) -> None:
+def save_model(path: Path, state: Mapping[str, torch.Tensor], *, model: Any, dataset: str, rounds: int) -> None:
     """Write a model with what is needed to rebuild it.
 
     Args:

@@ -110,16 +110,10 @@ class FedAvg(flower.FedAvg):
         if not valid:
             return None, None
         if self._sent is None:
-            raise RuntimeError(
-                "aggregate_train needs the model that clients started from: call configure_train first"
-            )
-        updates = ClientUpdates(
-            self._sent, valid, client_names=self.client_names, weighted_by_key=self.weighted_by_key
-        )
+            raise RuntimeError("aggregate_train needs the model that clients started from: call configure_train first")
+        updates = ClientUpdates(self._sent, valid, client_names=self.client_names, weighted_by_key=self.weighted_by_key)
         weights = self.weigh(server_round, updates)
-        arrays = updates.combine(
-            weights.combination, convex=weights.convex, learning_rate=self.server_learning_rate
-        )
+        arrays = updates.combine(weights.combination, convex=weights.convex, learning_rate=self.server_learning_rate)
         self.diagnostics = describe_weights(server_round, updates, weights)
         if self.needs_gramian or self.report_conflicts:
             self.diagnostics |= describe_geometry(updates, weights, self.conflict_threshold)
@@ -131,9 +125,7 @@ class FedAvg(flower.FedAvg):
         """Send the model to the clients that evaluate it."""
         if self.fraction_evaluate == 0.0:
             return []
-        node_ids = self._sample(
-            grid, self.fraction_evaluate, self.min_evaluate_nodes, "evaluate", server_round
-        )
+        node_ids = self._sample(grid, self.fraction_evaluate, self.min_evaluate_nodes, "evaluate", server_round)
         return self._messages(server_round, arrays, config, node_ids, MessageType.EVALUATE)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -147,14 +139,10 @@ class FedAvg(flower.FedAvg):
         expected = updates.metrics[0].keys()
         for name, metrics in zip(updates.names, updates.metrics, strict=True):
             if differing := sorted(metrics.keys() ^ expected):
-                raise ValueError(
-                    f"client {name!r}: metrics {differing} are not those of {updates.names[0]!r}"
-                )
+                raise ValueError(f"client {name!r}: metrics {differing} are not those of {updates.names[0]!r}")
         return self.train_metrics_aggr_fn([reply.content for reply in updates.replies], self.weighted_by_key)
 
-    def _sample(
-        self, grid: Grid, fraction: float, min_nodes: int, purpose: str, server_round: int
-    ) -> list[int]:
+    def _sample(self, grid: Grid, fraction: float, min_nodes: int, purpose: str, server_round: int) -> list[int]:
         """Return the node ids of the round's clients, in name order: a function of (seed, round, purpose)."""
         nodes = self._connected(grid, max(self.min_available_nodes, min_nodes))
         named = sorted((self.client_names.get(node_id, str(node_id)), node_id) for node_id in nodes)
@@ -172,9 +160,7 @@ class FedAvg(flower.FedAvg):
                     f"{len(nodes)} of {needed} nodes connected after {self.node_timeout:g} s: "
                     "start more SuperNodes, or lower min_available_nodes and the nodes asked for"
                 )
-            log(
-                INFO, "Waiting for nodes to connect: %d connected (minimum required: %d).", len(nodes), needed
-            )
+            log(INFO, "Waiting for nodes to connect: %d connected (minimum required: %d).", len(nodes), needed)
             time.sleep(min(_POLL_SECONDS, remaining))
         return nodes
 

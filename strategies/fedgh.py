@@ -46,9 +46,7 @@ class FedGH(FedAW):
         self.rescale = _choice("rescale", rescale, ("none", "norm"))
         self.weighting = _choice("weighting", weighting, ("adaptive", "examples"))
         if not -1.0 < threshold < 1.0 or (scheme == "pairwise" and threshold != 0.0):
-            raise ValueError(
-                f"threshold is a cosine in (-1, 1), and 0 for scheme 'pairwise'; got {threshold}"
-            )
+            raise ValueError(f"threshold is a cosine in (-1, 1), and 0 for scheme 'pairwise'; got {threshold}")
         self.conflict_threshold = self.threshold = threshold
 
     def weigh(self, server_round: int, updates: ClientUpdates) -> Weights:

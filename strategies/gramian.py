@@ -166,9 +166,7 @@ class CosineSummary(NamedTuple):
 def summarise_cosines(gramian: Tensor) -> CosineSummary:
     """Summarise the cosines of one Gramian (K, K)."""
     values = cosines(gramian)[torch.triu(_moving_pairs(_lengths(gramian)), diagonal=1)]
-    return (
-        CosineSummary(values.mean().item(), values.min().item()) if len(values) else CosineSummary(None, None)
-    )
+    return CosineSummary(values.mean().item(), values.min().item()) if len(values) else CosineSummary(None, None)
 
 
 def _lengths(gramian: Tensor) -> Tensor:

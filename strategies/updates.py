@@ -110,9 +110,7 @@ class ClientUpdates:
         """
         expected = (len(self.parameters), len(self))
         if tuple(combination.shape) not in (expected, expected[1:]):
-            raise ValueError(
-                f"combination has shape {expected[1:]} or {expected}, got {tuple(combination.shape)}"
-            )
+            raise ValueError(f"combination has shape {expected[1:]} or {expected}, got {tuple(combination.shape)}")
         rows = (learning_rate * combination).expand(expected)
         coefficients = dict(zip(self.parameters, rows, strict=True))
         result = ArrayRecord()
@@ -170,9 +168,7 @@ class ClientUpdates:
     def _check(self, name: str, arrays: ArrayRecord) -> None:
         missing, unknown = self.sent.keys() - arrays.keys(), arrays.keys() - self.sent.keys()
         if missing or unknown:
-            raise ValueError(
-                f"client {name!r}: tensors missing {sorted(missing)[:3]}, unknown {sorted(unknown)[:3]}"
-            )
+            raise ValueError(f"client {name!r}: tensors missing {sorted(missing)[:3]}, unknown {sorted(unknown)[:3]}")
         for tensor, head in self._headers.items():
             try:
                 found = npy.header(arrays[tensor])

@@ -1,0 +1,1 @@
+"""Pose estimation in plain PyTorch and OpenCV; knows nothing of federations."""

@@ -175,9 +175,7 @@ def _annotation(index: int, rendering: Rendering) -> dict[str, Any]:
 
 def write_jpeg(path: Path, image: Image, quality: int) -> None:
     """Write an RGB image (h, w, 3); an error names the file (OpenCV only returns False)."""
-    done, data = cv2.imencode(
-        ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
-    )
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
         raise OSError(f"{path}: OpenCV could not encode the image")
     path.write_bytes(data.tobytes())

@@ -50,9 +50,7 @@ def render(scene: Scene, rng: np.random.Generator) -> Rendering:
     )
     colour *= _occlusion(depth)
     return Rendering(
-        _develop(
-            cv2.resize(cv2.merge(list(colour)), (width, height), interpolation=cv2.INTER_AREA), scene, rng
-        ),
+        _develop(cv2.resize(cv2.merge(list(colour)), (width, height), interpolation=cv2.INTER_AREA), scene, rng),
         cv2.resize(limb.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA) >= 0.5,
         scene.camera.project(scene.joints),
         _hidden(scene, depth, index),
@@ -112,9 +110,7 @@ def _windows(
     return windows.astype(np.int64)
 
 
-def _distance(
-    rays: Array, start: NDArray[np.float64], end: NDArray[np.float64], radius: NDArray[np.float64]
-) -> Array:
+def _distance(rays: Array, start: NDArray[np.float64], end: NDArray[np.float64], radius: NDArray[np.float64]) -> Array:
     """Distance (h, w) along unit rays (3, h, w) from the origin to a rounded cone; FAR where they miss."""
     axis = end - start
     taper = float(radius[0] - radius[1])
@@ -164,9 +160,7 @@ def _shade(scene: Scene, rays: Array, depth: Array, index: NDArray[np.int16]) ->
     )
     facing = _dot(normal, rays)
     mirrored = rays - (2 * facing) * normal
-    lit = np.clip(
-        (lamp @ normal + np.float32(0.15)) / np.float32(1.15), 0, 1
-    )  # skin and cloth scatter a little
+    lit = np.clip((lamp @ normal + np.float32(0.15)) / np.float32(1.15), 0, 1)  # skin and cloth scatter a little
     sky = 0.75 + 0.25 * (up @ normal)
     gloss = solids.gloss.astype(np.float32)[index]
     colour = solids.colour.T.astype(np.float32)[:, index] * (lit * lamplight + sky * ambient)
@@ -176,9 +170,7 @@ def _shade(scene: Scene, rays: Array, depth: Array, index: NDArray[np.int16]) ->
     colour += gloss * np.where(gloss > 0.4, gleam**4, gleam) * lamplight  # exponents 32 and 8
     reflection = np.clip(0.5 + 1.6 * (up @ mirrored), 0, 1)
     rim = 1 + facing
-    colour += np.where(
-        solids.part[index] == ROBOT, gloss * (0.30 * reflection - 0.12), 0.10 * rim * rim * rim
-    )
+    colour += np.where(solids.part[index] == ROBOT, gloss * (0.30 * reflection - 0.12), 0.10 * rim * rim * rim)
     return colour
 
 

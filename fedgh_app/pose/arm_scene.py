@@ -125,9 +125,7 @@ def sample_scene(rng: np.random.Generator, viewpoint: str, posture: str, size: t
     _add_arm(parts, joints, rng)
     _add_body(parts, turn, sway, rng)
     _add_robot(parts, joints, rng)
-    wall_colours = np.clip(
-        _WALLS + rng.uniform(-0.12, 0.12, (6, 1)) + rng.uniform(-0.05, 0.05, (6, 3)), 0.05, 0.95
-    )
+    wall_colours = np.clip(_WALLS + rng.uniform(-0.12, 0.12, (6, 1)) + rng.uniform(-0.05, 0.05, (6, 3)), 0.05, 0.95)
     return Scene(
         viewpoint,
         posture,
@@ -294,9 +292,7 @@ def _elbow_up(base: Floats, wrist: Floats, first: float, second: float) -> Float
 
 def _camera(rng: np.random.Generator, view: View, size: tuple[int, int]) -> Camera:
     azimuth, elevation = np.radians([view.azimuth + rng.uniform(-5, 5), view.elevation + rng.uniform(-3, 3)])
-    backward = np.array(
-        [np.sin(azimuth) * np.cos(elevation), np.cos(azimuth) * np.cos(elevation), np.sin(elevation)]
-    )
+    backward = np.array([np.sin(azimuth) * np.cos(elevation), np.cos(azimuth) * np.cos(elevation), np.sin(elevation)])
     target = np.array([0.22, 0.20, 1.34]) + rng.uniform(-0.05, 0.05, 3)
     distance = 2.3 * rng.uniform(0.94, 1.06)
     right = _unit(np.cross(-backward, [0.0, 0.0, 1.0]))
@@ -309,23 +305,17 @@ def _camera(rng: np.random.Generator, view: View, size: tuple[int, int]) -> Came
 
 def _light(rng: np.random.Generator) -> Light:
     azimuth, elevation = rng.uniform(0, 2 * np.pi), np.radians(rng.uniform(30, 80))
-    direction = np.array(
-        [np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)]
-    )
+    direction = np.array([np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)])
     direction[1] = abs(direction[1]) * 0.7 + 0.3 * direction[1]  # mostly from the side of the cameras
     warmth = rng.uniform(-0.10, 0.10)
     colour = rng.uniform(0.55, 0.85) * np.array([1 + warmth, 1.0, 1 - warmth])
-    return Light(
-        _unit(direction), colour, rng.uniform(0.40, 0.56) * np.array([1 - warmth / 2, 1.0, 1 + warmth / 2])
-    )
+    return Light(_unit(direction), colour, rng.uniform(0.40, 0.56) * np.array([1 - warmth / 2, 1.0, 1 + warmth / 2]))
 
 
 def _patch(rng: np.random.Generator) -> Patch:
     wall = int(rng.integers(0, 5))  # not the ceiling: no camera sees it
     low = np.array([rng.uniform(-2.4, 2.0), rng.uniform(0.0, 1.9)]) if wall < 4 else rng.uniform(-2.4, 2.0, 2)
-    return Patch(
-        wall, low, low + rng.uniform(0.15, 0.9, 2), rng.uniform(0.1, 0.9) + rng.uniform(-0.2, 0.2, 3)
-    )
+    return Patch(wall, low, low + rng.uniform(0.15, 0.9, 2), rng.uniform(0.1, 0.9) + rng.uniform(-0.2, 0.2, 3))
 
 
 def _yaw(angle: float) -> Floats:

@@ -114,9 +114,7 @@ class Batches:
         self.cache = cache
         self.indices = np.asarray(indices, dtype=np.int64).reshape(-1)
         if self.indices.size and (self.indices.min() < 0 or self.indices.max() >= len(cache)):
-            raise ValueError(
-                f"indices reach from {self.indices.min()} to {self.indices.max()} of {len(cache)}"
-            )
+            raise ValueError(f"indices reach from {self.indices.min()} to {self.indices.max()} of {len(cache)}")
         self.batch_size = batch_size
         self.input_size = cache.input_size if input_size is None else input_size
         self.augmentation = Augmentation() if augmentation is None else augmentation

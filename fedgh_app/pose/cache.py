@@ -184,9 +184,7 @@ def cut(record: PoseRecord, input_size: tuple[int, int], margin: float) -> tuple
     x, y, box_width, box_height = record.box
     if x >= width or y >= height or x + box_width <= 0 or y + box_height <= 0:
         box = [round(float(value), 1) for value in record.box]
-        raise UserError(
-            f"{record.image}: box {box} of record {record.id} lies outside the {width}x{height} image"
-        )
+        raise UserError(f"{record.image}: box {box} of record {record.id} lies outside the {width}x{height} image")
     h, w = input_size
     matrix = cropping.crop_matrix(record.box, (w, h))
     crop_height, crop_width = crop_size(input_size, margin)

@@ -36,9 +36,7 @@ def is_written(root: Path, made_by: Mapping[str, Any]) -> bool:
         except (ValueError, KeyError, TypeError, OSError):
             found = {}
     if not isinstance(found, Mapping) or found.get("program") != made_by["program"]:
-        raise UserError(
-            f"{root}: holds files that {made_by['program']} did not write; give an empty or new folder"
-        )
+        raise UserError(f"{root}: holds files that {made_by['program']} did not write; give an empty or new folder")
     names = {entry["file_name"] for entry in content["images"]}
     there = {entry.name for entry in os.scandir(root / IMAGES)} if (root / IMAGES).is_dir() else set()
     return dict(found) == dict(made_by) and names <= there

@@ -61,9 +61,7 @@ def crop_matrix(
     magnification = scale * min(width / (padding * box_width), height / (padding * box_height))
     centre = np.array([x + box_width / 2, y + box_height / 2])
     middle = np.array([(width - 1) / 2 + translate[0] * width, (height - 1) / 2 + translate[1] * height])
-    return similarity_matrix(
-        centre, middle, magnification=magnification, rotation_deg=rotation_deg, flip=flip
-    )
+    return similarity_matrix(centre, middle, magnification=magnification, rotation_deg=rotation_deg, flip=flip)
 
 
 def apply_affine(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -108,9 +106,7 @@ def compose(second: np.ndarray, first: np.ndarray) -> np.ndarray:
     return np.concatenate([linear, second[..., :2] @ first[..., 2:] + second[..., 2:]], axis=-1)
 
 
-def _shrink(
-    image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], factor: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _shrink(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], factor: int) -> tuple[np.ndarray, np.ndarray]:
     """The part of `image` that the crop sees, averaged over factor x factor blocks, and the map to it."""
     width, height = size
     corners = np.array([[-1, -1], [width, -1], [-1, height], [width, height]])

@@ -83,9 +83,7 @@ def contact_sheet(
 ) -> Image:
     """Images in rows of `columns`, each in an equal cell of at most `largest` px a side, captions below."""
     if not tiles or columns < 1:
-        raise ValueError(
-            f"contact_sheet: {len(tiles)} tiles in {columns} columns; expected at least one of each"
-        )
+        raise ValueError(f"contact_sheet: {len(tiles)} tiles in {columns} columns; expected at least one of each")
     if captions is not None and len(captions) != len(tiles):
         raise ValueError(f"contact_sheet: {len(captions)} captions for {len(tiles)} tiles")
     fitted = [_fitted(tile, largest) for tile in tiles]
@@ -141,9 +139,7 @@ def _draw(
     """Draw a skeleton in place: all dark rims first, so that they never cut a coloured line."""
     colours = [colour] * len(points) if colour is not None else keypoint_colours(len(points))
     line = max(2, round(min(canvas.shape[:2]) / 130))
-    visible = (
-        visible & np.isfinite(points).all(axis=1) & (np.abs(points) < 1e5).all(axis=1)
-    )  # cv2 takes int32
+    visible = visible & np.isfinite(points).all(axis=1) & (np.abs(points) < 1e5).all(axis=1)  # cv2 takes int32
     at = np.rint(np.where(visible[:, None], points, 0) * 2**FRACTION_BITS).astype(int)
     bones = [(a, b) for a, b in spec.skeleton if visible[a] and visible[b]]
     radius = round((1.7 * line) * 2**FRACTION_BITS)

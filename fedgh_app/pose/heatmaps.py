@@ -26,9 +26,7 @@ def to_input(points: Tensor, input_size: Size, heatmap_size: Size) -> Tensor:
     return (points + 0.5) * scale - 0.5
 
 
-def supervised(
-    keypoints: Tensor, visible: Tensor, input_size: Size, heatmap_size: Size, sigma: float = 2.0
-) -> Tensor:
+def supervised(keypoints: Tensor, visible: Tensor, input_size: Size, heatmap_size: Size, sigma: float = 2.0) -> Tensor:
     """Keypoints that have a target, (B, J) bool: visible, and at most three sigma outside the map.
 
     The authors of Simple Baselines draw the line at the same place: beyond it nothing of the Gaussian is left

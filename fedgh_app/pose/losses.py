@@ -33,9 +33,7 @@ class HeatmapLoss(nn.Module):
         """One value per keypoint, (B, J); those that are not ``counted`` may hold any finite value."""
         raise NotImplementedError
 
-    def total(
-        self, heatmaps: Tensor, keypoints: Tensor, visible: Tensor, input_size: Size
-    ) -> tuple[Tensor, Tensor]:
+    def total(self, heatmaps: Tensor, keypoints: Tensor, visible: Tensor, input_size: Size) -> tuple[Tensor, Tensor]:
         """Sum of the terms and how many keypoints it is over: two scalars, so that batches can be pooled."""
         size = (heatmaps.shape[-2], heatmaps.shape[-1])
         counted = supervised(keypoints, visible, input_size, size, self.sigma)

@@ -31,9 +31,7 @@ SHORTEST = 20.0  # px, shoulder-elbow-wrist; people are about 150 px tall, short
 CONTEXT = 3.0  # side of the patch over the joints' longest extent: room for crops that turn, grow and shift
 SMALLEST = 64  # px, least side of a patch
 JPEG_QUALITY = 95
-OBTAIN = (
-    "get LSPET (hr-lspet or lspet_dataset.zip, academic use) from http://sam.johnson.io/research/lspet.html"
-)
+OBTAIN = "get LSPET (hr-lspet or lspet_dataset.zip, academic use) from http://sam.johnson.io/research/lspet.html"
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,7 @@ def read_matlab(content: bytes, names: Sequence[str]) -> dict[str, np.ndarray]:
     return found
 
 
-def _array(
-    key: str, flags: int, shape: tuple[int, ...], parts: Iterator[tuple[int, bytes]], order: str
-) -> np.ndarray:
+def _array(key: str, flags: int, shape: tuple[int, ...], parts: Iterator[tuple[int, bytes]], order: str) -> np.ndarray:
     """The real part that follows an array's flags, shape and name; MATLAB's first axis varies fastest."""
     if flags & 0xFF not in NUMERIC_CLASSES:
         raise ValueError(f"{key!r} is no array of real numbers")

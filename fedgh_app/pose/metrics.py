@@ -1,6 +1,6 @@
 """How good predicted keypoints are: PCK, PCKh, area under the PCK curve, heatmap accuracy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,38 +58,6 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Metrics:
-    """The summary of an evaluation. A keypoint never visible has nan and is left out of the means.
-
-    Attributes
-    ----------
-    pck
-        Mean over keypoints of PCK at the headline threshold, 0 to 1.
-    per_keypoint
-        The same for each keypoint.
-    pck_at
-        Mean PCK at each threshold that was asked for.
-    auc
-        Mean over keypoints of the area under the PCK curve from 0 to the headline threshold, divided by that
-        threshold: 0 to 1.
-    heatmap_accuracy
-        Mean over keypoints of heatmap accuracy.
-    loss
-        Mean loss per keypoint.
-    count
-        For each keypoint, in how many examples it is visible.
-    """
-
-    pck: float
-    per_keypoint: dict[str, float]
-    pck_at: dict[float, float]
-    auc: float
-    heatmap_accuracy: float
-    loss: float
-    count: dict[str, int]
-
-
-@dataclass(frozen=True)
 class Spread:
     """How a value differs between clients: mean, population standard deviation, and the lowest.
 
@@ -100,22 +68,6 @@ class Spread:
     std: float
     worst: float
     worst_client: str
-
-
-def summarise(evaluation: Evaluation, keypoint_names: Sequence[str], thresholds: Sequence[float]) -> Metrics:
-    """Metrics of an evaluation; the first threshold is the headline."""
-    headline = thresholds[0]
-    distance, visible = evaluation.distance, evaluation.visible
-    per_keypoint = pck(distance, visible, headline)
-    return Metrics(
-        pck=mean_present(per_keypoint),
-        per_keypoint={name: float(v) for name, v in zip(keypoint_names, per_keypoint, strict=True)},
-        pck_at={float(a): mean_present(pck(distance, visible, a)) for a in thresholds},
-        auc=mean_present(pck_area(distance, visible, headline)),
-        heatmap_accuracy=heatmap_accuracy(evaluation.heatmap_hit),
-        loss=evaluation.loss,
-        count={name: int(n) for name, n in zip(keypoint_names, visible.sum(0), strict=True)},
-    )
 
 
 def pck(distance: Array, visible: Array, threshold: float) -> Array:
@@ -131,15 +83,6 @@ def pck(distance: Array, visible: Array, threshold: float) -> Array:
         (N, J) bool. A keypoint (column) that is never visible gets nan.
     """
     return _mean_visible(distance <= threshold, visible)
-
-
-def pck_area(distance: Array, visible: Array, threshold: float) -> Array:
-    """Area under the PCK curve from 0 to ``threshold``, divided by ``threshold``, (J,).
-
-    Exact, without a grid: one keypoint at distance d is correct on the part [d, threshold] of the curve.
-    """
-    share = np.clip(1 - np.asarray(distance, np.float64) / threshold, 0, 1)
-    return _mean_visible(np.nan_to_num(share, nan=0.0), visible)
 
 
 def pckh(distance: Array, visible: Array, threshold: float = 0.5) -> dict[str, float]:
@@ -174,21 +117,6 @@ def heatmap_hits(heatmaps: Tensor, keypoints: Tensor, visible: Tensor, input_siz
     tenth = torch.tensor([width / 10, height / 10], device=heatmaps.device)
     near = torch.linalg.vector_norm((found - target) / tenth, dim=-1) < 0.5
     return torch.where((target > 1).all(-1), near.float(), torch.nan)
-
-
-def heatmap_accuracy(hits: Array) -> float:
-    """Mean over the keypoints present of the share of hits among the (N, J) of `heatmap_hits`."""
-    counted = ~np.isnan(hits)
-    return mean_present(_mean_visible(np.nan_to_num(hits), counted))
-
-
-def pool(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """One evaluation of the examples of several, in order: what one site with all the data would see."""
-    fields = ("distance", "visible", "heatmap_hit", "coordinates", "scores", "index")
-    terms = sum(e.loss_terms for e in evaluations)
-    loss = sum(e.loss * e.loss_terms for e in evaluations if e.loss_terms) / terms if terms else float("nan")
-    arrays = {name: np.concatenate([getattr(e, name) for e in evaluations]) for name in fields}
-    return Evaluation(**arrays, loss=loss, loss_terms=terms)
 
 
 def spread(values: Mapping[str, float]) -> Spread:

@@ -22,9 +22,7 @@ PREDICTION_KEYS = ("preds", "pos_pred_src")
 HDF5_SUFFIXES = (".h5", ".hdf5")
 
 
-def score_mpii(
-    truth: Path | str, predictions: Path | str, *, threshold: float = 0.5
-) -> dict[str, float | int]:
+def score_mpii(truth: Path | str, predictions: Path | str, *, threshold: float = 0.5) -> dict[str, float | int]:
     """PCKh in percent by the official groups (see `metrics.pckh`): ``head`` ... ``ankle`` and ``mean``.
 
     Also ``threshold`` and ``people``, the number N of people scored. A prediction that is nan counts as
@@ -67,9 +65,7 @@ def read_mpii_truth(path: Path) -> tuple[Array, Array, Array]:
     visible = missing.T == 0
     keypoints = keypoints.transpose(2, 0, 1)
     if not np.isfinite(keypoints[visible]).all():
-        raise UserError(
-            f"{path}: found nan or inf in 'pos_gt_src', expected numbers where a joint is not missing"
-        )
+        raise UserError(f"{path}: found nan or inf in 'pos_gt_src', expected numbers where a joint is not missing")
     return keypoints, visible, lengths
 
 
@@ -118,9 +114,7 @@ def _read(path: Path, keys: tuple[str, ...]) -> dict[str, Array]:
         return read_matlab(path.read_bytes(), keys)
     except Exception as error:  # each parser has its own kinds, down to zlib's and zipfile's
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(
-            f"{path}: found a file that cannot be read ({reason}), expected a {suffix} file"
-        ) from error
+        raise UserError(f"{path}: found a file that cannot be read ({reason}), expected a {suffix} file") from error
 
 
 def _read_hdf5(path: Path, keys: tuple[str, ...], *, matlab: bool) -> dict[str, Array]:

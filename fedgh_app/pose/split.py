@@ -28,11 +28,6 @@ def split_records(records: Sequence[PoseRecord], spec: DatasetSpec) -> list[Spli
     """
     words: dict[str, Split] = {}
     for record in records:
-        if (
-            record.split is not None
-            and words.setdefault(record.group, split_of(record, spec)) != record.split
-        ):
-            raise UserError(
-                f"{record.image}: group {record.group!r} is in train and in test, expected one of them"
-            )
+        if record.split is not None and words.setdefault(record.group, split_of(record, spec)) != record.split:
+            raise UserError(f"{record.image}: group {record.group!r} is in train and in test, expected one of them")
     return [words.get(record.group) or split_of(record, spec) for record in records]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from fedgh_app.pose.metrics import Evaluation
+from fedgh_app.pose.metrics import Evaluation, mean_present
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,7 @@ class Tally:
 
     def as_scalars(self) -> dict[str, int | float]:
         """Every count under ``<field>/<keypoint>``, as a message carries it."""
-        return {
-            f"{field}/{name}": value for name, count in self.counts.items() for field, value in vars(count).items()
-        }
+        return {f"{field}/{name}": value for name, count in self.counts.items() for field, value in vars(count).items()}
 
     @classmethod
     def from_scalars(cls, scalars: Mapping[str, int | float]) -> Tally:
@@ -100,6 +98,8 @@ def tally(evaluation: Evaluation, keypoints: Sequence[str], threshold: float) ->
         keypoints: the J names.
         threshold: PCK threshold, in reference lengths.
     """
+    if len(keypoints) != evaluation.visible.shape[1]:
+        raise ValueError(f"{len(keypoints)} keypoint names for {evaluation.visible.shape[1]} keypoints")
     counts = {}
     for j, name in enumerate(keypoints):
         distance = evaluation.distance[evaluation.visible[:, j], j]
@@ -108,7 +108,8 @@ def tally(evaluation: Evaluation, keypoints: Sequence[str], threshold: float) ->
         counts[name] = Count(
             visible=len(distance),
             correct=int((distance <= threshold).sum()),
-            area=float(np.clip(1 - distance.astype(np.float64) / threshold, 0, 1).sum()),
+            # One keypoint at distance d is correct on the part [d, threshold] of the curve; a prediction of nan nowhere.
+            area=float(np.nan_to_num(np.clip(1 - distance.astype(np.float64) / threshold, 0, 1)).sum()),
             heatmap_visible=len(hits),
             heatmap_correct=int(hits.sum()),
         )
@@ -119,6 +120,5 @@ def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else float("nan")
 
 
-def _mean(values: object) -> float:
-    present = [value for value in values if not np.isnan(value)]  # type: ignore[attr-defined]
-    return float(np.mean(present)) if present else float("nan")
+def _mean(values: Iterable[float]) -> float:
+    return mean_present(np.array(list(values), dtype=np.float64))

@@ -143,9 +143,7 @@ def evaluate(
             columns.setdefault(name, []).append(value)
     if not columns:
         raise UserError("evaluation: found 0 examples, expected at least 1")
-    arrays: dict[str, np.ndarray] = {
-        name: torch.cat(values).cpu().numpy() for name, values in columns.items()
-    }
+    arrays: dict[str, np.ndarray] = {name: torch.cat(values).cpu().numpy() for name, values in columns.items()}
     count = int(counted)
     return Evaluation(**arrays, loss=total.item() / count if count else float("nan"), loss_terms=count)
 

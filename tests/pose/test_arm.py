@@ -169,9 +169,7 @@ def test_ray_meets_cone_where_marching_meets_it() -> None:
                 assert distance > 1e5
 
 
-def _march(
-    ray: np.ndarray, start: np.ndarray, end: np.ndarray, radius: np.ndarray
-) -> tuple[float | None, float]:
+def _march(ray: np.ndarray, start: np.ndarray, end: np.ndarray, radius: np.ndarray) -> tuple[float | None, float]:
     """Distance at which the ray enters the spheres along the axis, and the least clearance it had."""
     share = np.linspace(0, 1, 400)[:, None]
     centres, radii = start + share * (end - start), radius[0] + share[:, 0] * (radius[1] - radius[0])

@@ -61,9 +61,7 @@ def test_without_augmentation_the_middle_of_the_crop(tmp_path: Path) -> None:
 def test_augmented_dots_lie_on_their_keypoints(tmp_path: Path, input_size: tuple[int, int] | None) -> None:
     cache = dots(tmp_path, 24)
     asked = replace(STANDARD, translate=0.02)
-    batches = Batches(
-        cache, range(24), batch_size=5, input_size=input_size, augmentation=asked, seed=3, shuffle=True
-    )
+    batches = Batches(cache, range(24), batch_size=5, input_size=input_size, augmentation=asked, seed=3, shuffle=True)
     got = gather(batches)
     height, width = got["images"].shape[2:]
     assert (height, width) == (input_size or (48, 64))
@@ -100,9 +98,7 @@ def test_draws_stay_in_their_ranges(tmp_path: Path) -> None:
     turn = np.rad2deg(np.arctan2(limb[:, 1], np.abs(limb[:, 0])) - np.arctan2(original[1], original[0]))
     assert -30.01 <= turn.min() < -25 and 25 < turn.max() <= 30.01
     elbow = keypoints[:, 1] - [31.5, 23.5]  # the elbow is the box's centre, which only a shift moves
-    assert (np.abs(elbow) <= [0.05 * 64 + 1e-3, 0.05 * 48 + 1e-3]).all() and (
-        np.abs(elbow).max(0) > [2.5, 2]
-    ).all()
+    assert (np.abs(elbow) <= [0.05 * 64 + 1e-3, 0.05 * 48 + 1e-3]).all() and (np.abs(elbow).max(0) > [2.5, 2]).all()
 
 
 def test_flip_swaps_left_and_right(tmp_path: Path) -> None:
@@ -112,9 +108,7 @@ def test_flip_swaps_left_and_right(tmp_path: Path) -> None:
     )
     plain = gather(Batches(cache, [0, 1], batch_size=2, seed=0, shuffle=False))
     flipped = gather(
-        Batches(
-            cache, [0, 1], batch_size=2, augmentation=Augmentation(flip_probability=1), seed=0, shuffle=False
-        )
+        Batches(cache, [0, 1], batch_size=2, augmentation=Augmentation(flip_probability=1), seed=0, shuffle=False)
     )
     mirrored = plain["keypoints"] * [-1, 1] + [63, 0]
     np.testing.assert_allclose(flipped["keypoints"], mirrored[:, [2, 1, 0]], atol=1e-4)
@@ -126,9 +120,7 @@ def test_flip_swaps_left_and_right(tmp_path: Path) -> None:
 def test_keypoints_pushed_out_count_as_invisible(tmp_path: Path) -> None:
     cache = dots(tmp_path, 8)
     got = gather(
-        Batches(
-            cache, range(8), batch_size=8, augmentation=Augmentation(translate=0.9), seed=0, shuffle=False
-        )
+        Batches(cache, range(8), batch_size=8, augmentation=Augmentation(translate=0.9), seed=0, shuffle=False)
     )
     inside = ((got["keypoints"] >= -0.5) & (got["keypoints"] <= np.array([63.5, 47.5]))).all(-1)
     assert (got["visible"] == inside).all() and 0 < inside.mean() < 1
@@ -169,12 +161,8 @@ def test_a_pass_is_a_function_of_seed_and_number(tmp_path: Path) -> None:
         (0, 4, True, False, []),
     ],
 )
-def test_batch_sizes(
-    tmp_path: Path, count: int, size: int, shuffle: bool, drop_last: bool, sizes: list[int]
-) -> None:
-    batches = Batches(
-        dots(tmp_path), range(count), batch_size=size, seed=0, shuffle=shuffle, drop_last=drop_last
-    )
+def test_batch_sizes(tmp_path: Path, count: int, size: int, shuffle: bool, drop_last: bool, sizes: list[int]) -> None:
+    batches = Batches(dots(tmp_path), range(count), batch_size=size, seed=0, shuffle=shuffle, drop_last=drop_last)
     assert [len(batch) for batch in batches] == sizes
     assert len(batches) == len(sizes) and batches.num_examples == sum(sizes)
 
@@ -193,9 +181,7 @@ def test_mapped_points_return_to_the_image(tmp_path: Path) -> None:
     cache = dots(tmp_path)
     got = gather(Batches(cache, range(4), batch_size=4, seed=0, shuffle=False))
     in_crop = got["keypoints"] + [16, 12]
-    np.testing.assert_allclose(
-        apply_affine(in_crop, cache.to_image[:4])[2], [[10, 8], [20, 15], [29.5, 22]], atol=1e-3
-    )
+    np.testing.assert_allclose(apply_affine(in_crop, cache.to_image[:4])[2], [[10, 8], [20, 15], [29.5, 22]], atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["none", "standard"])

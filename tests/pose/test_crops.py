@@ -60,9 +60,7 @@ def test_rotation_is_clockwise_and_scale_enlarges() -> None:
 def test_aspect_ratio_is_kept() -> None:
     matrix = crop_matrix((0, 0, 10, 40), (48, 64), padding=1)
     corners = apply_affine(np.array([[0, 0], [10, 40]]), matrix)
-    np.testing.assert_allclose(
-        corners[1] - corners[0], [16, 64]
-    )  # the height binds, the width is not stretched
+    np.testing.assert_allclose(corners[1] - corners[0], [16, 64])  # the height binds, the width is not stretched
     np.testing.assert_allclose(corners.mean(axis=0), [23.5, 31.5])
 
 
@@ -101,9 +99,7 @@ def test_shrinking_averages() -> None:
     assert aliased.astype(int).std() > 3 * crop.astype(int).std()
 
 
-@pytest.mark.parametrize(
-    "box", [(-300, -300, 200, 200), (-50, 20, 100, 60), (0, 0, 30, 20), (95, 75, 500, 500)]
-)
+@pytest.mark.parametrize("box", [(-300, -300, 200, 200), (-50, 20, 100, 60), (0, 0, 30, 20), (95, 75, 500, 500)])
 def test_outside_of_the_image_is_black(box: tuple[int, int, int, int]) -> None:
     image = np.full((80, 100, 3), 200, dtype=np.uint8)
     matrix = crop_matrix(box, (32, 32))
@@ -124,9 +120,7 @@ def test_affine_algebra(angle: float, scale: float, flip: bool, other: float) ->
     second = crop_matrix((1, 2, 50, 40), (32, 32), rotation_deg=other)
     there = apply_affine(points, first)
     np.testing.assert_allclose(apply_affine(there, invert_affine(first)), points, atol=1e-8)
-    np.testing.assert_allclose(
-        apply_affine(points, compose(second, first)), apply_affine(there, second), atol=1e-8
-    )
+    np.testing.assert_allclose(apply_affine(points, compose(second, first)), apply_affine(there, second), atol=1e-8)
     length = np.linalg.norm(there[0] - there[1]) / np.linalg.norm(points[0] - points[1])
     np.testing.assert_allclose(magnification(first), length)
     assert (np.linalg.det(first[:, :2]) < 0) == flip
@@ -138,8 +132,6 @@ def test_batched_matrices_equal_single_ones() -> None:
     angle, flip = generator.uniform(-90, 90, 4), np.array([True, False, True, False])
     together = similarity_matrix(source, target, rotation_deg=angle, flip=flip, magnification=1.5)
     for i in range(4):
-        alone = similarity_matrix(
-            source[i], target[i], rotation_deg=angle[i], flip=flip[i], magnification=1.5
-        )
+        alone = similarity_matrix(source[i], target[i], rotation_deg=angle[i], flip=flip[i], magnification=1.5)
         np.testing.assert_allclose(together[i], alone)
         np.testing.assert_allclose(apply_affine(source[i], alone), target[i])

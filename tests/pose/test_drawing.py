@@ -61,9 +61,7 @@ def test_enlarging_keeps_joints_on_their_pixels(x: int, y: int, factor: int) -> 
 
 
 def test_comparison_shows_truth_hollow_and_prediction_filled() -> None:
-    drawn = draw_comparison(
-        _plain(0, 200), truth=POINTS, prediction=POINTS + 100, visible=None, spec=ARM, shortest=200
-    )
+    drawn = draw_comparison(_plain(0, 200), truth=POINTS, prediction=POINTS + 100, visible=None, spec=ARM, shortest=200)
     assert tuple(drawn[45, 60]) == TRUTH and tuple(drawn[145, 160]) == PREDICTION
     assert tuple(drawn[120, 120]) == PREDICTION
     ring = drawn[20, 5:20].max(axis=1)  # from left of the shoulder's ring to its middle

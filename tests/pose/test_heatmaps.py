@@ -33,9 +33,7 @@ def test_gaussian_by_hand():
 
 
 def test_sigma_scales_with_the_width_of_the_map():
-    heatmap = render_gaussian(one(5.5, 5.5), SEEN, (64, 64), (16, 16))[
-        0, 0
-    ]  # heatmap pixel (1, 1), sigma 0.5
+    heatmap = render_gaussian(one(5.5, 5.5), SEEN, (64, 64), (16, 16))[0, 0]  # heatmap pixel (1, 1), sigma 0.5
     assert heatmap[1, 2].item() == pytest.approx(math.exp(-2))
 
 

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -11,34 +11,16 @@ from fedgh_app.pose.heatmaps import render_gaussian
 from fedgh_app.pose.metrics import (
     MPII_GROUPS,
     MPII_LEFT_OUT,
-    Evaluation,
-    heatmap_accuracy,
     heatmap_hits,
+    mean_present,
     pck,
-    pck_area,
     pckh,
-    pool,
     spread,
-    summarise,
 )
 
 # Three examples of three keypoints; the last is never visible.
 DISTANCE = np.array([[0.1, 0.2, 0.0], [0.25, 0.0, 0.0], [0.2, 9.0, 0.0]], np.float64)
 VISIBLE = np.array([[1, 1, 0], [1, 0, 0], [1, 1, 0]], bool)
-
-
-def evaluation(distance=DISTANCE, visible=VISIBLE, loss=0.5, loss_terms=5, hits=None):
-    n, j = distance.shape
-    return Evaluation(
-        distance=distance,
-        visible=visible,
-        heatmap_hit=np.where(visible, 1.0, np.nan) if hits is None else hits,
-        coordinates=np.zeros((n, j, 2), np.float32),
-        scores=np.ones((n, j), np.float32),
-        index=np.arange(n),
-        loss=loss,
-        loss_terms=loss_terms,
-    )
 
 
 def test_pck_by_hand_with_the_boundary_counted_as_correct():
@@ -48,26 +30,6 @@ def test_pck_by_hand_with_the_boundary_counted_as_correct():
 def test_a_prediction_that_is_nan_is_wrong():
     distance = np.where(np.eye(3, dtype=bool), np.nan, DISTANCE)
     np.testing.assert_allclose(pck(distance, VISIBLE, 0.2), [1 / 3, 1 / 2, np.nan])
-    np.testing.assert_allclose(pck_area(distance, VISIBLE, 0.4), [(0.375 + 0.5) / 3, 0.25, np.nan])
-
-
-def test_area_by_hand():
-    # On [0, 0.4]: keypoint 0 is right from 0.1, 0.25 and 0.2 on, keypoint 1 from 0.2 on and never.
-    np.testing.assert_allclose(
-        pck_area(DISTANCE, VISIBLE, 0.4), [(0.3 + 0.15 + 0.2) / 1.2, 0.2 / 0.8, np.nan]
-    )
-
-
-@settings(deadline=None, max_examples=30)
-@given(
-    hnp.arrays(np.float64, (7, 3), elements=st.floats(0, 1)),
-    hnp.arrays(bool, (7, 3)),
-    st.floats(0.05, 1),
-)
-def test_area_is_the_integral_of_pck(distance, visible, threshold):
-    grid = (np.arange(400) + 0.5) / 400 * threshold
-    area = np.mean([pck(distance, visible, a) for a in grid], axis=0)
-    np.testing.assert_allclose(pck_area(distance, visible, threshold), area, atol=2e-3)
 
 
 @given(hnp.arrays(np.float64, (6, 4), elements=st.floats(0, 2)), hnp.arrays(bool, (6, 4)), st.floats(0, 2))
@@ -78,29 +40,6 @@ def test_pck_equals_a_loop(distance, visible, threshold):
             assert value == pytest.approx(sum(d <= threshold for d in seen) / len(seen))
         else:
             assert math.isnan(value)
-
-
-def test_summary_by_hand():
-    hits = np.array([[1.0, np.nan, np.nan], [0.0, np.nan, np.nan], [1.0, 1.0, np.nan]])
-    metrics = summarise(evaluation(hits=hits), ["shoulder", "elbow", "wrist"], (0.2, 0.1))
-    assert metrics.pck == pytest.approx((2 / 3 + 1 / 2) / 2)
-    assert metrics.per_keypoint["shoulder"] == pytest.approx(2 / 3)
-    assert math.isnan(metrics.per_keypoint["wrist"])
-    assert metrics.pck_at == {0.2: metrics.pck, 0.1: pytest.approx((1 / 3 + 0) / 2)}
-    assert metrics.auc == pytest.approx((0.5 / 3 + 0) / 2)
-    assert metrics.heatmap_accuracy == pytest.approx((2 / 3 + 1) / 2)
-    assert metrics.count == {"shoulder": 3, "elbow": 2, "wrist": 0}
-    assert metrics.loss == 0.5
-
-
-def test_nothing_visible_is_nan_everywhere():
-    metrics = summarise(evaluation(visible=np.zeros((3, 3), bool)), "abc", (0.2,))
-    assert all(math.isnan(v) for v in (metrics.pck, metrics.auc, metrics.heatmap_accuracy))
-
-
-def test_names_must_be_as_many_as_keypoints():
-    with pytest.raises(ValueError, match="zip"):
-        summarise(evaluation(), ["shoulder", "elbow"], (0.2,))
 
 
 @given(hnp.arrays(np.float64, (5, 16), elements=st.floats(0, 1)), hnp.arrays(bool, (5, 16)))
@@ -167,16 +106,15 @@ def test_heatmap_accuracy_is_that_of_simple_baselines(seed):
     target = render_gaussian(keypoints, visible, (64, 64), (16, 16))
     moved = keypoints + 2 * torch.randn(20, 3, 2, generator=generator)
     output = render_gaussian(moved, torch.ones_like(visible), (64, 64), (16, 16))
-    accuracy = heatmap_accuracy(heatmap_hits(output, keypoints, visible, (64, 64)).numpy())
+    hits = heatmap_hits(output, keypoints, visible, (64, 64)).numpy()
+    accuracy = mean_present(np.nanmean(hits, axis=0))
     assert 0.05 < accuracy < 0.95
     assert accuracy == pytest.approx(simple_baselines_accuracy(output.numpy(), target.numpy()), rel=1e-6)
 
 
 def test_heatmap_hits_by_hand():
     # A map 20 wide and 10 high: tenths of 2 and 1 px, so right is closer than 1 px along x, 0.5 along y.
-    target = torch.tensor(
-        [[[25.5, 21.5]] * 4 + [[5.5, 21.5]]]
-    )  # heatmap (6, 5), and (1, 5), which is ignored
+    target = torch.tensor([[[25.5, 21.5]] * 4 + [[5.5, 21.5]]])  # heatmap (6, 5), and (1, 5), which is ignored
     visible = torch.tensor([[True, True, True, False, True]])
     heatmaps = torch.zeros(1, 5, 10, 20)
     for joint, (x, y) in enumerate([(6, 5), (7, 5), (6, 6), (6, 5), (1, 5)]):
@@ -184,22 +122,6 @@ def test_heatmap_hits_by_hand():
     hits = heatmap_hits(heatmaps, target, visible, (40, 80))[0].tolist()
     assert hits[:3] == [1, 0, 0]
     assert math.isnan(hits[3]) and math.isnan(hits[4])
-
-
-def test_pooling_equals_one_evaluation_of_all_examples():
-    first, second = (slice(0, 1), 2, 0.8), (slice(1, 3), 3, 0.3)
-    parts = [evaluation(DISTANCE[s], VISIBLE[s], loss, terms) for s, terms, loss in (first, second)]
-    pooled = pool(parts)
-    np.testing.assert_array_equal(pooled.distance, DISTANCE)
-    np.testing.assert_array_equal(pooled.visible, VISIBLE)
-    assert pooled.loss == pytest.approx((2 * 0.8 + 3 * 0.3) / 5)
-    assert summarise(pooled, "abc", (0.2,)).pck == summarise(evaluation(), "abc", (0.2,)).pck
-
-
-def test_pooling_skips_the_loss_of_a_client_without_targets():
-    nothing = evaluation(loss=math.nan, loss_terms=0)
-    assert pool([evaluation(), nothing]).loss == 0.5
-    assert math.isnan(pool([nothing]).loss)
 
 
 def test_spread_by_hand():

@@ -46,9 +46,7 @@ def test_parameter_count_is_that_of_torchvision_plus_the_head(depth, channels):
         backbone = parameters(classifier) - parameters(classifier.fc)
         width, joints = 24, 7
         deconvolutions = 16 * (channels * width + width * width + width * width) + 3 * 2 * width
-        assert (
-            parameters(PoseResNet(depth, joints, width)) == backbone + deconvolutions + (width + 1) * joints
-        )
+        assert parameters(PoseResNet(depth, joints, width)) == backbone + deconvolutions + (width + 1) * joints
 
 
 def test_the_network_is_a_backbone_and_a_head():
@@ -152,9 +150,7 @@ def test_a_named_enum_is_loaded(monkeypatch):
     "arguments", [{"depth": 20}, {"depth": "x"}, {"head_width": 0}, {"num_keypoints": 0}, {"head_width": 1.5}]
 )
 def test_senseless_arguments_are_refused(arguments):
-    one_line_error(
-        lambda: PoseResNet(**{"depth": 18, "num_keypoints": 3, **arguments}), next(iter(arguments))
-    )
+    one_line_error(lambda: PoseResNet(**{"depth": 18, "num_keypoints": 3, **arguments}), next(iter(arguments)))
 
 
 @pytest.mark.parametrize("depth", DEPTHS)

@@ -11,9 +11,7 @@ from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.predictions import read_mpii_predictions, score_mpii
 
 TOMPSON = Path(__file__).parents[3] / "shared" / "data" / "mpii" / "tompson_validation.mat"
-needs_tompson = pytest.mark.skipif(
-    not TOMPSON.is_file(), reason=f"needs MPII's {TOMPSON.name}, not in this tree"
-)
+needs_tompson = pytest.mark.skipif(not TOMPSON.is_file(), reason=f"needs MPII's {TOMPSON.name}, not in this tree")
 
 # Section 7 of the project's algorithms: the published values of these predictions.
 PUBLISHED = {
@@ -208,9 +206,7 @@ def test_bad_ground_truth_is_named(tmp_path):
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    data=st.binary(max_size=600), kind=st.sampled_from(["npz", "h5", "mat", "v73.mat"]), magic=st.booleans()
-)
+@given(data=st.binary(max_size=600), kind=st.sampled_from(["npz", "h5", "mat", "v73.mat"]), magic=st.booleans())
 def test_random_bytes_give_a_user_error_and_nothing_else(tmp_path, data, kind, magic):
     starts = {
         "npz": b"PK\x03\x04",

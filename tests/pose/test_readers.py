@@ -215,8 +215,4 @@ def test_any_json_gives_records_or_a_user_error(tmp_path: Path, spec: Any, data:
         else:
             assert on_bad == "skip" or not bad
             for record in records:
-                assert (
-                    np.isfinite(record.keypoints).all()
-                    and record.visible.any()
-                    and record.reference_length > 0
-                )
+                assert np.isfinite(record.keypoints).all() and record.visible.any() and record.reference_length > 0

@@ -17,9 +17,7 @@ def test_spec_is_consistent(name: str) -> None:
     spec = load_spec(name)
     permutation = spec.flip_permutation
     assert (permutation[permutation] == np.arange(spec.num_keypoints)).all()
-    for index, keypoint in enumerate(
-        spec.keypoints
-    ):  # names say which keypoints are each other's mirror image
+    for index, keypoint in enumerate(spec.keypoints):  # names say which keypoints are each other's mirror image
         swapped = keypoint.replace("left_", "RIGHT_").replace("right_", "left_").replace("RIGHT_", "right_")
         assert spec.keypoints[permutation[index]] == swapped
     assert all(0 <= end < spec.num_keypoints for limb in spec.skeleton for end in limb)

@@ -12,8 +12,8 @@ from torch import nn
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.heatmaps import decode
 from fedgh_app.pose.losses import HeatmapCrossEntropy, HeatmapMSE
-from fedgh_app.pose.metrics import summarise
 from fedgh_app.pose.models import PoseResNet
+from fedgh_app.pose.tally import tally
 from fedgh_app.pose.training import cosine_distance, evaluate, predict, train
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -54,9 +54,7 @@ def squares(count=12, joints=2, seed=0):
 def small_network(seed=0, joints=2):
     """Two convolutions to a quarter of the input, with BatchNorm: like PoseResNet in what matters here."""
     torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 5, 2, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, joints, 5, 2, 2)
-    )
+    return nn.Sequential(nn.Conv2d(3, 8, 5, 2, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, joints, 5, 2, 2))
 
 
 def adam(model, lr=0.01):
@@ -64,9 +62,7 @@ def adam(model, lr=0.01):
 
 
 def equal(a, b):
-    return all(
-        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    )
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
 @pytest.mark.parametrize("loss", [HeatmapMSE(), HeatmapCrossEntropy()])
@@ -77,7 +73,7 @@ def test_training_reduces_the_loss_and_finds_the_keypoints(loss):
     after = evaluate(model, batches, loss)
     assert (done.steps, done.examples) == (80, 480)
     assert after.loss < 0.9 * before.loss
-    assert summarise(after, "ab", (0.2,)).pck > summarise(before, "ab", (0.2,)).pck + 0.3
+    assert tally(after, "ab", 0.2).pck > tally(before, "ab", 0.2).pck + 0.3
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
@@ -236,9 +232,7 @@ def test_cosine_distance_flattens_heatmaps_and_sees_small_changes():
     noise = torch.randn(before.shape, generator=torch.Generator().manual_seed(1))
     assert cosine_distance(before, before) == pytest.approx(0, abs=1e-15)
     # For a small change e at right angles, 1 - cos is about e^2 / 2: far below what float32 can tell from 0.
-    assert cosine_distance(before.double(), before.double() + 1e-5 * noise.double()) == pytest.approx(
-        0.5e-10, rel=0.3
-    )
+    assert cosine_distance(before.double(), before.double() + 1e-5 * noise.double()) == pytest.approx(0.5e-10, rel=0.3)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -249,4 +243,4 @@ def test_the_gpu_path_learns_and_agrees_with_the_cpu():
     on_gpu = evaluate(model, batches, loss, device="cuda")
     on_cpu = evaluate(model, batches, loss, device="cpu")
     assert on_gpu.loss == pytest.approx(on_cpu.loss, rel=0.05)
-    assert summarise(on_cpu, "ab", (0.2,)).pck > 0.6
+    assert tally(on_cpu, "ab", 0.2).pck > 0.6

@@ -66,9 +66,7 @@ def started(strategy, state: State, node_ids: Sequence[int]):
     return strategy
 
 
-def aggregate(
-    strategy, sent: State, clients: Mapping[int, tuple[State, Mapping[str, float] | int]], **options
-):
+def aggregate(strategy, sent: State, clients: Mapping[int, tuple[State, Mapping[str, float] | int]], **options):
     """Run one round with one reply per node id; return the next model."""
     strategy.min_train_nodes = strategy.min_available_nodes = len(clients)
     started(strategy, sent, list(clients))

@@ -21,6 +21,4 @@ def test_every_key_counts_with_its_type_and_place():
 
 def test_generators_repeat():
     assert torch.equal(torch.rand(3, generator=generator(1, "x")), torch.rand(3, generator=generator(1, "x")))
-    assert not torch.equal(
-        torch.rand(3, generator=generator(1, "x")), torch.rand(3, generator=generator(2, "x"))
-    )
+    assert not torch.equal(torch.rand(3, generator=generator(1, "x")), torch.rand(3, generator=generator(2, "x")))

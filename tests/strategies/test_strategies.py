@@ -31,9 +31,7 @@ def random_state(seed: int, dtype=np.float32, spread: float = 1.0) -> dict[str, 
 
 def matrix(sent, clients):
     return torch.tensor(
-        np.stack(
-            [np.concatenate([(c[n] - sent[n]).ravel() for n in ("a.weight", "b.bias")]) for c in clients]
-        )
+        np.stack([np.concatenate([(c[n] - sent[n]).ravel() for n in ("a.weight", "b.bias")]) for c in clients])
     ).double()
 
 
@@ -265,9 +263,7 @@ def test_one_client_moves_the_model_to_its_own(strategy, dtype):
     sent, state = random_state(0, dtype), random_state(1, dtype)
     new = aggregate(strategy(), sent, {4: (state, 7)})
     for name in sent:
-        np.testing.assert_allclose(
-            new[name], state[name], rtol=1e-2 if dtype == np.float16 else 1e-6, atol=1e-6
-        )
+        np.testing.assert_allclose(new[name], state[name], rtol=1e-2 if dtype == np.float16 else 1e-6, atol=1e-6)
         assert new[name].dtype == sent[name].dtype
 
 
@@ -297,10 +293,7 @@ def test_arrival_order_and_node_ids_change_no_bit(strategy, options):
     states = {name: random_state(1 + n) for n, name in enumerate("edcba")}
     results = []
     for seed in range(3):
-        ids = {
-            name: int(n)
-            for name, n in zip(states, np.random.default_rng(seed).permutation(99)[:5], strict=True)
-        }
+        ids = {name: int(n) for name, n in zip(states, np.random.default_rng(seed).permutation(99)[:5], strict=True)}
         rule = started(strategy(**options, seed=1), sent, list(ids.values()))
         rule.client_names = {node_id: name for name, node_id in ids.items()}
         replies = [reply(ids[name], state, 1 + ord(name)) for name, state in states.items()]

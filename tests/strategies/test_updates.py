@@ -70,9 +70,7 @@ def test_combine_by_the_definition(dtype, per_tensor):
         expected = sent[name].ravel() + 0.5 * (c @ differences(sent, clients, name))
         np.testing.assert_allclose(new[name].ravel(), expected, rtol=tolerance, atol=tolerance)
     for name in ("bn.running_mean", "bn.running_var"):
-        expected = sum(
-            w * state[name].astype(float) for w, state in zip(convex.tolist(), clients, strict=True)
-        )
+        expected = sum(w * state[name].astype(float) for w, state in zip(convex.tolist(), clients, strict=True))
         np.testing.assert_allclose(new[name], expected, rtol=tolerance, atol=tolerance)
     assert new["bn.num_batches_tracked"] == max(state["bn.num_batches_tracked"] for state in clients)
     for name, value in sent.items():
@@ -169,9 +167,7 @@ def test_names_order_the_replies():
 )
 def test_a_reply_that_does_not_fit_names_its_client(state, metrics, message):
     with pytest.raises(ValueError, match=message):
-        ClientUpdates(
-            record({"w": np.zeros(2, np.float32)}), [reply(1, state, metrics)], client_names={1: "lab"}
-        )
+        ClientUpdates(record({"w": np.zeros(2, np.float32)}), [reply(1, state, metrics)], client_names={1: "lab"})
 
 
 def test_two_replies_of_one_client_are_refused():

@@ -33,9 +33,7 @@ class PoseResNet(nn.Module):
         local checkpoint with torchvision's names of layers. The head always starts at random.
     """
 
-    def __init__(
-        self, depth: int, num_keypoints: int, head_width: int = 256, weights: str | None = None
-    ) -> None:
+    def __init__(self, depth: int, num_keypoints: int, head_width: int = 256, weights: str | None = None) -> None:
         super().__init__()
         if depth not in DEPTHS:
             raise UserError(f"model.depth: found {depth!r}, expected one of {', '.join(map(str, DEPTHS))}")
@@ -96,9 +94,7 @@ def _checkpoint(weights: str, depth: int) -> Mapping[str, Tensor]:
     enum = torchvision.models.get_model_weights(f"resnet{depth}")
     known = [f"{enum.__name__}.{member}" for member in enum.__members__]
     if weights not in known:
-        raise UserError(
-            f"model.weights: found {weights!r}, expected a checkpoint file or one of {', '.join(known)}"
-        )
+        raise UserError(f"model.weights: found {weights!r}, expected a checkpoint file or one of {', '.join(known)}")
     try:
         return enum[weights.partition(".")[2]].get_state_dict(progress=False, check_hash=True)
     except Exception as error:  # network, proxy, disk, hash: each has its own exception

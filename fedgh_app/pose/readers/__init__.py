@@ -70,9 +70,7 @@ def read_records(
                     file = root / "images" / item.file_name
         else:
             where, reason = item[0], str(item[1])
-        bad.append(
-            BadRecord(file, f"{where}: {reason}" if file is path else f"{reason} ({where} of {path.name})")
-        )
+        bad.append(BadRecord(file, f"{where}: {reason}" if file is path else f"{reason} ({where} of {path.name})"))
         if on_bad == "raise":
             raise UserError(str(bad[-1]))
     return records, bad

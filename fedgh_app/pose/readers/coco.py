@@ -26,9 +26,7 @@ def read(spec: DatasetSpec, path: Path) -> Iterator[RawPose | tuple[str, BadEntr
     """
     data = read_json(path)
     if not isinstance(data, dict):
-        raise UserError(
-            f"{path}: expected an object with images and annotations, found a {type(data).__name__}"
-        )
+        raise UserError(f"{path}: expected an object with images and annotations, found a {type(data).__name__}")
     for key in ("images", "annotations"):
         if not isinstance(data.get(key), list):
             raise UserError(f"{path}: {key}: expected a list")
@@ -61,9 +59,7 @@ def _columns(spec: DatasetSpec, path: Path, categories: Any) -> tuple[list[int],
     named = [
         category["keypoints"]
         for category in categories
-        if isinstance(category, dict)
-        and isinstance(category.get("keypoints"), list)
-        and category["keypoints"]
+        if isinstance(category, dict) and isinstance(category.get("keypoints"), list) and category["keypoints"]
     ]
     if not named:
         return list(range(spec.num_keypoints)), spec.num_keypoints
@@ -72,9 +68,7 @@ def _columns(spec: DatasetSpec, path: Path, categories: Any) -> tuple[list[int],
         raise UserError(f"{path}: categories: several keypoint lists in one file, expected one")
     missing = [name for name in spec.keypoints if name not in names]
     if missing:
-        raise UserError(
-            f"{path}: categories: keypoints {', '.join(missing)} of data set {spec.name} are missing"
-        )
+        raise UserError(f"{path}: categories: keypoints {', '.join(missing)} of data set {spec.name} are missing")
     return [names.index(name) for name in spec.keypoints], len(names)
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import numpy as np
 import scipy.io
 
 from fedgh_app.pose.errors import UserError
+from fedgh_app.pose.matlab import read_matlab
 from fedgh_app.pose.records import DatasetSpec, PoseRecord
 
 # 0.6 x the diagonal of MPII's head box is 0.75 x the distance from upper neck to head top: measured on the
@@ -139,9 +143,7 @@ def numbers(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
         raise BadEntry(f"{name}: expected numbers of shape {shape}") from error
     if array.dtype.kind not in "iuf":
         raise BadEntry(f"{name}: expected numbers of shape {shape}, found {_short(value)}")
-    if array.ndim != len(shape) or any(
-        want not in (-1, have) for want, have in zip(shape, array.shape, strict=True)
-    ):
+    if array.ndim != len(shape) or any(want not in (-1, have) for want, have in zip(shape, array.shape, strict=True)):
         raise BadEntry(f"{name}: expected shape {shape}, found {array.shape}")
     return array.astype(np.float64)
 
@@ -159,16 +161,38 @@ def read_json(path: Path) -> Any:
 
 
 def read_mat(path: Path, **options: Any) -> dict[str, Any]:
-    """The variables of a MATLAB file up to version 7; `UserError` naming it where there are none."""
+    """The variables of a MATLAB file up to version 7; `UserError` naming it where there are none.
+
+    SciPy's parser, which alone reads structures, crashes its whole process on some damaged files. So it runs in a
+    process of its own.
+    """
     if not path.is_file():
         raise UserError(f"{path}: annotation file is missing")
     try:
-        return scipy.io.loadmat(str(path), **options)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as parser:
+            return dict(parser.submit(scipy.io.loadmat, str(path), **options).result())
+    except BrokenProcessPool as error:
+        raise UserError(f"{path}: damaged MATLAB file, whose parser crashed") from error
     except NotImplementedError as error:
         raise UserError(f"{path}: MATLAB 7.3 file; expected one saved with -v7 or older") from error
     except OSError as error:
         raise UserError(f"{path}: annotation file cannot be read: {error.strerror or error}") from error
     except Exception as error:  # scipy's parser raises nearly every built-in error on damaged files
+        raise UserError(f"{path}: not a readable MATLAB file: {' '.join(str(error).split())}") from error
+
+
+def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Those numeric arrays of a MATLAB 5 file that are asked for; `UserError` naming it where it is not one.
+
+    Unlike `read_mat`, which structures need, this survives a file with any damage.
+    """
+    try:
+        return read_matlab(path.read_bytes(), names)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: annotation file is missing") from error
+    except OSError as error:
+        raise UserError(f"{path}: annotation file cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # a damaged file makes the decompressor and the unpackers raise errors of their own
         raise UserError(f"{path}: not a readable MATLAB file: {' '.join(str(error).split())}") from error
 
 

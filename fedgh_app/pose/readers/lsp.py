@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fedgh_app.pose.errors import UserError
-from fedgh_app.pose.readers.intake import BadEntry, RawPose, read_mat
+from fedgh_app.pose.readers.intake import BadEntry, RawPose, read_arrays
 from fedgh_app.pose.records import DatasetSpec
 
 # Hands, feet and hair reach beyond the joints, by about a tenth of the person's longest side.
@@ -23,7 +23,7 @@ def read(spec: DatasetSpec, path: Path) -> Iterator[RawPose | tuple[str, BadEntr
     place is the annotator's guess. So the layout tells how to read it, and hidden joints of LSP do not count
     here. There is no box in the file: it is the joints' extent, enlarged.
     """
-    joints = read_mat(path).get("joints")
+    joints = read_arrays(path, ["joints"]).get("joints")
     count = spec.num_keypoints
     shape = getattr(joints, "shape", ())
     if joints is None or len(shape) not in (2, 3) or joints.dtype.kind not in "iuf":

@@ -68,9 +68,7 @@ def read_official(spec: DatasetSpec, path: Path) -> Iterator[RawPose | tuple[str
     release = read_mat(path, struct_as_record=False, squeeze_me=True).get("RELEASE")
     images = _elements(_field(release, "annolist"))
     if not images:
-        raise UserError(
-            f"{path}: RELEASE.annolist is missing, expected the official MPII annotation structure"
-        )
+        raise UserError(f"{path}: RELEASE.annolist is missing, expected the official MPII annotation structure")
     train = _elements(_field(release, "img_train"))
     single = _cells(_field(release, "single_person"), len(images))
     acts = _elements(_field(release, "act"))

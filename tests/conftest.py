@@ -1,0 +1,59 @@
+"""Fixtures that many tests share: a small generated data set, and settings that run in seconds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+# Tests measure nothing; one thread each keeps them from fighting over two cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["WANDB_SILENT"] = "true"
+torch.set_num_threads(1)
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED = REPOSITORY.parent / "shared" / "data"
+
+# A federation that trains in seconds: tiny crops, a narrow head, two rounds.
+TINY = [
+    "dataset.input_size=[32,32]",
+    "model.head_width=8",
+    "batch_size=8",
+    "rounds=2",
+    "tracking=none",
+    "augmentation=none",
+]
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """FEDGH_HOME of the test session, with 80 generated arms in it."""
+    from fedgh_app.pose.arm import generate
+
+    folder = tmp_path_factory.mktemp("home")
+    before = os.environ.get("FEDGH_HOME")
+    os.environ["FEDGH_HOME"] = str(folder)
+    generate(folder / "data" / "arm", count=80, seed=0, image_size=(96, 96))
+    yield folder
+    if before is None:
+        del os.environ["FEDGH_HOME"]
+    else:
+        os.environ["FEDGH_HOME"] = before
+
+
+@pytest.fixture
+def tiny(home: Path) -> list[str]:
+    """Overrides of a run that takes seconds, in-process, on the generated arms."""
+    return [*TINY, "runtime=inprocess"]
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder with real photographs beside the repository; skips where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the real photographs in {SHARED.relative_to(REPOSITORY.parent)}")
+    return SHARED

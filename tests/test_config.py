@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedgh_app.config import (
+    compose_config,
+    expand_sweep,
+    groups,
+    instantiate,
+    join_overrides,
+    split_overrides,
+)
+from fedgh_app.pose.errors import UserError
+
+
+def test_every_choice_of_every_group_composes() -> None:
+    for group, choices in groups().items():
+        for choice in choices:
+            compose_config([f"{group}={choice}", "partition=iid"] if group != "partition" else [f"{group}={choice}"])
+
+
+def test_values_and_choices_arrive() -> None:
+    config = compose_config(["strategy=fedaw", "rounds=3", "optimizer.lr=0.1", "dataset.input_size=[64,96]"])
+    assert config.strategy._target_ == "strategies.FedAW"
+    assert (config.rounds, config.optimizer.lr, list(config.dataset.input_size)) == (3, 0.1, [64, 96])
+
+
+def test_a_value_overrides_an_experiment() -> None:
+    assert compose_config(["experiment=arm_quick", "rounds=3"]).rounds == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["strategy=fedhg"], ["strategy=fedhg", "fedgh"]),
+        (["strategy.granularty=layer"], ["granularty", "granularity"]),
+        (["roundz=3"], ["roundz", "rounds"]),
+        (["rounds=many"], ["rounds=many", "whole number"]),
+        (["rounds=2.5"], ["rounds=2.5", "whole number"]),
+        (["optimizer.lr=fast"], ["optimizer.lr=fast", "a number"]),
+        (["rounds=-1"], ["rounds=-1", "at least 0"]),
+        (["num_clients=0"], ["num_clients=0", "at least 1"]),
+        (["num_clients=two"], ["num_clients=two", "at least 1"]),
+        (["seed=-1"], ["seed=-1"]),
+        (["round_timeout=0"], ["round_timeout=0"]),
+        (["dataset.on_bad=ignore"], ["dataset.on_bad=ignore", "raise or skip"]),
+        (["dataset.input_size=[64,60]"], ["dataset.input_size", "multiple of 32"]),
+        (["dataset=mpii"], ["partition_by", "partition=iid"]),
+        (["model.depth.x=1"], ["model.depth"]),
+        (["strategy._target_=os.system"], ["os.system", "strategies"]),
+        (["+extra._target_=subprocess.run"], ["subprocess.run"]),
+        (["strategy"], ["strategy"]),
+        (["strategy=[1"], ["strategy"]),
+    ],
+)
+def test_bad_input_is_one_line_that_names_it(overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        compose_config(overrides)
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_an_argument_that_the_class_refuses_is_one_line() -> None:
+    config = compose_config(["+strategy.momentum=0.9"])
+    with pytest.raises(UserError, match=r"^strategy: .*momentum.*it takes .*granularity") as error:
+        instantiate(config.strategy, "strategy")
+    assert "\n" not in str(error.value)
+
+
+def test_client_speeds_take_any_name() -> None:
+    config = compose_config(["runtime=inprocess", "+runtime.speeds.3=0.1"])
+    assert dict(config.runtime.speeds) == {"3": 0.1}
+
+
+def test_a_sweep_is_expanded_in_the_order_of_hydra() -> None:
+    jobs = expand_sweep(["strategy=fedavg,fedgh", "seed=0,1"])
+    assert jobs == [
+        ["strategy=fedavg", "seed=0"],
+        ["strategy=fedavg", "seed=1"],
+        ["strategy=fedgh", "seed=0"],
+        ["strategy=fedgh", "seed=1"],
+    ]
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]))))
+def test_overrides_survive_the_way_through_one_string(overrides: list[str]) -> None:
+    assert split_overrides(join_overrides(overrides)) == overrides
+
+
+def test_an_open_quote_is_an_error() -> None:
+    with pytest.raises(UserError, match="overrides="):
+        split_overrides("strategy='fedaw")
