@@ -7,6 +7,8 @@ inputs in batches of 32.
 
 from __future__ import annotations
 
+import itertools
+import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,8 +23,11 @@ from rich.table import Table
 
 from fedgh_app.pose.batches import Augmentation, Batches
 from fedgh_app.pose.cache import CropCache, cut, open_cache
+from fedgh_app.pose.losses import HeatmapCrossEntropy
+from fedgh_app.pose.models import PoseResNet
 from fedgh_app.pose.readers import read_records
 from fedgh_app.pose.records import load_spec
+from fedgh_app.pose.training import train
 
 INPUT_SIZE = (64, 64)
 MARGIN = 1.5
@@ -64,6 +69,7 @@ def measure(root: Path, *, dataset: str = "arm", repeats: int = 3, limit: int = 
                 "cached_augmented_per_second": len(train) / _best(lambda: _consume(augmented), repeats),
                 "cached_plain_per_second": len(train) / _best(lambda: _consume(plain), repeats),
                 "uncached_augmented_per_second": few / uncached,
+                "training_per_second": _training_rate(augmented, repeats),
             }
     finally:
         torch.set_num_threads(threads[0])
@@ -113,6 +119,16 @@ def _without_cache(cache: CropCache, records: list[Any]) -> float:
     return total
 
 
+def _training_rate(batches: Batches, repeats: int, count: int = 6) -> float:
+    """Images per second that training consumes: the model of `make run`, batches already in memory."""
+    held = list(itertools.islice(batches, count))
+    model = PoseResNet(depth=18, num_keypoints=held[0].keypoints.shape[1], head_width=64)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    loss = HeatmapCrossEntropy()
+    train(model, held[:1], loss, optimizer, epochs=1)  # warm
+    return sum(map(len, held)) / _best(lambda: train(model, held, loss, optimizer, epochs=1), repeats)
+
+
 def table(result: dict[str, Any]) -> Table:
     """The result of `measure` for the eye."""
     view = Table(title=f"Data path, {result['images']} images of {result['dataset']}, one thread")
@@ -123,6 +139,7 @@ def table(result: dict[str, Any]) -> Table:
         ("cache, augmented", "cached_augmented_per_second"),
         ("cache, as is", "cached_plain_per_second"),
         ("no cache, augmented", "uncached_augmented_per_second"),
+        ("what training consumes", "training_per_second"),
     ):
         view.add_row(way, f"{result[key]:,.0f}", f"{1e6 / result[key]:,.1f}")
     view.caption = (
@@ -142,7 +159,9 @@ def main() -> None:
         generate(root, count=2060, seed=0)
         result = measure(root)
     console.print(table(result))
-    console.print_json(data=result)
+    file = Path("benchmarks/results/data_path.json")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs without Flower's processes: the in-process runtime, and the two ends that every federated result is read against.
+"""Runs without Flower's processes: the in-process runtime, and the two ends that federated results are read against.
 
 All three go through the same round loop, strategies and client as a simulation.
 """

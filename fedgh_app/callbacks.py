@@ -1,4 +1,4 @@
-"""What happens after every round beside the round itself: evaluation, checkpoints, the run directory, pictures, tracking.
+"""What happens after every round beside the round: evaluation, checkpoints, the run directory, pictures, tracking.
 
 One class a habit; the round loop knows none of them by name.
 """
@@ -60,7 +60,8 @@ class CentralEvaluation(Habit):
             model.load_state_dict(run.state_dict())
             batches = Batches(cache, test, batch_size=4 * run.config.batch_size, seed=0, shuffle=False)
             loss = instantiate(run.config.loss, "loss")
-            found = evaluate(model, batches, loss, device=site.device_of(run.config))
+            with site.threads(run.config.runtime.get("server_cpus", run.config.runtime.client_cpus)):
+                found = evaluate(model, batches, loss, device=site.device_of(run.config))
         counts = tally(found, run.spec.keypoints, run.spec.thresholds[0])
         this.evaluate["central"] = {**counts.summary(), "loss": found.loss, "examples": len(test)}
         this.seconds["total"] = this.seconds.get("total", 0.0) + this.seconds["evaluate_central"]

@@ -7,6 +7,7 @@ import json
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.typing import Scalar
 from torch import nn
 
 from fedgh_app.client import PoseClient
@@ -33,7 +34,7 @@ def train(message: Message, context: Context) -> Message:
         dict(message.content["config"]),  # type: ignore[arg-type]
     )
     trained = ArrayRecord({key: Array(array) for key, array in zip(received, parameters, strict=True)})
-    measured = MetricRecord({"num-examples": examples, **metrics})  # type: ignore[arg-type]
+    measured = MetricRecord({"num-examples": examples, **_numbers(metrics)})
     return Message(RecordDict({"arrays": trained, "metrics": measured}), reply_to=message)
 
 
@@ -45,8 +46,12 @@ def evaluate(message: Message, context: Context) -> Message:
         [array.numpy() for array in message.content["arrays"].values()],  # type: ignore[union-attr]
         dict(message.content["config"]),  # type: ignore[arg-type]
     )
-    measured = MetricRecord({"num-examples": examples, "loss": loss, **metrics})  # type: ignore[arg-type]
+    measured = MetricRecord({"num-examples": examples, "loss": loss, **_numbers(metrics)})
     return Message(RecordDict({"metrics": measured}), reply_to=message)
+
+
+def _numbers(metrics: dict[str, Scalar]) -> dict[str, int | float]:
+    return {key: value for key, value in metrics.items() if isinstance(value, int | float)}
 
 
 def _client(context: Context) -> PoseClient:

@@ -78,8 +78,8 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     """
     parsed = _parse(overrides)
     _check_choices(parsed)
-    choices = [item.input_line for item in parsed if item.key_or_group in groups()]
-    values = [item.input_line for item in parsed if item.key_or_group not in groups()]
+    choices = [str(item.input_line) for item in parsed if item.key_or_group in groups()]
+    values = [str(item.input_line) for item in parsed if item.key_or_group not in groups()]
     base = _compose(choices)
     _check_keys(base, parsed)
     config = _compose([*choices, *values])
@@ -164,7 +164,7 @@ def _check_keys(base: DictConfig, parsed: Sequence[Override]) -> None:
 def _check_types(base: DictConfig, config: DictConfig, path: str = "") -> None:
     """A value keeps the type that its default has; a null default accepts any type."""
     for key in base:
-        name = f"{path}{key}"
+        name = f"{path}{key!s}"
         default, value = base[key], config.get(key)
         if isinstance(default, DictConfig):
             if not isinstance(value, DictConfig):
@@ -197,7 +197,7 @@ def _check_targets(config: Any, path: str = "") -> None:
     if not isinstance(config, DictConfig):
         return
     for key, value in config.items():
-        name = f"{path}{key}"
+        name = f"{path}{key!s}"
         if key == "_target_" and value is not None and str(value).split(".")[0] not in ALLOWED_PACKAGES:
             raise UserError(f"{name}={value}: expected a class under {', '.join(ALLOWED_PACKAGES)}")
         _check_targets(value, f"{name}.")
@@ -264,5 +264,5 @@ def _accepted(node: DictConfig, cause: BaseException) -> str:
     """The arguments that a class takes, where it was given one that it does not."""
     if not (isinstance(cause, TypeError) and "unexpected keyword" in str(cause)):
         return ""
-    parameters = inspect.signature(hydra.utils.get_class(node._target_).__init__).parameters
-    return f"; it takes {', '.join(name for name in parameters if name != 'self')}"
+    parameters = inspect.signature(hydra.utils.get_class(node._target_)).parameters
+    return f"; it takes {', '.join(parameters)}"

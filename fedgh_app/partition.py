@@ -58,7 +58,7 @@ def partition(config: DictConfig, cache: CropCache, num_clients: int) -> Partiti
     """The partition of ``cache`` among ``num_clients``, read from disk where it was computed before.
 
     Raises:
-        UserError: the partition cannot be made (an unknown attribute, another number of clients, a client without data).
+        UserError: it cannot be made (an unknown attribute, another number of clients, a client without data).
     """
     path = _path(config, cache, num_clients)
     if path.exists():
@@ -116,7 +116,8 @@ def _attribute(config: DictConfig, cache: CropCache) -> np.ndarray:
 
 
 def _compute(config: DictConfig, cache: CropCache, num_clients: int) -> Partition:
-    import datasets
+    # mypy finds this project's folder of data set descriptions under the same name.
+    from datasets import Dataset  # type: ignore[attr-defined]
 
     train = cache.indices("train")
     if len(train) < num_clients:
@@ -129,7 +130,7 @@ def _compute(config: DictConfig, cache: CropCache, num_clients: int) -> Partitio
         columns[by] = values[order].tolist()
     arguments = {"num_partitions": num_clients} if "num_partitions" in config.partition else {}
     partitioner = instantiate(config.partition, "partition", **arguments)
-    partitioner.dataset = datasets.Dataset.from_dict(columns)
+    partitioner.dataset = Dataset.from_dict(columns)
     parts = _cut(partitioner, num_clients)
     labels = [f"client {i}" for i in range(num_clients)]
     if _is_natural(config):

@@ -20,6 +20,7 @@ from fedgh_app.pose.batches import Batches
 from fedgh_app.pose.cache import CropCache
 from fedgh_app.pose.drawing import LEGEND, contact_sheet, draw_comparison
 from fedgh_app.pose.heatmaps import decode
+from fedgh_app.pose.images import read_image
 from fedgh_app.pose.training import predict
 
 matplotlib.use("Agg")
@@ -126,30 +127,26 @@ def cosine_matrices(history: Sequence[Round], labels: Mapping[str, str], path: P
     rounds = [measured[i] for i in chosen]
     columns = min(5, len(rounds))
     rows = -(-len(rounds) // columns)
+    matrices = [np.array(this.strategy["cosines"], dtype=float) for this in rounds]
+    largest = max([0.1, *(float(np.abs(m - np.diag(np.diag(m))).max()) for m in matrices if m.size)])
     figure = _figure(2.1 * columns + 1.0, 2.25 * rows + 0.5)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(rounds) :]:
         axes.set_visible(False)
-    for axes, this in zip(grid.flat, rounds, strict=False):
-        matrix = np.array(this.strategy["cosines"], dtype=float)
+    for axes, this, matrix in zip(grid.flat, rounds, matrices, strict=False):
         names = [_named(name, labels) for name in this.strategy["clients"]]
-        image = axes.imshow(matrix, vmin=-1, vmax=1, cmap="RdBu")
+        np.fill_diagonal(matrix, np.nan)  # always 1, it would drown the rest
+        image = axes.imshow(matrix, vmin=-largest, vmax=largest, cmap="RdBu")
+        axes.set_facecolor("#dddddd")
         axes.set_title(f"round {this.round}", fontsize=9)
         few = len(names) <= 6
         axes.set_xticks(range(len(names)) if few else [], names if few else [], fontsize=6.5, rotation=45)
         axes.set_yticks(range(len(names)) if few else [], names if few else [], fontsize=6.5)
         if few:
             for (row, column), value in np.ndenumerate(matrix):
-                dark = abs(value) > 0.6
-                axes.text(
-                    column,
-                    row,
-                    f"{value:.2f}",
-                    ha="center",
-                    va="center",
-                    fontsize=6.5,
-                    color="w" if dark else "k",
-                )
+                if row != column:
+                    colour = "w" if abs(value) > 0.6 * largest else "k"
+                    axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6.5, color=colour)
     figure.colorbar(image, ax=grid, shrink=0.8, label="cosine (negative: conflict)")
     figure.suptitle(f"{title}: cosines between client updates", fontsize=11)
     figure.savefig(path)
@@ -177,7 +174,7 @@ def weight_bars(history: Sequence[Round], labels: Mapping[str, str], path: Path,
     conflicts = [this.strategy.get("conflicting") for this in measured]
     if all(value is not None for value in conflicts):
         other = axes.twinx()
-        shares = [100 * value for value in conflicts]
+        shares = [100 * float(value) for value in conflicts if value is not None]
         other.bar(rounds, shares, width=0.5, color="#999999", alpha=0.3, label="pairs in conflict")
         other.set_ylabel("client pairs in conflict (%, bars)")
         other.set_ylim(0, 100)
@@ -197,7 +194,7 @@ def predictions(model: torch.nn.Module, cache: CropCache, path: Path, count: int
     tiles = []
     for place, index in enumerate(chosen):
         # Drawn on the original image, where a person can judge it; the crop that the model saw is tiny.
-        image = cv2.imread(str(cache.images[index]))
+        image = cv2.cvtColor(read_image(Path(cache.images[index])), cv2.COLOR_RGB2BGR).astype(np.uint8, copy=False)
         to_image = _input_to_image(cache, int(index))
         tiles.append(
             draw_comparison(

@@ -192,7 +192,7 @@ def query(grid: ScreeningGrid, config: DictConfig, spec: DatasetSpec) -> dict[st
                 f"client name {name!r} is used by two nodes; expected a different `name` in each node config"
             )
         if said["keypoints"] != ",".join(spec.keypoints):
-            raise UserError(f"client {name}: keypoints {said['keypoints']}; expected {','.join(spec.keypoints)}")
+            raise UserError(f"client {name}: keypoints {said['keypoints']!s}; expected {','.join(spec.keypoints)}")
         clients[name] = ClientInfo(name, str(said["label"]), int(said["num-examples"]), int(said["num-test"]))  # type: ignore[arg-type]
         grid.client_names[nodes[reply.metadata.reply_to_message_id]] = name
     return dict(sorted(clients.items()))

@@ -6,10 +6,11 @@ Everything here is opened once per process and kept, because Flower calls a Clie
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -58,6 +59,17 @@ def limit_threads(count: int) -> None:
     cv2.setNumThreads(count)
 
 
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch use ``count`` threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def device_of(config: DictConfig) -> torch.device:
     """A GPU where the runtime grants a share of one, else the CPU."""
     wanted = config.runtime.client_gpus > 0 and torch.cuda.is_available()
@@ -81,7 +93,9 @@ def open_data(config: DictConfig, root: str | Path | None = None) -> CropCache:
 
 
 @functools.lru_cache(maxsize=8)
-def _open_data(name: str, root: Path, input_size: tuple[int, int], on_bad: str, directory: Path) -> CropCache:
+def _open_data(
+    name: str, root: Path, input_size: tuple[int, int], on_bad: Literal["raise", "skip"], directory: Path
+) -> CropCache:
     spec = load_spec(name)
     if not root.is_dir():
         raise UserError(f"dataset.root={root}: no such directory; expected data set {name}: {spec.obtain}")

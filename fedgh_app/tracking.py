@@ -58,7 +58,7 @@ class Tracker:
         import wandb
 
         tracking = run.config.tracking
-        mode = tracking.mode or ("online" if has_key() else "offline")
+        mode: Any = tracking.mode or ("online" if has_key() else "offline")
         self.run = wandb.init(
             project=tracking.project,
             entity=tracking.entity,
@@ -66,7 +66,7 @@ class Tracker:
             name=run.directory.name,
             dir=str(run.directory),
             mode=mode,
-            config=OmegaConf.to_container(run.config),
+            config=dict(OmegaConf.to_container(run.config)),  # type: ignore[arg-type]
             settings=wandb.Settings(console="off", silent=True, x_disable_stats=True),
         )
 

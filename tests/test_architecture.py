@@ -44,7 +44,8 @@ def test_a_client_imports_neither_flower_datasets_nor_matplotlib() -> None:
     import subprocess
     import sys
 
-    code = "import sys, fedgh_app.client_app; print([m for m in ('datasets', 'flwr_datasets', 'matplotlib') if m in sys.modules])"
+    heavy = ("datasets", "flwr_datasets", "matplotlib")
+    code = f"import sys, fedgh_app.client_app; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
 

@@ -108,7 +108,7 @@ def tally(evaluation: Evaluation, keypoints: Sequence[str], threshold: float) ->
         counts[name] = Count(
             visible=len(distance),
             correct=int((distance <= threshold).sum()),
-            # One keypoint at distance d is correct on the part [d, threshold] of the curve; a prediction of nan nowhere.
+            # A keypoint at distance d is correct on the part [d, threshold] of the curve; a prediction of nan nowhere.
             area=float(np.nan_to_num(np.clip(1 - distance.astype(np.float64) / threshold, 0, 1)).sum()),
             heatmap_visible=len(hits),
             heatmap_correct=int(hits.sum()),

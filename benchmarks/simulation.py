@@ -1,0 +1,137 @@
+"""Simulation efficiency: what the rounds of a federation cost beside the training in them.
+
+Plain PyTorch trains the same batches, already in memory, in as many processes as the simulation has actors, on the same
+cores. Efficiency is its seconds over the wall seconds of the rounds, which hold messages, aggregation and evaluation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from fedgh_app import partition, site, storage
+from fedgh_app.config import compose_config, fedgh_home, instantiate
+from fedgh_app.launcher import launch
+from fedgh_app.pose.arm import generate
+from fedgh_app.pose.batches import Batches
+from fedgh_app.pose.records import load_spec
+
+OVERRIDES = ["experiment=arm_quick", "tracking=none"]
+
+
+def measure(rounds: int = 4, repeats: int = 2) -> dict[str, Any]:
+    """Run the `make run` job for a few rounds between two measurements of plain PyTorch.
+
+    Returns:
+        ``plain_seconds`` (median seconds for one round's batches), ``round_seconds`` (median wall seconds of a round),
+        ``phases`` (median seconds of each), ``efficiency``, ``actors``, ``images``.
+    """
+    generate(fedgh_home() / "data" / "arm")
+    config = compose_config([*OVERRIDES, f"rounds={rounds}"])
+    cache = site.open_data(config)
+    clients = config.num_clients or partition.natural_size(config, cache) or config.runtime.num_supernodes
+    parts = partition.partition(config, cache, clients)
+    actors = max(1, min(clients, (os.cpu_count() or 1) // config.runtime.client_cpus))
+    before = [_plain(config, parts, actors) for _ in range(repeats)]
+    with tempfile.TemporaryDirectory() as folder:
+        launch([*OVERRIDES, f"rounds={rounds}"], Path(folder) / "run", quiet=True)
+        history = storage.read_lines(Path(folder) / "run" / "history.jsonl")[1:]
+    after = [_plain(config, parts, actors) for _ in range(repeats)]
+    plain = statistics.median(before + after)
+    wall = statistics.fmean(line["seconds"]["total"] for line in history)
+    phases = {
+        name: statistics.fmean(line["seconds"].get(name, 0.0) for line in history)
+        for name in ("train", "aggregate", "evaluate_clients", "evaluate_central")
+    }
+    return {
+        "plain_seconds": plain,
+        "plain_all": before + after,
+        "round_seconds": wall,
+        "phases": phases,
+        "efficiency": plain / wall,
+        "train_phase_efficiency": plain / phases["train"],
+        "actors": actors,
+        "images": sum(len(part) for part in parts.train) * config.local_epochs,
+    }
+
+
+def _plain(config: DictConfig, parts: partition.Partition, actors: int) -> float:
+    """Seconds from a common start until every process has trained its clients' batches of one round."""
+    context = multiprocessing.get_context("spawn")
+    ready, times = context.Barrier(actors + 1), context.Queue()
+    processes = [
+        context.Process(target=_train, args=(config, parts.train[i::actors], ready, times)) for i in range(actors)
+    ]
+    for process in processes:
+        process.start()
+    ready.wait()
+    started = time.perf_counter()
+    for _ in processes:
+        times.get()
+    seconds = time.perf_counter() - started
+    for process in processes:
+        process.join()
+    return seconds
+
+
+def _train(config: DictConfig, held: list[tuple[int, ...]], ready: Any, times: Any) -> None:
+    site.limit_threads(config.runtime.client_cpus)
+    cache = site.open_data(config)
+    augmentation = instantiate(config.augmentation, "augmentation")
+    batches = [
+        list(Batches(cache, part, batch_size=config.batch_size, augmentation=augmentation, seed=0, shuffle=True))
+        for part in held
+    ]
+    model = site.build_model(config, load_spec(config.dataset.spec)).train()
+    loss = instantiate(config.loss, "loss")
+    size = tuple(config.dataset.input_size)
+    loss(model(batches[0][0].images), batches[0][0].keypoints, batches[0][0].visible, size).backward()  # warm
+    ready.wait()
+    for client in batches:
+        optimizer = instantiate(config.optimizer, "optimizer")(model.parameters())
+        for batch in client * config.local_epochs:
+            optimizer.zero_grad()
+            loss(model(batch.images), batch.keypoints, batch.visible, size).backward()
+            optimizer.step()
+    times.put(torch.get_num_threads())
+
+
+def table(result: dict[str, Any]) -> Table:
+    """The result for a terminal."""
+    shown = Table(title=f"Simulation: {result['images']} images a round, {result['actors']} actors")
+    shown.add_column("what")
+    shown.add_column("seconds a round", justify="right")
+    shown.add_row("plain PyTorch, same batches and cores", f"{result['plain_seconds']:.2f}")
+    for name, seconds in result["phases"].items():
+        shown.add_row(f"simulation: {name.replace('_', ' ')}", f"{seconds:.2f}")
+    shown.add_row("simulation: whole round", f"{result['round_seconds']:.2f}", end_section=True)
+    shown.add_row("efficiency (plain / round)", f"[bold]{result['efficiency']:.2f}[/bold]")
+    return shown
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/simulation.json"))
+    arguments = parser.parse_args()
+    result = measure(arguments.rounds)
+    Console().print(table(result))
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

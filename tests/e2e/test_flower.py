@@ -1,0 +1,174 @@
+"""Runs through real Flower processes: SuperLink, `flwr run`, Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sysconfig
+import time
+import zipfile
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import TINY
+
+from fedgh_app import storage
+from fedgh_app.launcher import MARK, _stage
+
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+OVERRIDES = [*TINY, "evaluate.clients_every=2"]
+
+
+def environment(**more: str) -> dict[str, str]:
+    path = f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "COLUMNS": "160", "FLWR_DISABLE_UPDATE_CHECK": "1", **more}
+
+
+def left_behind() -> list[str]:
+    """Command lines of processes that a run started and that still live."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE and MARK in process.environ():
+                found.append(" ".join(process.cmdline()))
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def simulation(home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Run directory and output of one small `fedgh run` in Flower's simulation, tracked by W&B offline."""
+    folder = tmp_path_factory.mktemp("simulation")
+    overrides = [item for item in OVERRIDES if item != "tracking=none"]
+    done = subprocess.run(
+        [SCRIPTS / "fedgh", "run", "run_dir=run", "tracking.mode=offline", *overrides],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "run", done.stdout
+
+
+def test_a_simulation_shows_progress_and_ends_with_a_table(simulation: tuple[Path, str]) -> None:
+    directory, said = simulation
+    for word in ("round   1", "round   2", "shoulder", "before", "after", "result.json", "keypoints.png", "wandb sync"):
+        assert word in said
+    assert storage.read_json(directory / "result.json")["rejected"] == []
+    assert left_behind() == []
+
+
+def test_a_simulation_gives_the_bits_of_an_inprocess_run(
+    simulation: tuple[Path, str], tiny: list[str], tmp_path: Path
+) -> None:
+    """Two actors that race each other, and one process that takes the clients in turn."""
+    from fedgh_app.launcher import launch
+
+    launch([*tiny, "evaluate.clients_every=2"], tmp_path / "run", quiet=True)
+    first, _ = storage.load_model(simulation[0])
+    second, _ = storage.load_model(tmp_path / "run")
+    assert all(bool((first[key] == second[key]).all()) for key in first)
+
+
+def test_wandb_has_metrics_config_and_plots_offline(simulation: tuple[Path, str]) -> None:
+    said = storage.read_json(simulation[0] / "tracking.json")
+    assert said["mode"] == "offline"
+    folder = Path(said["folder"])
+    assert said["sync"] == f"wandb sync {folder}"
+    (record,) = folder.glob("run-*.wandb")
+    content = record.read_bytes()
+    for word in (b"central/pck", b"strategy/conflicting", b"server_learning_rate", b"plots/cosines"):
+        assert word in content
+    assert list(folder.glob("files/media/images/plots/*.png"))
+
+
+def test_the_bundle_holds_config_and_data_set_descriptions(tmp_path: Path) -> None:
+    app = _stage(tmp_path)
+    subprocess.run([SCRIPTS / "flwr", "build", "--app", str(app)], cwd=tmp_path, env=environment(), check=True)
+    (bundle,) = tmp_path.glob("*.fab")
+    names = set(zipfile.ZipFile(bundle).namelist())
+    root = Path(__file__).resolve().parents[2]
+    for folder in ("conf", "datasets"):
+        wanted = {str(file.relative_to(root)) for file in (root / folder).rglob("*.yaml")}
+        assert wanted and wanted <= names
+    assert {"fedgh_app/server_app.py", "strategies/fedgh.py"} <= names
+    assert not [name for name in names if name.endswith((".safetensors", ".jpg", ".pt"))]
+
+
+def test_a_failed_run_is_one_line_with_status_and_no_process(home: Path, tmp_path: Path) -> None:
+    """A loss that explodes makes every reply infinite, so none is left for the round."""
+    done = subprocess.run(
+        [SCRIPTS / "fedgh", "run", "run_dir=run", *OVERRIDES, "optimizer=sgd", "optimizer.lr=1e30"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert "round 1: 0 good replies" in line
+    assert "NaN or infinity" in line
+    assert storage.load_model(tmp_path / "run")[1]["rounds"] == "0"
+    assert left_behind() == []
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
+def test_a_run_that_is_stopped_leaves_no_process(home: Path, tmp_path: Path, kind: signal.Signals) -> None:
+    command = [str(SCRIPTS / "fedgh"), "run", "run_dir=run", *OVERRIDES, "rounds=100"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    end = time.monotonic() + 180
+    while len(storage.read_lines(tmp_path / "run/history.jsonl")) < 2 and time.monotonic() < end:
+        time.sleep(0.2)
+    process.send_signal(kind)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == (130 if kind == signal.SIGINT else 143)
+    assert "Traceback" not in said
+    assert left_behind() == []
+
+
+@pytest.mark.slow
+def test_plain_flwr_run_works_on_flowers_own_superlink(home: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    flower = environment(
+        **{MARK: "managed"},
+        FLWR_HOME=str(tmp_path / "flwr"),
+        FLWR_LOCAL_SUPERLINK_HTTP_API_PORT=port,
+        FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1",
+    )
+    run_config = tmp_path / "run.toml"
+    overrides = " ".join([*OVERRIDES, "strategy=fedaw", f"run_dir={tmp_path}/run"])
+    run_config.write_text(f"overrides = {json.dumps(overrides)}\n")
+    root = Path(__file__).resolve().parents[2]
+    try:
+        subprocess.run(
+            [SCRIPTS / "flwr", "run", ".", "--run-config", run_config, "--federation-config", "num-supernodes=4"],
+            cwd=root,
+            env=flower,
+            check=True,
+            timeout=120,
+        )
+        end = time.monotonic() + 180
+        while not (tmp_path / "run/result.json").exists() and time.monotonic() < end:
+            assert not (tmp_path / "run/failure.json").exists(), (tmp_path / "run/failure.json").read_text()
+            time.sleep(0.5)
+        assert storage.read_json(tmp_path / "run/result.json")["rounds"] == 2
+    finally:
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(MARK) == "managed":
+                    process.kill()
+            except (psutil.Error, OSError):
+                continue

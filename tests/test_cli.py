@@ -1,0 +1,97 @@
+"""The command as a user types it: one line and the right status for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import cv2
+import pytest
+
+FEDGH = str(Path(sysconfig.get_path("scripts")) / "fedgh")
+
+
+def fedgh(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "120"}
+    return subprocess.run([FEDGH, *arguments], capture_output=True, text=True, cwd=cwd, env=environment, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "strategy=fedhg"], "did you mean fedgh"),
+        (["run", "strategy.granularity=tensor"], "granularity is one of model, layer"),
+        (["run", "-m", "strategy=fedavg,fedhg"], "did you mean fedgh"),
+        (["run", "dataset.root=/nowhere", "tracking=none"], "fedgh data arm"),
+        (["data", "check", "arm", "--root", "/nowhere"], "/nowhere"),
+        (["data", "lspet-arm", "--source", "/nowhere"], "/nowhere"),
+        (["report", "/nowhere"], "/nowhere"),
+        (["score", "coco", "--truth", "a", "--predictions", "b"], "expected mpii"),
+        (["score", "mpii", "--truth", "/nowhere.mat", "--predictions", "/nowhere.mat"], "/nowhere.mat"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(home: Path, tmp_path: Path, arguments: list[str], words: str) -> None:
+    done = fedgh(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("runs/*/config.yaml"))
+
+
+def test_list_shows_every_group(tmp_path: Path) -> None:
+    said = fedgh("list").stdout
+    for word in ("strategy", "fedgh", "fedcdw", "partition", "dirichlet", "experiment"):
+        assert word in said
+
+
+def test_score_reproduces_the_published_numbers(shared_data: Path) -> None:
+    file = str(shared_data / "mpii" / "tompson_validation.mat")
+    done = fedgh("score", "mpii", "--truth", file, "--predictions", file, "--json")
+    found = {key: round(value, 2) for key, value in json.loads(done.stdout).items()}
+    known = {"head": 95.60, "shoulder": 92.71, "elbow": 83.36, "wrist": 76.74, "hip": 81.93, "knee": 73.36}
+    assert {key: found[key] for key in known} == known
+    assert (found["ankle"], found["mean"]) == (65.45, 82.34)
+    table = fedgh("score", "mpii", "--truth", file, "--predictions", file).stdout
+    assert "82.34" in table
+
+
+def test_data_commands_make_a_set_and_check_it(tmp_path: Path) -> None:
+    assert fedgh("data", "arm", "--root", str(tmp_path / "arm"), "--count", "24").returncode == 0
+    done = fedgh("data", "check", "arm", "--root", str(tmp_path / "arm"), "--out", str(tmp_path / "sheet.png"))
+    assert done.returncode == 0, done.stderr
+    assert "24" in done.stdout
+    assert cv2.imread(str(tmp_path / "sheet.png")).shape[1] > 300
+    broken = next((tmp_path / "arm" / "images").glob("*.jpg"))
+    broken.write_bytes(broken.read_bytes()[:500])
+    done = fedgh("data", "check", "arm", "--root", str(tmp_path / "arm"), "--out", str(tmp_path / "sheet.png"))
+    assert done.returncode == 1
+    assert broken.name in done.stdout
+
+
+def test_partition_shows_who_holds_what(home: Path, tmp_path: Path) -> None:
+    plot = tmp_path / "who.png"
+    done = fedgh("data", "partition", "--out", str(plot), "partition=dirichlet", "num_clients=3")
+    assert done.returncode == 0, done.stderr
+    assert "client 2" in done.stdout
+    assert plot.exists()
+
+
+def test_a_sweep_in_one_process_and_its_report(tiny: list[str], tmp_path: Path) -> None:
+    overrides = [item for item in tiny if item != "rounds=2"]
+    sweep = tmp_path / "sweep"
+    done = fedgh(
+        "run", "-m", "strategy=fedavg,fedgh", "seed=0,1", "rounds=1", f"run_dir={sweep}", *overrides, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.parent.name for path in sweep.glob("*/result.json")) == ["0", "1", "2", "3"]
+    rows = json.loads(fedgh("report", str(sweep), "--json").stdout)
+    assert [(row["setting"], row["runs"]) for row in rows] == [("FedAvg", 2), ("FedGH", 2)]
+    values = [json.loads((sweep / str(i) / "result.json").read_text())["pck"] for i in (2, 3)]
+    assert rows[1]["pck"]["mean"] == pytest.approx(sum(values) / 2)
+    assert rows[1]["pck"]["std"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    shown = fedgh("report", str(sweep)).stdout
+    assert "FedGH" in shown and "±" in shown
