@@ -12,6 +12,7 @@ from typing import Any
 
 from flwr.common.logger import log
 from omegaconf import DictConfig
+from torch import nn
 
 from fedgh_app import plots, site, storage
 from fedgh_app.config import instantiate
@@ -47,6 +48,9 @@ class Habit:
 class CentralEvaluation(Habit):
     """Tests the global model on the test images that the server can see."""
 
+    def __init__(self) -> None:
+        self.model: nn.Module | None = None  # built once: drawing initial weights takes as long as testing some
+
     def after_round(self, run: Federation, this: Round) -> None:
         """Add ``evaluate["central"]`` to the round."""
         if not run.due(run.config.evaluate.central_every, this.round):
@@ -56,12 +60,13 @@ class CentralEvaluation(Habit):
             test = cache.indices("test")
             if len(test) == 0:
                 return
-            model = site.build_model(run.config, run.spec)
-            model.load_state_dict(run.state_dict())
+            if self.model is None:
+                self.model = site.build_model(run.config, run.spec)
+            self.model.load_state_dict(run.state_dict())
             batches = Batches(cache, test, batch_size=4 * run.config.batch_size, seed=0, shuffle=False)
             loss = instantiate(run.config.loss, "loss")
             with site.threads(run.config.runtime.get("server_cpus", run.config.runtime.client_cpus)):
-                found = evaluate(model, batches, loss, device=site.device_of(run.config))
+                found = evaluate(self.model, batches, loss, device=site.device_of(run.config))
         counts = tally(found, run.spec.keypoints, run.spec.thresholds[0])
         this.evaluate["central"] = {**counts.summary(), "loss": found.loss, "examples": len(test)}
         this.seconds["total"] = this.seconds.get("total", 0.0) + this.seconds["evaluate_central"]

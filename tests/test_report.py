@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from fedgh_app import storage
+from fedgh_app.config import compose_config
+from fedgh_app.pose.errors import UserError
+from fedgh_app.report import compare, print_report
+
+
+def run(folder: Path, overrides: list[str], pck: float, **more: Any) -> Path:
+    folder.mkdir(parents=True)
+    OmegaConf.save(compose_config([*overrides, f"run_dir={folder}"]), folder / "config.yaml")
+    result = {
+        "pck": pck,
+        "per_keypoint": {"elbow": pck, "wrist": None},
+        "evaluated": "central",
+        "clients_pck": {"0": pck, "1": pck / 2},
+        "heatmap_accuracy": 0.5,
+        "seconds": {"total": 3.0, "rounds": 2.0},
+        "rejected": [],
+        **more,
+    }
+    storage.write_json(folder / "result.json", result)
+    return folder
+
+
+def test_seeds_of_one_setting_are_one_row(tmp_path: Path) -> None:
+    run(tmp_path / "0", ["strategy=fedavg", "seed=0"], 0.4)
+    run(tmp_path / "1", ["strategy=fedavg", "seed=1"], 0.6)
+    run(tmp_path / "2", ["strategy=fedgh", "seed=0"], 0.7)
+    first, second = compare([tmp_path])
+    assert (first["setting"], first["runs"]) == ("FedAvg", 2)
+    assert first["pck"] == {"mean": pytest.approx(0.5), "std": pytest.approx(0.02**0.5)}  # n - 1 in the divisor
+    assert first["worst_client"]["mean"] == pytest.approx(0.25)
+    assert first["per_keypoint"]["wrist"] is None
+    assert second["pck"] == {"mean": 0.7, "std": None}
+
+
+def test_what_else_differs_tells_settings_apart(tmp_path: Path) -> None:
+    run(tmp_path / "0", ["strategy=fedgh", "optimizer.lr=0.1"], 0.4)
+    run(tmp_path / "1", ["strategy=fedgh", "optimizer.lr=0.2"], 0.6)
+    run(tmp_path / "2", ["strategy=fedgh", "optimizer.lr=0.1", "strategy.granularity=layer"], 0.6)
+    names = [row["setting"] for row in compare([tmp_path / "0", tmp_path / "1", tmp_path / "2"])]
+    assert names == [
+        "FedGH optimizer.lr=0.1 strategy.granularity=model",
+        "FedGH optimizer.lr=0.2 strategy.granularity=model",
+        "FedGH optimizer.lr=0.1 strategy.granularity=layer",
+    ]
+
+
+def test_baselines_go_by_their_runtime(tmp_path: Path) -> None:
+    run(tmp_path / "0", ["runtime=centralised"], 0.9)
+    run(tmp_path / "1", ["runtime=local"], 0.3, evaluated="clients")
+    run(tmp_path / "2", [], 0.8)
+    assert [row["setting"] for row in compare([tmp_path])] == ["centralised", "local", "FedGH"]
+    said = StringIO()
+    print_report(compare([tmp_path]), Console(file=said, width=140))
+    assert "local (clients' own)" in said.getvalue()
+    assert "90.0" in said.getvalue()
+
+
+def test_a_folder_without_runs_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no result.json"):
+        compare([tmp_path])
