@@ -165,7 +165,7 @@ def score(
     table.add_column("joint")
     table.add_column("PCKh@0.5", justify="right")
     for name, value in list(found.items())[:8]:
-        table.add_row(name, f"{100 * value:.2f}", end_section=name == "ankle")
+        table.add_row(name, f"{value:.2f}", end_section=name == "ankle")
     console.print(table)
 
 

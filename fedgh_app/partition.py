@@ -6,7 +6,9 @@ disk; clients only read the file.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import warnings
 from collections import Counter
@@ -146,7 +148,8 @@ def _compute(config: DictConfig, cache: CropCache, num_clients: int) -> Partitio
 def _cut(partitioner: Any, num_clients: int) -> list[list[int]]:
     """Crop indices of each partition; UserError where Flower Datasets refuses or makes another number of them."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            # Its progress bars are over before they can be read.
             # Each of ten attempts at a Dirichlet partition warns in a paragraph; the failure of all is an error.
             warnings.simplefilter("ignore", UserWarning)
             found = partitioner.num_partitions

@@ -89,6 +89,8 @@ class ScreeningGrid(Grid):
                 time.sleep(POLL_SECONDS)
         for asked in waiting.values():
             self.reject(asked, f"no reply within {timeout:g} seconds")
+        # By name, as everything: not by who failed first.
+        self.rejected.sort(key=lambda item: (item.round, item.client))
         replies.sort(key=lambda reply: order[reply.metadata.reply_to_message_id])
         return replies
 

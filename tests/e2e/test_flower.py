@@ -115,7 +115,7 @@ def test_a_failed_run_is_one_line_with_status_and_no_process(home: Path, tmp_pat
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
     assert "round 1: 0 good replies" in line
-    assert "NaN or infinity" in line
+    assert "client 0: metric loss is nan" in line
     assert storage.load_model(tmp_path / "run")[1]["rounds"] == "0"
     assert left_behind() == []
 
