@@ -5,7 +5,9 @@ All three go through the same round loop, strategies and client as a simulation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -105,5 +107,20 @@ def _federate(
         examples_per_second=config.runtime.get("examples_per_second", 100.0),
         speeds=config.runtime.get("speeds"),
     )
-    with failing_into(directory):
+    with failing_into(directory), _log_in(directory / "flower.log"):
         return federate(config, grid, directory, watch=display.update)
+
+
+@contextmanager
+def _log_in(file: Path) -> Iterator[None]:
+    """Write Flower's log to a file: between the lines of the progress display nobody could read it."""
+    logger = logging.getLogger("flwr")
+    before, propagates = list(logger.handlers), logger.propagate
+    handler = logging.FileHandler(file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.handlers[:], logger.propagate = [handler], False
+    try:
+        yield
+    finally:
+        logger.handlers[:], logger.propagate = before, propagates
+        handler.close()

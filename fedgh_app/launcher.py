@@ -59,6 +59,8 @@ def launch(overrides: Sequence[str], directory: Path, *, quiet: bool = False) ->
         raise UserError(f"run_dir={directory}: holds a run already; expected a new or empty directory")
     overrides = [*overrides, f"run_dir={storage.quoted(directory)}"]
     config = compose_config(overrides)
+    overrides += absolute_paths(config)
+    config = compose_config(overrides)
     server_app.check(config)
     runtime = config.runtime.name
     if runtime == "local":
@@ -76,6 +78,19 @@ def launch(overrides: Sequence[str], directory: Path, *, quiet: bool = False) ->
         else:
             _simulate(config, overrides, directory, nodes, display)
     return storage.read_json(directory / "result.json")
+
+
+def absolute_paths(config: DictConfig) -> list[str]:
+    """Overrides that make every path of the config absolute: Flower's processes have working directories of their own."""
+    paths = {"dataset.root": config.dataset.root, "init": config.init}
+    weights = config.model.get("weights")
+    if weights and Path(weights).expanduser().exists():  # else it is the name of a torchvision enum
+        paths["model.weights"] = weights
+    return [
+        f"{key}={storage.quoted(Path(value).expanduser().resolve())}"
+        for key, value in paths.items()
+        if value is not None
+    ]
 
 
 @dataclass

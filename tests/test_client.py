@@ -77,7 +77,7 @@ def test_a_site_reads_under_its_own_root_whatever_the_config_says(home: Path) ->
     held = site.open_site(config, {"data-root": str(home / "data" / "arm"), "name": "hospital"})
     assert held.name == "hospital"
     assert len(held.train) == len(held.cache.indices("train"))
-    with pytest.raises(UserError, match="dataset.root=/nowhere"):
+    with pytest.raises(UserError, match=r"dataset\.root=/nowhere"):
         site.open_site(config, {"name": "hospital"})
 
 

@@ -67,5 +67,5 @@ def test_baselines_go_by_their_runtime(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_runs_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no result.json"):
+    with pytest.raises(UserError, match=r"no result\.json"):
         compare([tmp_path])

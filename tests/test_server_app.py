@@ -12,6 +12,7 @@ import pytest
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+from omegaconf import OmegaConf
 
 from fedgh_app import partition, site, storage
 from fedgh_app.client_app import app as client_app
@@ -210,3 +211,12 @@ def test_missing_data_say_how_to_get_them(tiny: list[str], tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"dataset.root=.*nowhere.*fedgh data arm"):
         launch([*tiny, f"dataset.root={tmp_path}/nowhere"], tmp_path / "x", quiet=True)
     assert not (tmp_path / "x").exists()
+
+
+def test_paths_are_absolute_by_the_time_they_reach_flower(
+    home: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home / "data")
+    launch([*tiny, "dataset.root=arm", "rounds=0"], tmp_path / "run", quiet=True)
+    config = OmegaConf.load(tmp_path / "run/config.yaml")
+    assert config.dataset.root == str((home / "data" / "arm").resolve())

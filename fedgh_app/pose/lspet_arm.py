@@ -20,7 +20,7 @@ from fedgh_app.pose.arm import KEYPOINTS, SKELETON, write_jpeg
 from fedgh_app.pose.coco_folder import IMAGES, is_written, staged, write_annotations
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.images import read_image
-from fedgh_app.pose.readers.intake import read_mat
+from fedgh_app.pose.readers.intake import read_arrays
 
 Floats = NDArray[np.float64]
 
@@ -58,7 +58,7 @@ def cut(lspet_root: Path, root: Path, *, progress: Callable[[int, int], None] | 
     }
     if is_written(root, made_by):
         return root
-    joints = read_mat(source).get("joints")
+    joints = read_arrays(source, ["joints"]).get("joints")
     if joints is None or joints.ndim != 3 or joints.shape[:2] != (14, 3):
         found = "no variable joints" if joints is None else f"shape {joints.shape}"
         raise UserError(f"{source}: {found}; expected joints of shape (14, 3, N)")
