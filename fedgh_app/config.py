@@ -93,7 +93,6 @@ def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
     """The overrides of every job of a multirun, in Hydra's own order (the product of all sweeps)."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    _parse(overrides)
     batches = BasicSweeper.split_arguments(_parse(overrides), None)
     return [list(job) for batch in batches for job in batch]
 

@@ -81,7 +81,7 @@ def launch(overrides: Sequence[str], directory: Path, *, quiet: bool = False) ->
 
 
 def absolute_paths(config: DictConfig) -> list[str]:
-    """Overrides that make every path of the config absolute: Flower's processes have working directories of their own."""
+    """Overrides that make every path absolute: Flower's processes have working directories of their own."""
     paths = {"dataset.root": config.dataset.root, "init": config.init}
     weights = config.model.get("weights")
     if weights and Path(weights).expanduser().exists():  # else it is the name of a torchvision enum

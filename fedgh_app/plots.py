@@ -54,7 +54,7 @@ def _curves(axes: Any, curves: Mapping[str, tuple[list[int], list[float]]], thre
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right", ncols=1 + len(curves) // 9)
+    axes.legend(loc="best", framealpha=0.8, edgecolor="none", ncols=1 + len(curves) // 9)
 
 
 def keypoint_curves(history: Sequence[Round], path: Path, title: str, threshold: float) -> None:

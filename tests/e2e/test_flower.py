@@ -102,6 +102,7 @@ def test_the_bundle_holds_config_and_data_set_descriptions(tmp_path: Path) -> No
     assert not [name for name in names if name.endswith((".safetensors", ".jpg", ".pt"))]
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_one_line_with_status_and_no_process(home: Path, tmp_path: Path) -> None:
     """A loss that explodes makes every reply infinite, so none is left for the round."""
     done = subprocess.run(
