@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import statistics
 import tempfile
 import time
@@ -23,7 +22,7 @@ from rich.table import Table
 
 from fedgh_app import partition, site, storage
 from fedgh_app.config import compose_config, fedgh_home, instantiate
-from fedgh_app.launcher import launch
+from fedgh_app.launcher import launch, usable_cores
 from fedgh_app.pose.arm import generate
 from fedgh_app.pose.batches import Batches
 from fedgh_app.pose.records import load_spec
@@ -35,15 +34,15 @@ def measure(rounds: int = 4, repeats: int = 2) -> dict[str, Any]:
     """Run the `make run` job for a few rounds between two measurements of plain PyTorch.
 
     Returns:
-        ``plain_seconds`` (median seconds for one round's batches), ``round_seconds`` (median wall seconds of a round),
-        ``phases`` (median seconds of each), ``efficiency``, ``actors``, ``images``.
+        ``plain_seconds`` (median seconds for one round's batches), ``round_seconds`` (mean wall seconds of a round),
+        ``phases`` (mean seconds of each), ``efficiency``, ``actors``, ``images``.
     """
     generate(fedgh_home() / "data" / "arm")
     config = compose_config([*OVERRIDES, f"rounds={rounds}"])
     cache = site.open_data(config)
-    clients = config.num_clients or partition.natural_size(config, cache) or config.runtime.num_supernodes
+    clients = partition.number_of_clients(config, cache)
     parts = partition.partition(config, cache, clients)
-    actors = max(1, min(clients, (os.cpu_count() or 1) // config.runtime.client_cpus))
+    actors = max(1, min(clients, usable_cores() // config.runtime.client_cpus))
     before = [_plain(config, parts, actors) for _ in range(repeats)]
     with tempfile.TemporaryDirectory() as folder:
         launch([*OVERRIDES, f"rounds={rounds}"], Path(folder) / "run", quiet=True)
@@ -76,10 +75,10 @@ def _plain(config: DictConfig, parts: partition.Partition, actors: int) -> float
     ]
     for process in processes:
         process.start()
-    ready.wait()
+    ready.wait(timeout=120)
     started = time.perf_counter()
     for _ in processes:
-        times.get()
+        times.get(timeout=600)
     seconds = time.perf_counter() - started
     for process in processes:
         process.join()

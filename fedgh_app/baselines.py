@@ -6,19 +6,19 @@ All three go through the same round loop, strategies and client as a simulation.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fedgh_app import partition, site, storage
 from fedgh_app.client_app import app as client_app
 from fedgh_app.config import compose_config, join_overrides
 from fedgh_app.federation import Federation
 from fedgh_app.inprocess import InProcessGrid
+from fedgh_app.pose.errors import UserError
 from fedgh_app.progress import Display
 from fedgh_app.server_app import deal, failing_into, federate
 
@@ -32,63 +32,81 @@ def run_inprocess(
     return _federate(config, overrides, directory, node_configs, display)
 
 
-def run_centralised(config: DictConfig, overrides: Sequence[str], directory: Path) -> dict[str, Any]:
+def run_centralised(overrides: Sequence[str], directory: Path, *, quiet: bool = False) -> dict[str, Any]:
     """One client that holds all training images: what the data could give if it might leave its sites."""
-    alone = [*overrides, "partition=site", "strategy=fedavg"]
+    alone = [*without(overrides, "partition", "strategy", "num_clients"), "partition=site", "strategy=fedavg"]
     config = compose_config(alone)
+    site.open_data(config)
     directory.mkdir(parents=True, exist_ok=True)
-    with Display(config, directory) as display:
+    with Display(config, directory, title=f"centralised on {config.dataset.spec}", quiet=quiet) as display:
         _federate(config, alone, directory, [{"name": "centralised"}], display)
     return storage.read_json(directory / "result.json")
 
 
-def run_local(config: DictConfig, overrides: Sequence[str], directory: Path) -> dict[str, Any]:
+def run_local(config: DictConfig, overrides: Sequence[str], directory: Path, *, quiet: bool = False) -> dict[str, Any]:
     """Each client alone: what a site can reach without the others.
 
     Writes one run directory a client under ``clients/``. The headline is the mean of the clients' results on their own
     test images, weighted by their number of them.
+
+    Raises UserError where there is nothing to part, or no client would be tested.
     """
+    if config.partition._target_ is None:
+        raise UserError("partition=site: runtime=local needs a partition to train the clients of; expected another")
+    if config.evaluate.clients_every == 0:
+        raise UserError("evaluate.clients_every=0: runtime=local has no other evaluation; expected at least 1")
     cache = site.open_data(config)
-    count = config.num_clients or partition.natural_size(config, cache) or 4
+    count = partition.number_of_clients(config, cache)
     parts = partition.partition(config, cache, count)
+    directory.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(config, directory / "config.yaml")
     deal(config, directory, count)
     results = {}
     for i, label in enumerate(parts.labels):
         folder = directory / "clients" / str(i)
         folder.mkdir(parents=True)
-        alone = [*overrides, "strategy=fedavg", "num_clients=null", f"run_dir={storage.quoted(folder)}"]
+        kept = without(overrides, "strategy", "num_clients", "run_dir")
+        alone = [*kept, "strategy=fedavg", f"run_dir={storage.quoted(folder)}"]
         own = compose_config(alone)
-        with Display(own, folder, title=f"{label} alone") as display:
+        with Display(own, folder, title=f"{label} alone", quiet=quiet) as display:
             _federate(own, alone, folder, [{"partition-id": i, "num-partitions": count}], display)
-        results[str(i)] = (
-            storage.read_json(folder / "result.json"),
-            storage.read_lines(folder / "history.jsonl")[-1],
-        )
-    result = _merged(results, parts)
+        results[str(i)] = (storage.read_json(folder / "result.json"), storage.read_lines(folder / "history.jsonl")[-1])
+    result = _merged(results)
     storage.write_json(directory / "result.json", result)
     return result
 
 
-def _merged(results: Mapping[str, tuple[dict[str, Any], dict[str, Any]]], parts: partition.Partition) -> dict[str, Any]:
-    own = {name: line["evaluate"]["clients"] for name, (_, line) in results.items() if line["evaluate"].get("clients")}
-    share = np.array([len(parts.test[int(name)]) for name in own], dtype=float)
-    share /= share.sum()
-    keypoints = next(iter(own.values()))["per_keypoint"]
+def without(overrides: Sequence[str], *groups: str) -> list[str]:
+    """The overrides that touch none of ``groups``, neither the choice nor a value below."""
+    return [item for item in overrides if item.lstrip("+~").split("=", 1)[0].split("@")[0].split(".")[0] not in groups]
+
+
+def _merged(results: Mapping[str, tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
+    """One result of the clients' own; a keypoint or client that could not be tested is in no mean."""
+    tested = {
+        name: line["evaluate"]["clients"] for name, (_, line) in results.items() if line["evaluate"].get("clients")
+    }
+    sizes = {name: sum(values["examples"] for values in found["by_client"].values()) for name, found in tested.items()}
+
+    def mean(pick: Callable[[dict[str, Any]], float | None]) -> float | None:
+        known = {name: value for name, found in tested.items() if (value := pick(found)) is not None}
+        total = sum(sizes[name] for name in known)
+        return sum(sizes[name] * value for name, value in known.items()) / total if total else None
+
     first = next(iter(results.values()))[0]
+    keypoints = list(next(iter(tested.values()))["per_keypoint"]) if tested else []
     return {
         **first,
-        "pck": float(share @ [found["pck"] for found in own.values()]),
-        "per_keypoint": {
-            name: float(share @ [found["per_keypoint"][name] for found in own.values()]) for name in keypoints
-        },
+        "pck": mean(lambda found: found["pck"]),
+        "per_keypoint": {name: mean(lambda found, name=name: found["per_keypoint"][name]) for name in keypoints},  # type: ignore[misc]
         "evaluated": "clients",
         "seconds": {key: sum(result["seconds"][key] for result, _ in results.values()) for key in ("total", "rounds")},
         "rejected": [item for result, _ in results.values() for item in result["rejected"]],
         "before": {},
-        "heatmap_accuracy": float(share @ [found["heatmap_accuracy"] for found in own.values()]),
-        "auc": float(share @ [found["auc"] for found in own.values()]),
+        "heatmap_accuracy": mean(lambda found: found["heatmap_accuracy"]),
+        "auc": mean(lambda found: found["auc"]),
         "clients": {name: next(iter(result["clients"].values())) for name, (result, _) in results.items()},
-        "clients_pck": {name: found["pck"] for name, found in own.items()},
+        "clients_pck": {name: found["pck"] for name, found in tested.items()},
         "central_pck": {name: result["pck"] for name, (result, _) in results.items()},
     }
 

@@ -154,8 +154,8 @@ class Plots:
         folder.mkdir(exist_ok=True)
         title = f"{type(run.strategy).__name__} on {run.spec.name}"
         labels = {name: client.label for name, client in run.clients.items()}
-        plots.keypoint_curves(run.history, folder / "keypoints.png", title, run.spec.thresholds[0])
-        plots.client_curves(run.history, labels, folder / "clients.png", title, run.spec.thresholds[0])
+        plots.keypoint_curves(run.history, folder / "keypoints.png", title, run.spec.headline)
+        plots.client_curves(run.history, labels, folder / "clients.png", title, run.spec.headline)
         plots.cosine_matrices(run.history, labels, folder / "cosines.png", title)
         plots.weight_bars(run.history, labels, folder / "weights.png", title)
         if run.config.evaluate.central_every:

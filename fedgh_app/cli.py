@@ -18,6 +18,7 @@ from rich.table import Table
 from fedgh_app.config import CONF, compose_config, expand_sweep, fedgh_home, groups
 from fedgh_app.federation import RunFailed
 from fedgh_app.pose.errors import UserError
+from fedgh_app.storage import quoted
 
 app = typer.Typer(
     name="fedgh",
@@ -72,7 +73,7 @@ def run(context: typer.Context) -> None:
         where = _check_sweep(overrides)
     else:
         config = compose_config(overrides)
-        where = [f"hydra.run.dir={config.run_dir or _default_directory(config)}"]
+        where = [f"hydra.run.dir={quoted(Path(config.run_dir or _default_directory(config)))}"]
     outcomes: list[int] = []
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -83,7 +84,7 @@ def run(context: typer.Context) -> None:
         try:
             result = launch(task, directory)
             spec = load_spec(result["dataset"])
-            print_result(result, directory, spec.thresholds[0], console)
+            print_result(result, directory, spec, console)
             outcomes.append(0)
         # One job of a sweep that fails must not take the others with it.
         except UserError as error:
@@ -109,9 +110,9 @@ def _check_sweep(overrides: list[str]) -> list[str]:
     """Check every job before the first one starts; return where the sweep goes."""
     jobs = [compose_config(job) for job in expand_sweep(overrides)]
     folder = jobs[0].run_dir or f"runs/sweep-{time.strftime('%Y%m%d-%H%M%S')}"
-    where = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=${hydra:job.num}"]
+    where = [f"hydra.sweep.dir={quoted(Path(folder))}", "hydra.sweep.subdir=${hydra:job.num}"]
     if all(job.tracking.name == "wandb" and job.tracking.group is None for job in jobs):
-        where.append(f"tracking.group={Path(folder).name}")
+        where.append(f"tracking.group={quoted(Path(Path(folder).name))}")
     return where
 
 
@@ -225,7 +226,9 @@ def data_partition(
 
     config = compose_config([argument for argument in context.args if not argument.startswith("-")])
     cache = site.open_data(config)
-    number = config.num_clients or partition.natural_size(config, cache) or config.runtime.num_supernodes
+    if config.partition._target_ is None:
+        raise UserError("partition=site: every site holds its own data; expected a partition that deals one data set")
+    number = partition.number_of_clients(config, cache)
     parts = partition.partition(config, cache, number)
     table = Table(title=f"{config.dataset.spec}, {number} clients")
     for column in ("client", "holds", "training images", "test images"):

@@ -12,7 +12,7 @@ from flwr.common.typing import NDArrays, Scalar
 from omegaconf import DictConfig
 from torch import nn
 
-from fedgh_app.config import instantiate
+from fedgh_app.config import build_optimizer, instantiate
 from fedgh_app.pose.batches import Augmentation, Batches
 from fedgh_app.pose.tally import tally
 from fedgh_app.pose.training import cosine_distance, evaluate, predict, train
@@ -76,8 +76,7 @@ class PoseClient(NumPyClient):
             probe = next(iter(self._batches(self.site.train, "probe", server_round)))
             before = predict(self.model, probe.images, device=self.device)
         factor = instantiate(self.config.schedule, "schedule")(server_round, self.config.rounds)
-        make_optimizer = instantiate(self.config.optimizer, "optimizer")
-        optimizer = make_optimizer(self.model.parameters(), lr=self.config.optimizer.lr * factor)
+        optimizer = build_optimizer(self.config, self.model.parameters(), factor)
         loss = instantiate(self.config.loss, "loss")
         done = train(
             self.model,

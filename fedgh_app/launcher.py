@@ -16,12 +16,14 @@ import socket
 import subprocess
 import sysconfig
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import tomli_w
 from omegaconf import DictConfig
@@ -31,11 +33,12 @@ from fedgh_app.config import ROOT, compose_config, join_overrides
 from fedgh_app.federation import RunFailed
 from fedgh_app.pose.errors import UserError
 from fedgh_app.progress import Display
+from fedgh_app.screening import STOP_FILE
 
 APP_FILES = ("fedgh_app", "strategies", "conf", "datasets", "pyproject.toml", "README.md", "LICENSE")
 MARK = "FEDGH_RUN_MARK"  # environment variable that every process of a run inherits
 START_SECONDS = 60.0
-STOP_SECONDS = 10.0
+STOP_SECONDS = 15.0
 STATUS_SECONDS = 3.0  # between two questions about the run's status; each is a line in the SuperLink's log
 
 
@@ -55,7 +58,7 @@ def launch(overrides: Sequence[str], directory: Path, *, quiet: bool = False) ->
         RunFailed: the run ended early; the message is one line that says why.
     """
     directory = directory.resolve()
-    if (directory / "history.jsonl").exists():
+    if any((directory / name).exists() for name in ("history.jsonl", "result.json", "clients")):
         raise UserError(f"run_dir={directory}: holds a run already; expected a new or empty directory")
     overrides = [*overrides, f"run_dir={storage.quoted(directory)}"]
     config = compose_config(overrides)
@@ -64,11 +67,13 @@ def launch(overrides: Sequence[str], directory: Path, *, quiet: bool = False) ->
     server_app.check(config)
     runtime = config.runtime.name
     if runtime == "local":
-        return baselines.run_local(config, overrides, directory)
+        return baselines.run_local(config, overrides, directory, quiet=quiet)
     if runtime == "centralised":
-        return baselines.run_centralised(config, overrides, directory)
+        return baselines.run_centralised(overrides, directory, quiet=quiet)
     cache = site.open_data(config)
-    nodes = config.num_clients or partition.natural_size(config, cache) or config.runtime.num_supernodes
+    nodes = partition.number_of_clients(config, cache)
+    if config.num_clients is None:
+        overrides.append(f"num_clients={nodes}")  # the server then waits for all of them
     if config.partition._target_ is not None:
         partition.partition(config, cache, nodes)
     directory.mkdir(parents=True, exist_ok=True)
@@ -116,7 +121,8 @@ def _simulate(config: DictConfig, overrides: Sequence[str], directory: Path, nod
         app = _stage(superlink.home)
         run_config = superlink.home / "run.toml"
         run_config.write_text(tomli_w.dumps({"overrides": join_overrides(overrides)}))
-        cores = os.cpu_count() or 1
+        # Ray starts an actor for every client_cpus of these: more than there are clients would only take memory.
+        cores = max(config.runtime.client_cpus, min(usable_cores(), nodes * config.runtime.client_cpus))
         federation = {
             "num-supernodes": nodes,
             "client-resources-num-cpus": config.runtime.client_cpus,
@@ -140,8 +146,25 @@ def _simulate(config: DictConfig, overrides: Sequence[str], directory: Path, nod
         display.stage("starting Ray and the clients")
         try:
             _watch(superlink, str(started["run-id"]), directory, display)
+        except (KeyboardInterrupt, SystemExit):
+            display.stage("stopping")
+            _ask_to_stop(directory)
+            raise
         finally:
             _keep_log(superlink, str(started["run-id"]), directory / "flower.log")
+
+
+def _ask_to_stop(directory: Path) -> None:
+    """Let the ServerApp end the run itself, which writes model and plots and finishes W&B, but wait only so long."""
+    (directory / STOP_FILE).touch()
+    end = time.monotonic() + STOP_SECONDS
+    while not (directory / "failure.json").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _keep_log(superlink: SuperLink, run_id: str, file: Path) -> None:
@@ -160,7 +183,6 @@ def _watch(superlink: SuperLink, run_id: str, directory: Path, display: Display)
     from flwr.proto.control_pb2 import ListRunsRequest
 
     # What `flwr ls` asks, asked from here: a new Python process every second would take time from training.
-    os.environ["FLWR_HOME"] = str(superlink.home)
     with contextlib.redirect_stdout(None):
         client = init_http_client_from_connection(read_superlink_connection("fedgh"))
     try:
@@ -174,7 +196,10 @@ def _watch(superlink: SuperLink, run_id: str, directory: Path, display: Display)
             if not ended and time.monotonic() - asked < STATUS_SECONDS:
                 continue
             asked = time.monotonic()
-            answer = client.ListRuns(ListRunsRequest(run_id=int(run_id)))
+            try:
+                answer = client.ListRuns(ListRunsRequest(run_id=int(run_id)))
+            except httpx.HTTPError:
+                continue  # busy; a SuperLink that has ended is seen above
             row = format_runs([run_from_proto(run) for run in answer.run_dict.values()], answer.now)[0]
             if row.status_text.startswith("finished"):
                 break
@@ -217,11 +242,43 @@ def _script(name: str) -> str:
 @contextlib.contextmanager
 def _superlink(config: DictConfig, directory: Path) -> Iterator[SuperLink]:
     """A SuperLink that is up, and gone afterwards with all that it started."""
-    home = Path(tempfile.mkdtemp(prefix="fedgh-"))
-    mark = secrets.token_hex(8)
+    with (
+        tempfile.TemporaryDirectory(prefix="fedgh-", ignore_cleanup_errors=True) as folder,
+        (directory / "flower.log").open("ab") as log,
+    ):
+        home, port, mark = Path(folder), _free_port(), secrets.token_hex(8)
+        environment = _environment(config, home, mark)
+        address = {"address": f"127.0.0.1:{port}", "insecure": True}
+        (home / "config.toml").write_text(tomli_w.dumps({"superlink": {"default": "fedgh", "fedgh": address}}))
+        command = [_script("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"]
+        process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is ours to pass on
+        )
+        before = os.environ.get("FLWR_HOME")
+        os.environ["FLWR_HOME"] = str(home)  # where Flower's own functions, called from here, find the SuperLink
+        try:
+            _wait_until_up(process, port)
+            yield SuperLink(port, home, environment, process)
+        finally:
+            _end(process, mark)
+            os.environ.pop("FLWR_HOME")
+            if before is not None:
+                os.environ["FLWR_HOME"] = before
+
+
+def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+def _environment(config: DictConfig, home: Path, mark: str) -> dict[str, str]:
+    """What the SuperLink, and so every process of the run, inherits."""
     environment = {
         **os.environ,
         MARK: mark,
@@ -236,37 +293,10 @@ def _superlink(config: DictConfig, directory: Path) -> Iterator[SuperLink]:
         "PYTHONUNBUFFERED": "1",
     }
     environment.pop("RAY_ADDRESS", None)
-    (home / "config.toml").write_text(
-        tomli_w.dumps({"superlink": {"default": "fedgh", "fedgh": {"address": f"127.0.0.1:{port}", "insecure": True}}})
-    )
-    log = (directory / "flower.log").open("ab")
-    command = [_script("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"]
-    process = subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--port", str(port)],
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,  # Ctrl-C is ours to pass on
-    )
-    previous = {name: os.environ.get(name) for name in ("FLWR_HOME",)}
-    try:
-        _wait_until_up(process, port)
-        yield SuperLink(port, home, environment, process)
-    finally:
-        _end(process, mark)
-        log.close()
-        for name, value in previous.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-        shutil.rmtree(home, ignore_errors=True)
+    return environment
 
 
 def _wait_until_up(process: subprocess.Popen[bytes], port: int) -> None:
-    import httpx
-
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
         if process.poll() is not None:
@@ -280,8 +310,9 @@ def _wait_until_up(process: subprocess.Popen[bytes], port: int) -> None:
 
 def _end(process: subprocess.Popen[bytes], mark: str) -> None:
     """End the SuperLink and every process that carries ``mark``, Ray's daemons among them."""
-    # A second Ctrl-C must not leave half of them running.
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if _in_main_thread() else None
+    # A second Ctrl-C or SIGTERM must not leave half of them running.
+    ignored = (signal.SIGINT, signal.SIGTERM) if _in_main_thread() else ()
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
     try:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -296,13 +327,11 @@ def _end(process: subprocess.Popen[bytes], mark: str) -> None:
                 survivor.kill()
         process.wait()
     finally:
-        if handler is not None:
-            signal.signal(signal.SIGINT, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _in_main_thread() -> bool:
-    import threading
-
     return threading.current_thread() is threading.main_thread()
 
 

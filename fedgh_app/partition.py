@@ -52,6 +52,11 @@ def natural_size(config: DictConfig, cache: CropCache) -> int | None:
     return len(set(_attribute(config, cache)[cache.indices("train")]))
 
 
+def number_of_clients(config: DictConfig, cache: CropCache) -> int:
+    """``num_clients``, else what the partition itself fixes, else the runtime's default."""
+    return int(config.num_clients or natural_size(config, cache) or config.runtime.get("num_supernodes", 4))
+
+
 def _is_natural(config: DictConfig) -> bool:
     return str(config.partition._target_).endswith("NaturalIdPartitioner")
 
@@ -93,9 +98,11 @@ def load(path: Path) -> Partition:
 
 
 def _path(config: DictConfig, cache: CropCache, num_clients: int) -> Path:
+    settings: dict[Any, Any] = OmegaConf.to_container(config.partition)  # type: ignore[assignment]
     described = {
         "crops": cache.fingerprint,
-        "partition": OmegaConf.to_container(config.partition),
+        # num_partitions only repeats num_clients, which the launcher knows before the config says it.
+        "partition": {key: value for key, value in settings.items() if key != "num_partitions"},
         "num_clients": num_clients,
         "seed": config.seed,
         "version": 1,

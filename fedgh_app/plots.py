@@ -35,7 +35,7 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=130, layout="constrained")
 
 
-def _curves(axes: Any, curves: Mapping[str, tuple[list[int], list[float]]], threshold: float) -> None:
+def _curves(axes: Any, curves: Mapping[str, tuple[list[int], list[float]]], metric: str) -> None:
     for place, (label, (rounds, values)) in enumerate(curves.items()):
         mean = label == "mean"
         axes.plot(
@@ -49,7 +49,7 @@ def _curves(axes: Any, curves: Mapping[str, tuple[list[int], list[float]]], thre
             label=label,
         )
     axes.set_xlabel("round")
-    axes.set_ylabel(f"PCK@{threshold:g} (%)")
+    axes.set_ylabel(f"{metric} (%)")
     axes.set_ylim(0, 101)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
@@ -57,7 +57,7 @@ def _curves(axes: Any, curves: Mapping[str, tuple[list[int], list[float]]], thre
     axes.legend(loc="best", framealpha=0.8, edgecolor="none", ncols=1 + len(curves) // 9)
 
 
-def keypoint_curves(history: Sequence[Round], path: Path, title: str, threshold: float) -> None:
+def keypoint_curves(history: Sequence[Round], path: Path, title: str, metric: str) -> None:
     """PCK of each keypoint, and their mean, by round."""
     curves: dict[str, tuple[list[int], list[float]]] = {}
     where = "central" if any("central" in this.evaluate for this in history) else "clients"
@@ -73,14 +73,12 @@ def keypoint_curves(history: Sequence[Round], path: Path, title: str, threshold:
         return
     figure = _figure(6.4, 4.2)
     axes = figure.subplots()
-    _curves(axes, curves, threshold)
+    _curves(axes, curves, metric)
     axes.set_title(f"{title}: keypoints, {'all test images' if where == 'central' else 'clients pooled'}")
     figure.savefig(path)
 
 
-def client_curves(
-    history: Sequence[Round], labels: Mapping[str, str], path: Path, title: str, threshold: float
-) -> None:
+def client_curves(history: Sequence[Round], labels: Mapping[str, str], path: Path, title: str, metric: str) -> None:
     """Mean PCK on each client's own test images, by round; with many clients, their quartiles."""
     curves: dict[str, tuple[list[int], list[float]]] = {}
     for this in history:
@@ -94,7 +92,7 @@ def client_curves(
     axes = figure.subplots()
     if len(curves) > MOST_CLIENTS:
         curves = _quartiles(curves)
-    _curves(axes, curves, threshold)
+    _curves(axes, curves, metric)
     axes.set_title(f"{title}: clients, own test images")
     figure.savefig(path)
 

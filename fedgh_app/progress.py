@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 
 from fedgh_app import storage
+from fedgh_app.pose.records import DatasetSpec
 
 
 class Display:
@@ -45,7 +47,9 @@ class Display:
 
     def __enter__(self) -> Self:
         self.progress.start()
-        self.console.print(f"{self.title}: {self.config.rounds} rounds, run directory {self.directory}", soft_wrap=True)
+        self.console.print(
+            f"{self.title}: {self.config.rounds} rounds, run directory {escape(str(self.directory))}", soft_wrap=True
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -75,15 +79,15 @@ class Display:
         if seconds := line["seconds"].get("total"):
             parts.append(f"{seconds:.1f} s")
         for item in line["rejected"]:
-            parts.append(f"[red]rejected {item['client']}: {item['reason']}[/red]")
+            parts.append(f"[red]rejected {escape(item['client'])}: {escape(item['reason'])}[/red]")
         return "  ".join(parts)
 
 
-def print_result(result: dict[str, Any], directory: Path, threshold: float, console: Console | None = None) -> None:
+def print_result(result: dict[str, Any], directory: Path, spec: DatasetSpec, console: Console | None = None) -> None:
     """PCK per keypoint before and after, per client, and where everything lies."""
     console = console or Console()
     where = "held-out images" if result["evaluated"] == "central" else "the clients' own test images"
-    table = Table(title=f"PCK@{threshold:g} on {where} (%)")
+    table = Table(title=f"{spec.headline} on {where} (%)")
     table.add_column("keypoint")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
@@ -99,7 +103,7 @@ def print_result(result: dict[str, Any], directory: Path, threshold: float, cons
     )
     console.print(table)
     if len(result.get("clients_pck", {})) > 1:
-        clients = Table(title=f"PCK@{threshold:g} by client, own test images (%)")
+        clients = Table(title=f"{spec.headline} by client, own test images (%)")
         for column in ("client", "holds", "training images", "PCK"):
             clients.add_column(column, justify="left" if column in ("client", "holds") else "right")
         for name, value in result["clients_pck"].items():
@@ -110,14 +114,14 @@ def print_result(result: dict[str, Any], directory: Path, threshold: float, cons
     console.print(f"{result['rounds']} rounds in {seconds['rounds']:.0f} s; {len(result['rejected'])} rejected replies")
     for name in ("result.json", "history.jsonl", "model.safetensors"):
         if (directory / name).exists():
-            console.print(f"  {directory / name}", soft_wrap=True)
+            console.print(f"  {escape(str(directory / name))}", soft_wrap=True)
     for plot in sorted((directory / "plots").glob("*.png")):
-        console.print(f"  {plot}", soft_wrap=True)
+        console.print(f"  {escape(str(plot))}", soft_wrap=True)
     tracked = directory / "tracking.json"
     if tracked.exists():
         said = storage.read_json(tracked)
         line = f"W&B run is offline; upload it with: {said['sync']}" if said["sync"] else f"W&B run: {said['url']}"
-        console.print(line, soft_wrap=True)
+        console.print(escape(line), soft_wrap=True)
 
 
 def _percent(value: float | None) -> str:

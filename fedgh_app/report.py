@@ -41,7 +41,7 @@ def compare(folders: Sequence[Path]) -> list[dict[str, Any]]:
     Returns:
         For each setting ``setting`` (its name: the strategy and what else tells the settings apart), ``runs`` (number),
         ``pck`` and ``per_keypoint`` as ``{"mean", "std"}`` with the sample standard deviation (null for one run),
-        ``worst_client`` likewise, ``evaluated``, ``failed`` (runs without a result).
+        ``worst_client`` likewise, ``evaluated``.
     """
     runs = find_runs(folders)
     configs = [_flat(OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))) for run in runs]
@@ -76,7 +76,8 @@ def _name(config: Mapping[str, Any], configs: Sequence[Mapping[str, Any]], telli
 
 def _row(name: str, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     keypoints = list(results[0]["per_keypoint"])
-    worst = [min(result["clients_pck"].values()) for result in results if result.get("clients_pck")]
+    held = [[value for value in result.get("clients_pck", {}).values() if value is not None] for result in results]
+    worst = [min(values) for values in held if values]
     return {
         "setting": name,
         "runs": len(results),
@@ -101,23 +102,23 @@ def _spread(values: Sequence[float | None]) -> dict[str, float | None] | None:
 
 
 def print_report(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """The rows as a table."""
+    """The rows as two tables that fit a terminal of 80 columns: settings, and their keypoints."""
     table = Table(title="PCK (%), mean ± standard deviation over runs")
-    table.add_column("setting", overflow="fold")
-    for column in ("runs", "mean", *rows[0]["per_keypoint"], "worst client", "heatmap acc.", "rounds (s)"):
+    table.add_column("setting", overflow="fold", min_width=12)
+    for column in ("runs", "mean", "worst client", "heatmap acc.", "seconds"):
         table.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
-        own = "" if row["evaluated"] == "central" else " (clients' own)"
-        table.add_row(
-            row["setting"] + own,
-            str(row["runs"]),
-            _text(row["pck"]),
-            *(_text(value) for value in row["per_keypoint"].values()),
-            _text(row["worst_client"]),
-            _text(row["heatmap_accuracy"]),
-            f"{row['seconds']:.0f}",
-        )
+    names = [row["setting"] + ("" if row["evaluated"] == "central" else " (clients' own)") for row in rows]
+    for name, row in zip(names, rows, strict=True):
+        values = (_text(row[key]) for key in ("pck", "worst_client", "heatmap_accuracy"))
+        table.add_row(name, str(row["runs"]), *values, f"{row['seconds']:.0f}")
     console.print(table)
+    keypoints = Table(title="PCK (%) by keypoint")
+    keypoints.add_column("keypoint", no_wrap=True)
+    for name in names:
+        keypoints.add_column(name, justify="right", overflow="fold", min_width=11)
+    for keypoint in dict.fromkeys(key for row in rows for key in row["per_keypoint"]):
+        keypoints.add_row(keypoint, *(_text(row["per_keypoint"].get(keypoint)) for row in rows))
+    console.print(keypoints)
 
 
 def _text(spread: Mapping[str, float | None] | None) -> str:

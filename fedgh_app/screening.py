@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
+from fedgh_app.federation import RunFailed
 from strategies.npy import flat, header
 
 POLL_SECONDS = 0.05
+STOP_FILE = "stop"
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class ScreeningGrid(Grid):
         round: the round that rejections are booked under.
         rejected: every rejected reply of the run.
         traffic: bytes since it was last set.
+        expected: the metrics that a reply to each message type must hold; a type that is not listed is not checked.
+        stop_file: once this file exists, waiting ends with `RunFailed`: somebody wants the run to stop.
     """
 
     inner: Grid
@@ -61,6 +66,8 @@ class ScreeningGrid(Grid):
     round: int = 0
     rejected: list[Rejected] = field(default_factory=list)
     traffic: Traffic = field(default_factory=Traffic)
+    expected: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    stop_file: Path | None = None
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send, wait for at most ``timeout`` seconds, and return the good replies in the order of sending."""
@@ -79,10 +86,12 @@ class ScreeningGrid(Grid):
                 asked = waiting.pop(reply.metadata.reply_to_message_id)
                 if reply.has_content():
                     self.traffic.up += array_bytes(reply.content)
-                if reason := fault(asked, reply):
+                if reason := fault(asked, reply, self.expected.get(asked.metadata.message_type)):
                     self.reject(asked, reason)
                 else:
                     replies.append(reply)
+            if self.stop_file is not None and self.stop_file.exists():
+                raise RunFailed("stopped")
             if not arrived:
                 if end is not None and time.monotonic() > end:
                     break
@@ -129,17 +138,27 @@ class ScreeningGrid(Grid):
         return self.inner.pull_messages(message_ids)
 
 
-def fault(asked: Message, reply: Message) -> str | None:
-    """What is wrong with ``reply``, in one line; None for a good one."""
+def fault(asked: Message, reply: Message, expected: frozenset[str] | None = None) -> str | None:
+    """What is wrong with ``reply``, in one line; None for a good one.
+
+    Args:
+        asked: the message that it answers, whose config may name further metrics under ``report``.
+        reply: the reply.
+        expected: the metrics it must hold beside those; None to accept any.
+    """
     if reply.has_error():
         return reply.error.reason.strip().splitlines()[-1] if reply.error.reason else f"error {reply.error.code}"
     content = reply.content
     kind = asked.metadata.message_type
     if kind == MessageType.QUERY:
-        return None if len(content.config_records) == 1 else "expected one ConfigRecord that describes the client"
+        return _query_fault(content)
     if len(content.metric_records) != 1:
         return f"{len(content.metric_records)} MetricRecords; expected 1"
-    if reason := _metric_fault(next(iter(content.metric_records.values()))):
+    metrics = next(iter(content.metric_records.values()))
+    if expected is not None:
+        config = next(iter(asked.content.config_records.values()), ConfigRecord())
+        expected = expected | frozenset(config.get("report", []))  # type: ignore[arg-type]
+    if reason := _metric_fault(metrics, expected):
         return reason
     if kind != MessageType.TRAIN:
         return None
@@ -149,7 +168,24 @@ def fault(asked: Message, reply: Message) -> str | None:
     return _array_fault(sent, next(iter(content.array_records.values())))
 
 
-def _metric_fault(metrics: MetricRecord) -> str | None:
+def _query_fault(content: RecordDict) -> str | None:
+    said = next(iter(content.config_records.values()), None)
+    if len(content.config_records) != 1 or said is None:
+        return f"{len(content.config_records)} ConfigRecords; expected 1 that describes the client"
+    for key, kind in (("name", str), ("label", str), ("keypoints", str), ("num-examples", int), ("num-test", int)):
+        if not isinstance(said.get(key), kind):
+            return f"{key} is {said.get(key)!r}; expected {'text' if kind is str else 'a whole number'}"
+    return None
+
+
+def _metric_fault(metrics: MetricRecord, expected: frozenset[str] | None) -> str | None:
+    if expected is not None:
+        if missing := sorted(expected - metrics.keys()):
+            return f"metric {missing[0]} is missing"
+        if extra := sorted(metrics.keys() - expected):
+            return f"metric {extra[0]} was not asked for"
+        if lists := [key for key, value in metrics.items() if isinstance(value, list)]:
+            return f"metric {lists[0]} is a list; expected a number"
     examples = metrics.get("num-examples")
     if not isinstance(examples, int | float) or not examples > 0:
         return f"num-examples is {examples}; expected a positive number"
@@ -157,6 +193,9 @@ def _metric_fault(metrics: MetricRecord) -> str | None:
         values = value if isinstance(value, list) else [value]
         if not all(math.isfinite(number) for number in values):
             return f"metric {key} is {value}; expected finite numbers"
+    # FedReID's weight is a distance; rounding may take it a little below 0.
+    if (distance := metrics.get("cosine-distance", 0.0)) < -1e-5:  # type: ignore[operator]
+        return f"metric cosine-distance is {distance}; expected at least 0"
     return None
 
 

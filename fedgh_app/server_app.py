@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from logging import INFO
+from logging import ERROR, INFO
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedgh_app import partition, plots, site, storage
 from fedgh_app.callbacks import usual_callbacks
-from fedgh_app.config import compose_config, instantiate, split_overrides
+from fedgh_app.config import build_optimizer, compose_config, instantiate, split_overrides
 from fedgh_app.federation import Callback, ClientInfo, Federation, Round, RunFailed
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.metrics import spread
 from fedgh_app.pose.records import DatasetSpec, load_spec
-from fedgh_app.pose.tally import Tally
-from fedgh_app.screening import ScreeningGrid, Traffic
+from fedgh_app.pose.tally import Count, Tally
+from fedgh_app.screening import STOP_FILE, ScreeningGrid, Traffic
 
 app = ServerApp()
 
@@ -68,6 +68,7 @@ def run_directory(config: DictConfig) -> Path:
 @contextmanager
 def failing_into(directory: Path) -> Iterator[None]:
     """Leave ``failure.json`` with one line where the block raises, for whoever started the run."""
+    (directory / "failure.json").unlink(missing_ok=True)
     try:
         yield
     except BaseException as error:
@@ -111,8 +112,8 @@ def check(config: DictConfig) -> None:
     spec = load_spec(config.dataset.spec)
     for part in ("strategy", "loss", "augmentation", "schedule"):
         instantiate(config[part], part)
-    model = site.build_model(config, spec)
-    instantiate(config.optimizer, "optimizer")(model.parameters(), lr=config.optimizer.lr)
+    site.initial_state(config, spec)
+    build_optimizer(config, site.build_model(config, spec).parameters())
 
 
 def federate(
@@ -138,11 +139,13 @@ def federate(
         RunFailed: too few good replies.
         UserError: clients that do not fit the config.
     """
+    if (directory / "history.jsonl").exists():
+        raise UserError(f"run_dir={directory}: holds a run already; expected a new or empty directory")
     site.limit_threads(config.runtime.client_cpus)
     spec = load_spec(config.dataset.spec)
     started = time.perf_counter()
     OmegaConf.save(config, directory / "config.yaml")
-    screen = ScreeningGrid(grid)
+    screen = ScreeningGrid(grid, expected=expected_metrics(spec), stop_file=directory / STOP_FILE)
     clients = query(screen, config, spec)
     strategy = instantiate(config.strategy, "strategy")
     strategy.client_names = dict(screen.client_names)
@@ -161,15 +164,28 @@ def federate(
             for hook in hooks:
                 hook.after_round(run, this)
             watch()
+        write_result(run, screen, time.perf_counter() - started)
         failure = None
     except Exception as error:
         failure = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise
     finally:
         for hook in hooks:
-            hook.close(run, failure)
-    write_result(run, screen, time.perf_counter() - started)
+            # A picture that cannot be drawn must cost neither the run its result nor the other hooks their end.
+            try:
+                hook.close(run, failure)
+            except Exception as error:
+                log(ERROR, "%s failed at the end of the run", type(hook).__name__, exc_info=error)
     return run
+
+
+def expected_metrics(spec: DatasetSpec) -> dict[str, frozenset[str]]:
+    """The metrics that a reply must hold, by the message type it answers, beside what the strategy asks for."""
+    counts = Tally({name: Count() for name in spec.keypoints}).as_scalars()
+    return {
+        MessageType.TRAIN: frozenset({"num-examples", "loss", "steps", "seconds"}),
+        MessageType.EVALUATE: frozenset({"num-examples", "loss", "loss-terms", *counts}),
+    }
 
 
 def query(grid: ScreeningGrid, config: DictConfig, spec: DatasetSpec) -> dict[str, ClientInfo]:

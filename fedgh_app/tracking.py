@@ -8,9 +8,11 @@ from __future__ import annotations
 import netrc
 import os
 from collections.abc import Mapping
+from logging import WARNING
 from pathlib import Path
 from typing import Any
 
+from flwr.common.logger import log
 from omegaconf import OmegaConf
 
 from fedgh_app import storage
@@ -22,11 +24,20 @@ class Tracker:
 
     def __init__(self) -> None:
         self.run: Any = None
+        self.failed = False
 
     def after_round(self, run: Federation, this: Round) -> None:
         """Log every number of the round."""
+        if self.failed:
+            return
         if self.run is None:
-            self._start(run)
+            try:
+                self._start(run)
+            # A tracker that does not start must not take the training with it.
+            except Exception as error:
+                self.failed = True
+                log(WARNING, "W&B did not start, this run is not tracked: %s", error)
+                return
         self.run.log(
             flatten({"seconds": this.seconds, "bytes": this.bytes, **this.evaluate}),
             step=this.round,

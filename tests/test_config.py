@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedgh_app.config import (
+    build_optimizer,
     compose_config,
     expand_sweep,
     groups,
@@ -51,6 +53,27 @@ def test_a_value_overrides_an_experiment() -> None:
         (["model.depth.x=1"], ["model.depth"]),
         (["strategy._target_=os.system"], ["os.system", "strategies"]),
         (["+extra._target_=subprocess.run"], ["subprocess.run"]),
+        (["+loss.x=[{_target_:os.mkdir,_args_:[a]}]"], ["loss.x[0]", "_target_"]),
+        (["+loss.x=[[{a:{_target_:builtins.open}}]]"], ["loss.x[0][0].a"]),
+        (["+loss.x._target_=torch.nn.ReLU"], ["loss.x", "_target_"]),
+        (["+loss._args_=[1]"], ["loss", "_args_"]),
+        (["loss._target_=torch.os.mkdir"], ["torch.os.mkdir", "expected a class"]),
+        (["model._target_=torch.hub.load"], ["torch.hub.load", "expected a class"]),
+        (["model._target_=torch.load"], ["torch.load"]),
+        (["optimizer._target_=torch.optim"], ["torch.optim"]),
+        (["strategy._target_=fedgh_app.storage.append_line"], ["append_line"]),
+        (["rounds=null"], ["rounds=null", "whole number"]),
+        (["batch_size=null"], ["batch_size=null"]),
+        (["round_timeout=null"], ["round_timeout=null"]),
+        (["dataset.input_size=null"], ["dataset.input_size=null"]),
+        (["optimizer.lr=null"], ["optimizer.lr=null"]),
+        (["runtime.client_cpus=0"], ["runtime.client_cpus=0"]),
+        (["tracking.mode=foo"], ["tracking.mode=foo", "offline"]),
+        (["init=5"], ["init=5"]),
+        (["~partition"], ["partition", "natural"]),
+        (["~rounds"], ["rounds"]),
+        (["++roundz=3"], ["roundz", "rounds"]),
+        (["strategy=fedavg,fedgh"], ["strategy=fedavg,fedgh", "-m"]),
         (["strategy"], ["strategy"]),
         (["strategy=[1"], ["strategy"]),
     ],
@@ -61,6 +84,29 @@ def test_bad_input_is_one_line_that_names_it(overrides: list[str], words: list[s
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize("target", ["strategies.fedgh.SCHEMES", "strategies.updates.Sequence", "strategies.Nothing"])
+def test_only_a_class_of_the_package_is_built(target: str) -> None:
+    with pytest.raises(UserError, match=r"strategy\._target_="):
+        instantiate(compose_config([f"strategy._target_={target}"]).strategy, "strategy")
+
+
+def test_another_torch_optimizer_by_its_target() -> None:
+    config = compose_config(["optimizer._target_=torch.optim.Adagrad", "~optimizer.betas"])
+    made = build_optimizer(config, [torch.nn.Parameter(torch.zeros(1))], 0.5)
+    assert isinstance(made, torch.optim.Adagrad)
+    assert made.defaults["lr"] == config.optimizer.lr * 0.5
+
+
+def test_an_optimizer_that_refuses_a_value_is_one_line() -> None:
+    config = compose_config(["optimizer.betas=[0.9]"])
+    with pytest.raises(UserError, match=r"^optimizer: "):
+        build_optimizer(config, [torch.nn.Parameter(torch.zeros(1))])
+
+
+def test_a_null_experiment_is_none() -> None:
+    assert compose_config(["experiment=null"]).rounds == compose_config([]).rounds
 
 
 def test_an_argument_that_the_class_refuses_is_one_line() -> None:

@@ -47,8 +47,8 @@ def coloured(path: Path) -> int:
 def test_every_plot_shows_colour(tmp_path: Path, clients: int, rounds: int) -> None:
     labels = {str(i): f"site {i}" for i in range(clients)}
     made = history(clients, rounds)
-    plots.keypoint_curves(made, tmp_path / "keypoints.png", "t", 0.2)
-    plots.client_curves(made, labels, tmp_path / "clients.png", "t", 0.2)
+    plots.keypoint_curves(made, tmp_path / "keypoints.png", "t", "PCK@0.2")
+    plots.client_curves(made, labels, tmp_path / "clients.png", "t", "PCK@0.2")
     plots.cosine_matrices(made, labels, tmp_path / "cosines.png", "t")
     plots.weight_bars(made, labels, tmp_path / "weights.png", "t")
     drawn = sorted(tmp_path.glob("*.png"))
@@ -59,14 +59,14 @@ def test_every_plot_shows_colour(tmp_path: Path, clients: int, rounds: int) -> N
 
 
 def test_curves_follow_the_numbers(tmp_path: Path) -> None:
-    plots.keypoint_curves(history(2, 5), tmp_path / "a.png", "t", 0.2)
-    plots.keypoint_curves(history(2, 5, scale=0.5), tmp_path / "b.png", "t", 0.2)
+    plots.keypoint_curves(history(2, 5), tmp_path / "a.png", "t", "PCK@0.2")
+    plots.keypoint_curves(history(2, 5, scale=0.5), tmp_path / "b.png", "t", "PCK@0.2")
     assert (cv2.imread(str(tmp_path / "a.png")) != cv2.imread(str(tmp_path / "b.png"))).any()
 
 
 def test_nothing_to_draw_draws_nothing(tmp_path: Path) -> None:
-    plots.keypoint_curves([Round(0)], tmp_path / "a.png", "t", 0.2)
-    plots.client_curves([Round(0)], {}, tmp_path / "b.png", "t", 0.2)
+    plots.keypoint_curves([Round(0)], tmp_path / "a.png", "t", "PCK@0.2")
+    plots.client_curves([Round(0)], {}, tmp_path / "b.png", "t", "PCK@0.2")
     plots.cosine_matrices([Round(0)], {}, tmp_path / "c.png", "t")
     plots.weight_bars([Round(0)], {}, tmp_path / "d.png", "t")
     assert list(tmp_path.iterdir()) == []

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedgh_app.federation import RunFailed
 from fedgh_app.inprocess import InProcessGrid
 from fedgh_app.screening import ScreeningGrid
 
@@ -91,6 +93,63 @@ def test_a_bad_reply_is_set_aside_with_name_round_and_reason(kind: str) -> None:
     assert (rejected.round, rejected.client) == (3, "client 1")
     assert reason in rejected.reason
     assert "\n" not in rejected.reason
+
+
+EXPECTED = {"train": frozenset({"num-examples", "loss"})}
+UNFIT = {
+    "missing": ({"num-examples": 5}, "metric loss is missing"),
+    "extra": ({**GOOD, "speed": 1.0}, "metric speed was not asked for"),
+    "list": ({**GOOD, "loss": [0.5, 0.5]}, "metric loss is a list"),
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_metrics_that_would_stop_a_strategy_are_a_bad_reply(kind: str) -> None:
+    metrics, reason = UNFIT[kind]
+    grid = grid_of(content, lambda: content(metrics=dict(metrics)))
+    grid.expected = EXPECTED
+    assert len(ask(grid)) == 1
+    assert grid.rejected[0].reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("distance", "reason"), [(None, "metric cosine-distance is missing"), (-0.5, "metric cosine-distance is -0.5")]
+)
+def test_what_the_strategy_asked_for_is_checked(distance: float | None, reason: str) -> None:
+    measured = {} if distance is None else {"cosine-distance": distance}
+    grid = grid_of(lambda: content(metrics={**GOOD, **measured}))
+    grid.expected = EXPECTED
+    model = ArrayRecord({key: Array(value) for key, value in SENT.items()})
+    config = ConfigRecord({"report": ["cosine-distance"]})
+    asked = Message(RecordDict({"arrays": model, "config": config}), 1, "train")
+    assert list(grid.send_and_receive([asked], timeout=5)) == []
+    assert grid.rejected[0].reason.startswith(reason)
+
+
+@pytest.mark.parametrize("missing", ["name", "label", "keypoints", "num-examples", "num-test"])
+def test_a_client_that_does_not_describe_itself_is_rejected(missing: str) -> None:
+    app = ClientApp()
+    said = {"name": "a", "label": "b", "keypoints": "c", "num-examples": 1, "num-test": 1}
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        record = ConfigRecord({key: value for key, value in said.items() if key != missing})
+        return Message(RecordDict({"client": record}), reply_to=message)
+
+    grid = ScreeningGrid(InProcessGrid(app, [{"partition-id": 0}], {}))
+    assert list(grid.send_and_receive([Message(RecordDict(), 1, "query")], timeout=5)) == []
+    assert grid.rejected[0].reason.startswith(f"{missing} is None")
+
+
+def test_waiting_ends_when_somebody_asks_the_run_to_stop(tmp_path: Path) -> None:
+    class Silent(InProcessGrid):
+        def pull_messages(self, message_ids):  # type: ignore[no-untyped-def]
+            return []
+
+    grid = ScreeningGrid(Silent(ClientApp(), [{"partition-id": 0}], {}), stop_file=tmp_path / "stop")
+    (tmp_path / "stop").touch()
+    with pytest.raises(RunFailed, match="stopped"):
+        grid.send_and_receive([Message(RecordDict({"arrays": ArrayRecord()}), 1, "train")])
 
 
 def test_huge_finite_values_are_no_fault() -> None:

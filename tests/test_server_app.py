@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from fedgh_app.federation import Federation, RunFailed
 from fedgh_app.inprocess import InProcessGrid
 from fedgh_app.launcher import launch
 from fedgh_app.pose.errors import UserError
+from fedgh_app.report import compare
 from fedgh_app.server_app import federate, wait_for_nodes
 
 
@@ -85,12 +85,42 @@ def test_the_stored_model_is_the_one_that_was_evaluated(run: Path, tmp_path: Pat
     assert again["per_keypoint"] == storage.read_json(run / "result.json")["per_keypoint"]
 
 
-def test_checkpoints_are_the_latest_and_the_best(run: Path) -> None:
-    best = storage.read_json(run / "checkpoints/best.json")
-    assert (run / f"checkpoints/round-{best['round']:04d}.safetensors").exists()
-    stored = storage.read_json(run / "checkpoints/round-0002.json")
-    assert stored["round"] == 2
-    assert json.dumps(stored["strategy"]).count("angle") or stored["strategy"]
+def test_checkpoints_are_the_latest_and_the_best(tiny: list[str], tmp_path: Path) -> None:
+    launch([*tiny, "rounds=4", "keep_checkpoints=1", "evaluate.clients_every=0"], tmp_path / "run", quiet=True)
+    folder = tmp_path / "run" / "checkpoints"
+    history = storage.read_lines(tmp_path / "run/history.jsonl")
+    values = {line["round"]: line["evaluate"]["central"]["pck"] for line in history[1:]}
+    best = max(values, key=lambda number: (values[number], -number))
+    assert storage.read_json(folder / "best.json") == {"round": best, "pck": values[best]}
+    kept = {f"round-{number:04d}{kind}" for number in {best, 4} for kind in (".json", ".safetensors")}
+    assert {file.name for file in folder.iterdir()} == kept | {"best.json"}
+    state = storage.read_json(folder / "round-0004.json")["strategy"]
+    assert state["participations"] == {"0": 4, "1": 4, "2": 4, "3": 4}
+    assert state["angles"].keys() == {"0", "1", "2", "3"}
+
+
+def test_a_hook_that_fails_at_the_end_costs_nothing_else(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("fedgh_app.plots.keypoint_curves", fail)
+    result = launch([*tiny, "rounds=1", "tracking=wandb", "tracking.mode=offline"], tmp_path / "run", quiet=True)
+    assert result["rounds"] == 1
+    assert storage.read_json(tmp_path / "run/tracking.json")["mode"] == "offline"
+
+
+def test_a_tracker_that_does_not_start_costs_nothing_else(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    def fail(**_: Any) -> None:
+        raise wandb.Error("no")
+
+    monkeypatch.setattr(wandb, "init", fail)
+    assert launch([*tiny, "rounds=1", "tracking=wandb"], tmp_path / "run", quiet=True)["rounds"] == 1
 
 
 def test_same_seed_same_bits_whatever_order_clients_answer_in(tiny: list[str], tmp_path: Path) -> None:
@@ -185,6 +215,15 @@ def test_baselines_go_the_same_way(tiny: list[str], tmp_path: Path) -> None:
     sizes = {name: info["test_examples"] for name, info in local["clients"].items()}
     mean = sum(local["clients_pck"][name] * sizes[name] for name in sizes) / sum(sizes.values())
     assert local["pck"] == pytest.approx(mean)
+
+
+def test_baselines_take_the_overrides_of_a_sweep(tiny: list[str], tmp_path: Path) -> None:
+    rest = [item for item in tiny if not item.startswith("runtime=")]
+    options = ["strategy=fedgh", "strategy.granularity=layer", "partition=dirichlet", "partition.alpha=10", "rounds=1"]
+    launch([*rest, *options, "runtime=centralised"], tmp_path / "central", quiet=True)
+    local = launch([*rest, *options, "num_clients=2", "runtime=local"], tmp_path / "local", quiet=True)
+    assert local["clients_pck"].keys() == {"0", "1"}
+    assert {row["setting"] for row in compare([tmp_path])} == {"centralised", "local"}
 
 
 def test_a_run_directory_is_never_written_over(run: Path, tiny: list[str]) -> None:

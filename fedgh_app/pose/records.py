@@ -53,6 +53,11 @@ class DatasetSpec:
         return {name: index for index, name in enumerate(self.keypoints)}
 
     @property
+    def headline(self) -> str:
+        """Name of the headline metric, such as PCK@0.2."""
+        return f"{'PCKh' if self.metric == 'pckh' else 'PCK'}@{self.thresholds[0]:g}"
+
+    @property
     def flip_permutation(self) -> np.ndarray:
         """Order of the keypoints in a mirrored image, (J,) int64; its own inverse."""
         order = np.arange(len(self.keypoints))

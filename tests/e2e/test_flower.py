@@ -25,15 +25,15 @@ OVERRIDES = [*TINY, "evaluate.clients_every=2"]
 
 def environment(**more: str) -> dict[str, str]:
     path = f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "COLUMNS": "160", "FLWR_DISABLE_UPDATE_CHECK": "1", **more}
+    return {**os.environ, "FEDGH_TEST": "1", "PATH": path, "COLUMNS": "160", "FLWR_DISABLE_UPDATE_CHECK": "1", **more}
 
 
 def left_behind() -> list[str]:
-    """Command lines of processes that a run started and that still live."""
+    """Command lines of processes that a run of these tests started and that still live."""
     found = []
     for process in psutil.process_iter():
         try:
-            if process.status() != psutil.STATUS_ZOMBIE and MARK in process.environ():
+            if process.status() != psutil.STATUS_ZOMBIE and {MARK, "FEDGH_TEST"} <= process.environ().keys():
                 found.append(" ".join(process.cmdline()))
         except (psutil.Error, OSError):
             continue
@@ -124,7 +124,8 @@ def test_a_failed_run_is_one_line_with_status_and_no_process(home: Path, tmp_pat
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.slow
 def test_a_run_that_is_stopped_leaves_no_process(home: Path, tmp_path: Path, kind: signal.Signals) -> None:
-    command = [str(SCRIPTS / "fedgh"), "run", "run_dir=run", *OVERRIDES, "rounds=100"]
+    overrides = [*OVERRIDES, "rounds=100", "tracking=wandb", "tracking.mode=offline"]
+    command = [str(SCRIPTS / "fedgh"), "run", "run_dir=run", *overrides]
     process = subprocess.Popen(
         command, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
@@ -136,6 +137,9 @@ def test_a_run_that_is_stopped_leaves_no_process(home: Path, tmp_path: Path, kin
     assert process.returncode == (130 if kind == signal.SIGINT else 143)
     assert "Traceback" not in said
     assert left_behind() == []
+    assert storage.read_json(tmp_path / "run/failure.json")["error"] == "stopped"
+    assert int(storage.load_model(tmp_path / "run")[1]["rounds"]) >= 1
+    assert storage.read_json(tmp_path / "run/tracking.json")["mode"] == "offline"
 
 
 @pytest.mark.slow
