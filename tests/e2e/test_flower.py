@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import TINY
+from flwr.cli.build import build_fab_from_disk
 
 from fedgh_app import storage
 from fedgh_app.launcher import MARK, _stage
@@ -89,12 +91,11 @@ def test_wandb_has_metrics_config_and_plots_offline(simulation: tuple[Path, str]
     assert list(folder.glob("files/media/images/plots/*.png"))
 
 
-def test_the_bundle_holds_config_and_data_set_descriptions(tmp_path: Path) -> None:
-    app = _stage(tmp_path)
-    subprocess.run([SCRIPTS / "flwr", "build", "--app", str(app)], cwd=tmp_path, env=environment(), check=True)
-    (bundle,) = tmp_path.glob("*.fab")
-    names = set(zipfile.ZipFile(bundle).namelist())
+@pytest.mark.parametrize("staged", [True, False], ids=["fedgh run", "flwr run ."])
+def test_the_bundle_holds_config_and_data_set_descriptions(tmp_path: Path, staged: bool) -> None:
     root = Path(__file__).resolve().parents[2]
+    app = _stage(tmp_path) if staged else root
+    names = set(zipfile.ZipFile(io.BytesIO(build_fab_from_disk(app))).namelist())
     for folder in ("conf", "datasets"):
         wanted = {str(file.relative_to(root)) for file in (root / folder).rglob("*.yaml")}
         assert wanted and wanted <= names
