@@ -1,7 +1,8 @@
 """Simulation efficiency: what the rounds of a federation cost beside the training in them.
 
 Plain PyTorch trains the same batches, already in memory, in as many processes as the simulation has actors, on the same
-cores. Efficiency is its seconds over the wall seconds of the rounds, which hold messages, aggregation and evaluation.
+cores. Efficiency is its seconds over the wall seconds of the rounds, which hold messages, aggregation, evaluation,
+checkpoints and history.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from rich.table import Table
 
 from fedgh_app import partition, site, storage
 from fedgh_app.config import compose_config, fedgh_home, instantiate
-from fedgh_app.launcher import launch, usable_cores
+from fedgh_app.launcher import launch
 from fedgh_app.pose.arm import generate
 from fedgh_app.pose.batches import Batches
+from fedgh_app.pose.cores import usable_cores
 from fedgh_app.pose.records import load_spec
 
 OVERRIDES = ["experiment=arm_quick", "tracking=none"]
@@ -34,8 +36,8 @@ def measure(rounds: int = 4, repeats: int = 2) -> dict[str, Any]:
     """Run the `make run` job for a few rounds between two measurements of plain PyTorch.
 
     Returns:
-        ``plain_seconds`` (median seconds for one round's batches), ``round_seconds`` (mean wall seconds of a round),
-        ``phases`` (mean seconds of each), ``efficiency``, ``actors``, ``images``.
+        ``plain_seconds`` (median seconds for one round's batches), ``round_seconds`` (wall seconds of all rounds ÷ their
+        number), ``phases`` (mean seconds of each), ``efficiency``, ``actors``, ``images``.
     """
     generate(fedgh_home() / "data" / "arm")
     config = compose_config([*OVERRIDES, f"rounds={rounds}"])
@@ -45,11 +47,11 @@ def measure(rounds: int = 4, repeats: int = 2) -> dict[str, Any]:
     actors = max(1, min(clients, usable_cores() // config.runtime.client_cpus))
     before = [_plain(config, parts, actors) for _ in range(repeats)]
     with tempfile.TemporaryDirectory() as folder:
-        launch([*OVERRIDES, f"rounds={rounds}"], Path(folder) / "run", quiet=True)
+        result = launch([*OVERRIDES, f"rounds={rounds}"], Path(folder) / "run", quiet=True)
         history = storage.read_lines(Path(folder) / "run" / "history.jsonl")[1:]
     after = [_plain(config, parts, actors) for _ in range(repeats)]
     plain = statistics.median(before + after)
-    wall = statistics.fmean(line["seconds"]["total"] for line in history)
+    wall = result["seconds"]["rounds"] / rounds
     phases = {
         name: statistics.fmean(line["seconds"].get(name, 0.0) for line in history)
         for name in ("train", "aggregate", "evaluate_clients", "evaluate_central")

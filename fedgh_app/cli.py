@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import sys
@@ -90,6 +91,8 @@ def run(context: typer.Context) -> None:
         except UserError as error:
             print(f"fedgh: {error}", file=sys.stderr)
             outcomes.append(2)
+            with contextlib.suppress(OSError):
+                directory.rmdir()  # Hydra made it; nothing was written
         except RunFailed as error:
             print(f"fedgh: {error} (log: {directory / 'flower.log'})", file=sys.stderr)
             outcomes.append(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.typing import Scalar
@@ -30,10 +31,10 @@ def train(message: Message, context: Context) -> Message:
     client = _client(context)
     received: ArrayRecord = message.content["arrays"]  # type: ignore[assignment]
     parameters, examples, metrics = client.fit(
-        [array.numpy() for array in received.values()],
+        _parameters(client, received),
         dict(message.content["config"]),  # type: ignore[arg-type]
     )
-    trained = ArrayRecord({key: Array(array) for key, array in zip(received, parameters, strict=True)})
+    trained = ArrayRecord({key: Array(array) for key, array in zip(client.model.state_dict(), parameters, strict=True)})
     measured = MetricRecord({"num-examples": examples, **_numbers(metrics)})
     return Message(RecordDict({"arrays": trained, "metrics": measured}), reply_to=message)
 
@@ -43,11 +44,16 @@ def evaluate(message: Message, context: Context) -> Message:
     """Test the received model on this client's own test images."""
     client = _client(context)
     loss, examples, metrics = client.evaluate(
-        [array.numpy() for array in message.content["arrays"].values()],  # type: ignore[union-attr]
+        _parameters(client, message.content["arrays"]),  # type: ignore[arg-type]
         dict(message.content["config"]),  # type: ignore[arg-type]
     )
     measured = MetricRecord({"num-examples": examples, "loss": loss, **_numbers(metrics)})
     return Message(RecordDict({"metrics": measured}), reply_to=message)
+
+
+def _parameters(client: PoseClient, received: ArrayRecord) -> list[np.ndarray]:
+    """The received arrays in the order of the client's own state dict, whatever order they came in."""
+    return [received[key].numpy() for key in client.model.state_dict()]
 
 
 def _numbers(metrics: dict[str, Scalar]) -> dict[str, int | float]:

@@ -31,6 +31,7 @@ from omegaconf import DictConfig
 from fedgh_app import baselines, partition, server_app, site, storage
 from fedgh_app.config import ROOT, compose_config, join_overrides
 from fedgh_app.federation import RunFailed
+from fedgh_app.pose.cores import usable_cores
 from fedgh_app.pose.errors import UserError
 from fedgh_app.progress import Display
 from fedgh_app.screening import STOP_FILE
@@ -160,11 +161,6 @@ def _ask_to_stop(directory: Path) -> None:
     end = time.monotonic() + STOP_SECONDS
     while not (directory / "failure.json").exists() and time.monotonic() < end:
         time.sleep(0.1)
-
-
-def usable_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _keep_log(superlink: SuperLink, run_id: str, file: Path) -> None:

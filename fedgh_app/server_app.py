@@ -153,8 +153,11 @@ def federate(
     run = Federation(config, directory, spec, clients, strategy, ArrayRecord(initial))
     hooks = list(usual_callbacks(config) if callbacks is None else callbacks)
     failure: str | None = "stopped"
+    first_round = started
     try:
         for server_round in range(config.rounds + 1):
+            if server_round == 1:
+                first_round = time.perf_counter()
             this = Round(server_round)
             with this.timed("total"):
                 if server_round:
@@ -164,7 +167,8 @@ def federate(
             for hook in hooks:
                 hook.after_round(run, this)
             watch()
-        write_result(run, screen, time.perf_counter() - started)
+        ended = time.perf_counter()
+        write_result(run, screen, {"total": ended - started, "rounds": ended - first_round if config.rounds else 0.0})
         failure = None
     except Exception as error:
         failure = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -293,8 +297,11 @@ def summary_of_clients(metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def write_result(run: Federation, grid: ScreeningGrid, seconds: float) -> None:
-    """Write ``result.json``: the headline is central where the server saw test images, else the clients' own."""
+def write_result(run: Federation, grid: ScreeningGrid, seconds: dict[str, float]) -> None:
+    """Write ``result.json``: the headline is central where the server saw test images, else the clients' own.
+
+    ``seconds`` are wall time: ``total`` from the first query on, ``rounds`` of the rounds with all that callbacks did.
+    """
     last = run.history[-1].evaluate
     evaluated = "central" if "central" in last else "clients"
     headline = last.get(evaluated, {})
@@ -305,7 +312,7 @@ def write_result(run: Federation, grid: ScreeningGrid, seconds: float) -> None:
             "per_keypoint": headline.get("per_keypoint", {}),
             "evaluated": evaluated,
             "rounds": run.config.rounds,
-            "seconds": {"total": seconds, "rounds": sum(this.seconds["total"] for this in run.history[1:])},
+            "seconds": seconds,
             "rejected": [vars(item) for item in grid.rejected],
             "before": run.history[0].evaluate.get(evaluated, {}).get("per_keypoint", {}),
             "heatmap_accuracy": headline.get("heatmap_accuracy"),

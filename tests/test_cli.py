@@ -39,7 +39,7 @@ def test_bad_input_is_one_line_and_status_2(home: Path, tmp_path: Path, argument
     assert words in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert "Traceback" not in done.stderr
-    assert not list(tmp_path.glob("runs/*/config.yaml"))
+    assert not list(tmp_path.glob("runs/*"))
 
 
 def test_list_shows_every_group(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ bring for its own arm.
 """
 
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -20,6 +19,7 @@ from threadpoolctl import threadpool_limits
 from fedgh_app.pose.arm_render import Image, Rendering, render
 from fedgh_app.pose.arm_scene import POSTURES, VIEWPOINTS, sample_scene
 from fedgh_app.pose.coco_folder import IMAGES, is_written, staged, write_annotations
+from fedgh_app.pose.cores import usable_cores
 from fedgh_app.pose.errors import UserError
 
 KEYPOINTS = ("shoulder", "elbow", "wrist")
@@ -63,7 +63,7 @@ def generate(
         return root
     with staged(root) as stage:
         entries: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        for chunk in _chunks(stage / IMAGES, count, seed, image_size, workers or _cpus()):
+        for chunk in _chunks(stage / IMAGES, count, seed, image_size, workers or usable_cores()):
             entries += chunk
             if progress is not None:
                 progress(len(entries), count)
@@ -120,11 +120,6 @@ def _chunks(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_single_thread) as pool:
         yield from pool.map(write, parts)
-
-
-def _cpus() -> int:
-    """CPUs that this process may use; macOS cannot tell them from all."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _single_thread() -> None:

@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 
 from fedgh_app.pose import crops as cropping
+from fedgh_app.pose.cores import usable_cores
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.images import read_image
 from fedgh_app.pose.readers import annotation_file, read_records
@@ -254,11 +255,10 @@ def _cut_all(
         except UserError as error:
             return error
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # the pool is the parallelism; OpenCV's own threads on top would only get in its way
     try:
-        with ThreadPoolExecutor(cores) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             for start in range(0, len(records), BLOCK):
                 block = records[start : start + BLOCK]
                 yield from zip(block, pool.map(attempt, block), strict=True)
