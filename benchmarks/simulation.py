@@ -36,8 +36,8 @@ def measure(rounds: int = 4, repeats: int = 2) -> dict[str, Any]:
     """Run the `make run` job for a few rounds between two measurements of plain PyTorch.
 
     Returns:
-        ``plain_seconds`` (median seconds for one round's batches), ``round_seconds`` (wall seconds of all rounds ÷ their
-        number), ``phases`` (mean seconds of each), ``efficiency``, ``actors``, ``images``.
+        ``plain_seconds`` (median seconds for one round's batches), ``round_seconds`` (wall seconds of all rounds ÷
+        their number), ``phases`` (mean seconds of each), ``efficiency``, ``actors``, ``images``.
     """
     generate(fedgh_home() / "data" / "arm")
     config = compose_config([*OVERRIDES, f"rounds={rounds}"])
