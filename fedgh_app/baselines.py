@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedgh_app import partition, site, storage
 from fedgh_app.client_app import app as client_app
-from fedgh_app.config import compose_config, join_overrides
+from fedgh_app.config import compose_config, join_overrides, quoted
 from fedgh_app.federation import Federation
 from fedgh_app.inprocess import InProcessGrid
 from fedgh_app.pose.errors import UserError
@@ -66,7 +66,7 @@ def run_local(config: DictConfig, overrides: Sequence[str], directory: Path, *, 
         folder = directory / "clients" / str(i)
         folder.mkdir(parents=True)
         kept = without(overrides, "strategy", "num_clients", "run_dir")
-        alone = [*kept, "strategy=fedavg", f"run_dir={storage.quoted(folder)}"]
+        alone = [*kept, "strategy=fedavg", f"run_dir={quoted(folder)}"]
         own = compose_config(alone)
         with Display(own, folder, title=f"{label} alone", quiet=quiet) as display:
             _federate(own, alone, folder, [{"partition-id": i, "num-partitions": count}], display)

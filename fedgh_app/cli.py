@@ -11,15 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import hydra
 import typer
+from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from fedgh_app.config import CONF, compose_config, expand_sweep, fedgh_home, groups
-from fedgh_app.federation import RunFailed
+from fedgh_app.config import CONF, compose_config, expand_sweep, fedgh_home, groups, quoted
+from fedgh_app.errors import RunFailed
 from fedgh_app.pose.errors import UserError
-from fedgh_app.storage import quoted
 
 app = typer.Typer(
     name="fedgh",
@@ -58,13 +59,6 @@ def _fail(error: object, status: int) -> None:
 @app.command(context_settings=PASS_ON)
 def run(context: typer.Context) -> None:
     """Run a federation: fedgh run [OVERRIDES…] [-m]. `fedgh list` shows the choices; -m sweeps over commas."""
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
-
-    from fedgh_app.launcher import launch
-    from fedgh_app.pose.records import load_spec
-    from fedgh_app.progress import print_result
-
     arguments = list(context.args)
     if "--help" in arguments or "-h" in arguments:
         console.print(context.get_help(), highlight=False)
@@ -76,6 +70,11 @@ def run(context: typer.Context) -> None:
         config = compose_config(overrides)
         where = [f"hydra.run.dir={quoted(Path(config.run_dir or _default_directory(config)))}"]
     outcomes: list[int] = []
+
+    # Only now: what is misspelt is told without waiting for torch.
+    from fedgh_app.launcher import launch
+    from fedgh_app.pose.records import load_spec
+    from fedgh_app.progress import print_result
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def job(_: Any) -> None:

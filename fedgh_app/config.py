@@ -77,6 +77,13 @@ def split_overrides(text: str) -> list[str]:
         raise UserError(f"overrides={text!r}: {error}; expected overrides separated by blanks") from None
 
 
+def quoted(path: Path) -> str:
+    """A path as an override's value: quoted for Hydra's grammar, which gives blanks, commas and ``=`` a meaning."""
+    # Hydra takes a backslash for itself, but before a quote and at the end of a quoted value.
+    text = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), str(path))
+    return f"'{text}'"
+
+
 def compose_config(overrides: Sequence[str]) -> DictConfig:
     """Compose and check the config of one run.
 

@@ -16,10 +16,6 @@ from omegaconf import DictConfig
 from fedgh_app.pose.records import DatasetSpec
 
 
-class RunFailed(RuntimeError):
-    """The run cannot go on; the message is one line that says why."""
-
-
 @dataclass(frozen=True)
 class ClientInfo:
     """What a client said of itself at the start."""

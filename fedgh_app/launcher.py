@@ -29,8 +29,8 @@ import tomli_w
 from omegaconf import DictConfig
 
 from fedgh_app import baselines, partition, server_app, site, storage
-from fedgh_app.config import ROOT, compose_config, join_overrides
-from fedgh_app.federation import RunFailed
+from fedgh_app.config import ROOT, compose_config, join_overrides, quoted
+from fedgh_app.errors import RunFailed
 from fedgh_app.pose.cores import usable_cores
 from fedgh_app.pose.errors import UserError
 from fedgh_app.progress import Display
@@ -61,7 +61,7 @@ def launch(overrides: Sequence[str], directory: Path, *, quiet: bool = False) ->
     directory = directory.resolve()
     if any((directory / name).exists() for name in ("history.jsonl", "result.json", "clients")):
         raise UserError(f"run_dir={directory}: holds a run already; expected a new or empty directory")
-    overrides = [*overrides, f"run_dir={storage.quoted(directory)}"]
+    overrides = [*overrides, f"run_dir={quoted(directory)}"]
     config = compose_config(overrides)
     overrides += absolute_paths(config)
     config = compose_config(overrides)
@@ -92,11 +92,7 @@ def absolute_paths(config: DictConfig) -> list[str]:
     weights = config.model.get("weights")
     if weights and Path(weights).expanduser().exists():  # else it is the name of a torchvision enum
         paths["model.weights"] = weights
-    return [
-        f"{key}={storage.quoted(Path(value).expanduser().resolve())}"
-        for key, value in paths.items()
-        if value is not None
-    ]
+    return [f"{key}={quoted(Path(value).expanduser().resolve())}" for key, value in paths.items() if value is not None]
 
 
 @dataclass

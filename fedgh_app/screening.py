@@ -18,7 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
-from fedgh_app.federation import RunFailed
+from fedgh_app.errors import RunFailed
 from strategies.npy import flat, header
 
 POLL_SECONDS = 0.05

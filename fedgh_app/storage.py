@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,13 +57,6 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The content of a JSON file."""
     return dict(json.loads(path.read_text()))
-
-
-def quoted(path: Path) -> str:
-    """A path as an override's value: quoted for Hydra's grammar, which gives blanks, commas and ``=`` a meaning."""
-    # Hydra takes a backslash for itself, but before a quote and at the end of a quoted value.
-    text = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), str(path))
-    return f"'{text}'"
 
 
 def append_line(path: Path, content: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedgh_app.federation import RunFailed
+from fedgh_app.errors import RunFailed
 from fedgh_app.inprocess import InProcessGrid
 from fedgh_app.screening import ScreeningGrid
 

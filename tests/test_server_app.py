@@ -15,8 +15,9 @@ from omegaconf import OmegaConf
 
 from fedgh_app import partition, site, storage
 from fedgh_app.client_app import app as client_app
-from fedgh_app.config import compose_config, join_overrides
-from fedgh_app.federation import Federation, RunFailed
+from fedgh_app.config import compose_config, join_overrides, quoted
+from fedgh_app.errors import RunFailed
+from fedgh_app.federation import Federation
 from fedgh_app.inprocess import InProcessGrid
 from fedgh_app.launcher import launch
 from fedgh_app.pose.errors import UserError
@@ -81,7 +82,7 @@ def test_the_pooled_clients_are_the_central_evaluation(run: Path) -> None:
 
 
 def test_the_stored_model_is_the_one_that_was_evaluated(run: Path, tmp_path: Path, tiny: list[str]) -> None:
-    again = launch([*tiny, f"init={storage.quoted(run)}", "rounds=0"], tmp_path / "again", quiet=True)
+    again = launch([*tiny, f"init={quoted(run)}", "rounds=0"], tmp_path / "again", quiet=True)
     assert again["per_keypoint"] == storage.read_json(run / "result.json")["per_keypoint"]
 
 
@@ -235,7 +236,7 @@ def test_a_run_directory_is_never_written_over(run: Path, tiny: list[str]) -> No
 
 def test_another_model_is_no_start(run: Path, tiny: list[str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"init=.*head.* expected shape"):
-        launch([*tiny, f"init={storage.quoted(run)}", "model.head_width=16"], tmp_path / "x", quiet=True)
+        launch([*tiny, f"init={quoted(run)}", "model.head_width=16"], tmp_path / "x", quiet=True)
 
 
 def test_a_number_of_clients_that_does_not_match_names_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedgh_app import storage
-from fedgh_app.config import compose_config
+from fedgh_app.config import compose_config, quoted
 from fedgh_app.pose.errors import UserError
 
 
@@ -60,4 +60,4 @@ def test_no_model_and_a_file_that_is_none_are_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["plain", "with blank", "a=b,c", "it's", "[x]", "back\\slash", "ä{}$"])
 def test_any_path_survives_as_an_override(name: str) -> None:
-    assert compose_config([f"run_dir={storage.quoted(Path('/tmp') / name)}"]).run_dir == f"/tmp/{name}"
+    assert compose_config([f"run_dir={quoted(Path('/tmp') / name)}"]).run_dir == f"/tmp/{name}"
