@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import signal
 import sys
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from fedgh_app.config import CONF, compose_config, expand_sweep, fedgh_home, groups, quoted
+from fedgh_app.config import CONF, compose_config, expand_sweep, fedgh_home, groups, quoted, run_name
 from fedgh_app.errors import RunFailed
 from fedgh_app.pose.errors import UserError
 
@@ -103,9 +104,7 @@ def run(context: typer.Context) -> None:
 
 
 def _default_directory(config: Any) -> str:
-    strategy = str(config.strategy._target_).rsplit(".", 1)[-1].lower()
-    kind = strategy if config.runtime.name in ("simulation", "inprocess") else config.runtime.name
-    return f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{kind}-{config.dataset.spec}-s{config.seed}"
+    return f"runs/{run_name(config)}"
 
 
 def _check_sweep(overrides: list[str]) -> list[str]:
@@ -127,7 +126,8 @@ def list_choices() -> None:
     for group, choices in groups().items():
         for place, choice in enumerate(choices):
             lines = (CONF / group / f"{choice}.yaml").read_text().splitlines()
-            said = next((line.lstrip("# ") for line in lines if line.startswith("# ") and "@package" not in line), "")
+            comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+            said = " ".join(line.lstrip("# ") for line in comment if "@package" not in line)
             table.add_row(group if place == 0 else "", choice, said)
         table.add_section()
     console.print(table)
@@ -236,7 +236,8 @@ def data_partition(
     for column in ("client", "holds", "training images", "test images"):
         table.add_column(column)
     for place, label in enumerate(parts.labels):
-        table.add_row(str(place), label, str(len(parts.train[place])), str(len(parts.test[place])))
+        holds = partition.contents(config, cache, parts.train[place])
+        table.add_row(str(place), holds or label, str(len(parts.train[place])), str(len(parts.test[place])))
     console.print(table)
     plots.who_holds_what(config, cache, parts, out)
     console.print(f"plot: {out}")

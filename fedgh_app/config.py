@@ -12,6 +12,7 @@ import inspect
 import os
 import re
 import shlex
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,13 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     _check_targets(config)
     _check_values(config)
     return config
+
+
+def run_name(config: DictConfig) -> str:
+    """Name of a run directory that nobody named: time, strategy (or baseline), data set, seed."""
+    strategy = str(config.strategy._target_).rsplit(".", 1)[-1].lower()
+    kind = config.runtime.name if config.runtime.name in ("centralised", "local") else strategy
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{kind}-{config.dataset.spec}-s{config.seed}"
 
 
 def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:

@@ -12,6 +12,7 @@ import io
 import json
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,15 @@ def natural_size(config: DictConfig, cache: CropCache) -> int | None:
     if not _is_natural(config):
         return None
     return len(set(_attribute(config, cache)[cache.indices("train")]))
+
+
+def contents(config: DictConfig, cache: CropCache, part: Sequence[int]) -> str:
+    """How many crops of each attribute value a client holds, such as ``left 12, top 40``; empty without an attribute."""
+    by = config.partition.get("partition_by") or config.dataset.natural_attribute
+    if by not in cache.attributes:
+        return ""
+    counts = Counter(cache.attributes[by][list(part)].tolist())
+    return ", ".join(f"{value} {count}" for value, count in sorted(counts.items()))
 
 
 def number_of_clients(config: DictConfig, cache: CropCache) -> int:

@@ -48,13 +48,18 @@ def _curves(axes: Any, curves: Mapping[str, tuple[list[int], list[float]]], metr
             linestyle="--" if mean else "-",
             label=label,
         )
-    axes.set_xlabel("round")
+    _round_axis(axes, [number for rounds, _ in curves.values() for number in rounds])
     axes.set_ylabel(f"{metric} (%)")
     axes.set_ylim(0, 101)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="best", framealpha=0.8, edgecolor="none", ncols=1 + len(curves) // 9)
+
+
+def _round_axis(axes: Any, rounds: Sequence[int]) -> None:
+    axes.set_xlabel("round")
+    axes.set_xlim(min(rounds) - 0.5, max(rounds) + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def keypoint_curves(history: Sequence[Round], path: Path, title: str, metric: str) -> None:
@@ -166,16 +171,21 @@ def weight_bars(history: Sequence[Round], labels: Mapping[str, str], path: Path,
             axes.plot(rounds, values, marker="o", markersize=3.5, color=colour, label=_named(name, labels))
         axes.set_ylabel("weight of the client's update")
         axes.legend(frameon=False, fontsize=8, loc="upper left", title="weight (left axis)", title_fontsize=8)
-    axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _round_axis(axes, rounds)
+    axes.set_ylim(bottom=0)
     axes.margins(y=0.35)
     conflicts = [this.strategy.get("conflicting") for this in measured]
     if all(value is not None for value in conflicts):
         other = axes.twinx()
-        shares = [100 * float(value) for value in conflicts if value is not None]
-        other.bar(rounds, shares, width=0.5, color="#999999", alpha=0.3, label="pairs in conflict")
+        by_tensor = [np.mean([*this.strategy.get("conflicting_per_tensor", {}).values()] or [0]) for this in measured]
+        other.bar(
+            rounds, [100 * float(v) for v in by_tensor], width=0.6, color="#999999", alpha=0.25, label="by tensor"
+        )
+        whole = [100 * float(value) for value in conflicts if value is not None]
+        other.bar(rounds, whole, width=0.3, color="#555555", alpha=0.5, label="whole model")
         other.set_ylabel("client pairs in conflict (%, bars)")
         other.set_ylim(0, 100)
+        other.legend(frameon=False, fontsize=8, loc="upper right", title="conflicts (right axis)", title_fontsize=8)
     axes.set_title(f"{title}: weights and conflicts")
     figure.savefig(path)
 
@@ -232,6 +242,7 @@ def who_holds_what(config: DictConfig, cache: CropCache, parts: Partition, path:
         below += counts
     axes.set_xticks(range(parts.num_clients), parts.labels, rotation=45 if parts.num_clients > 5 else 0)
     axes.set_ylabel("training images")
+    axes.margins(y=0.08)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), title=by)
     axes.set_title(f"{config.dataset.spec}: who holds what")

@@ -48,7 +48,7 @@ class Display:
     def __enter__(self) -> Self:
         self.progress.start()
         self.console.print(
-            f"{self.title}: {self.config.rounds} rounds, run directory {escape(str(self.directory))}", soft_wrap=True
+            f"{self.title}, rounds: {self.config.rounds}, run directory {escape(str(self.directory))}", soft_wrap=True
         )
         return self
 
@@ -75,7 +75,9 @@ class Display:
         if (pck := found.get("pck")) is not None:
             parts.append(f"PCK {100 * pck:5.1f} %")
         if (conflicts := line["strategy"].get("conflicting")) is not None:
-            parts.append(f"{100 * conflicts:.0f} % of pairs in conflict")
+            by_tensor = line["strategy"].get("conflicting_per_tensor", {}).values()
+            tensors = f" ({100 * sum(by_tensor) / len(by_tensor):.0f} % by tensor)" if by_tensor else ""
+            parts.append(f"{100 * conflicts:.0f} % of pairs in conflict{tensors}")
         if seconds := line["seconds"].get("total"):
             parts.append(f"{seconds:.1f} s")
         for item in line["rejected"]:
@@ -111,7 +113,9 @@ def print_result(result: dict[str, Any], directory: Path, spec: DatasetSpec, con
             clients.add_row(name, str(info.get("label")), str(info.get("examples")), _percent(value))
         console.print(clients)
     seconds = result["seconds"]
-    console.print(f"{result['rounds']} rounds in {seconds['rounds']:.0f} s; {len(result['rejected'])} rejected replies")
+    console.print(
+        f"rounds: {result['rounds']} in {seconds['rounds']:.0f} s; rejected replies: {len(result['rejected'])}"
+    )
     for name in ("result.json", "history.jsonl", "model.safetensors"):
         if (directory / name).exists():
             console.print(f"  {escape(str(directory / name))}", soft_wrap=True)

@@ -60,12 +60,16 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {key: value for name, item in tree.items() for key, value in _flat(item, f"{prefix}{name}.").items()}
 
 
+def _kind(config: Mapping[str, Any]) -> str:
+    """The strategy, or the baseline that a run was."""
+    federated = config["runtime.name"] not in ("centralised", "local")
+    return str(config["strategy._target_"]).rsplit(".", 1)[-1] if federated else str(config["runtime.name"])
+
+
 def _name(config: Mapping[str, Any], configs: Sequence[Mapping[str, Any]], telling: Sequence[str]) -> str:
-    """The strategy, and every other value by which the runs differ (a strategy's options among its own kind)."""
-    strategy = config["strategy._target_"]
-    runtime = config["runtime.name"]
-    kind = str(strategy).rsplit(".", 1)[-1] if runtime in ("simulation", "inprocess") else runtime
-    alike = [other for other in configs if other["strategy._target_"] == strategy and other["runtime.name"] == runtime]
+    """The kind of run, and every other value by which the runs of this kind differ."""
+    kind = _kind(config)
+    alike = [other for other in configs if _kind(other) == kind]
     extras = [
         f"{key}={config.get(key)}"
         for key in telling

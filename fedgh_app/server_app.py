@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedgh_app import partition, plots, site, storage
 from fedgh_app.callbacks import usual_callbacks
-from fedgh_app.config import build_optimizer, compose_config, instantiate, split_overrides
+from fedgh_app.config import build_optimizer, compose_config, instantiate, run_name, split_overrides
 from fedgh_app.errors import RunFailed
 from fedgh_app.federation import Callback, ClientInfo, Federation, Round
 from fedgh_app.pose.errors import UserError
@@ -59,8 +59,7 @@ def deal(config: DictConfig, directory: Path, num_clients: int) -> None:
 
 def run_directory(config: DictConfig) -> Path:
     """The directory of this run, made if need be; absolute."""
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.dataset.spec}-s{config.seed}"
-    directory = Path(config.run_dir or Path("runs") / name).expanduser().resolve()
+    directory = Path(config.run_dir or Path("runs") / run_name(config)).expanduser().resolve()
     directory.mkdir(parents=True, exist_ok=True)
     log(INFO, "Run directory: %s", directory)
     return directory

@@ -21,6 +21,9 @@ from safetensors.torch import save_file
 
 from fedgh_app.pose.errors import UserError
 
+UMASK = os.umask(0o022)
+os.umask(UMASK)
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -28,6 +31,7 @@ def replacing(path: Path) -> Iterator[Path]:
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield draft
+        draft.chmod(0o666 & ~UMASK)  # safetensors would leave its files to their owner alone
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)

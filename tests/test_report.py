@@ -55,6 +55,15 @@ def test_what_else_differs_tells_settings_apart(tmp_path: Path) -> None:
     ]
 
 
+def test_runs_of_different_settings_are_never_pooled(tmp_path: Path) -> None:
+    run(tmp_path / "0", ["strategy=fedgh", "rounds=5"], 0.9)
+    run(tmp_path / "1", ["strategy=fedgh", "rounds=1", "runtime=inprocess"], 0.3)
+    assert [(row["setting"], row["runs"]) for row in compare([tmp_path])] == [
+        ("FedGH rounds=5", 1),
+        ("FedGH rounds=1", 1),
+    ]
+
+
 def test_baselines_go_by_their_runtime(tmp_path: Path) -> None:
     run(tmp_path / "0", ["runtime=centralised"], 0.9)
     run(tmp_path / "1", ["runtime=local"], 0.3, evaluated="clients")

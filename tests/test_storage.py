@@ -48,6 +48,8 @@ def test_a_model_comes_back_with_what_rebuilds_it(tmp_path: Path) -> None:
     assert all(torch.equal(stored[key], state[key]) and stored[key].dtype == state[key].dtype for key in state)
     assert json.loads(metadata["model"])["_target_"] == model._target_
     assert (metadata["dataset"], metadata["rounds"]) == ("arm", "7")
+    (tmp_path / "other").touch()
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_no_model_and_a_file_that_is_none_are_one_line(tmp_path: Path) -> None:
