@@ -54,7 +54,7 @@ def natural_size(config: DictConfig, cache: CropCache) -> int | None:
 
 
 def contents(config: DictConfig, cache: CropCache, part: Sequence[int]) -> str:
-    """How many crops of each attribute value a client holds, such as ``left 12, top 40``; empty without an attribute."""
+    """How many crops of each attribute value a client holds, as ``left 12, top 40``; empty without an attribute."""
     by = config.partition.get("partition_by") or config.dataset.natural_attribute
     if by not in cache.attributes:
         return ""

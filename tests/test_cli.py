@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -76,7 +77,10 @@ def test_partition_shows_who_holds_what(home: Path, tmp_path: Path) -> None:
     plot = tmp_path / "who.png"
     done = fedgh("data", "partition", "--out", str(plot), "partition=dirichlet", "num_clients=3")
     assert done.returncode == 0, done.stderr
-    assert "client 2" in done.stdout
+    shown = {
+        name: sum(map(int, re.findall(rf"{name} (\d+)", done.stdout))) for name in ("front", "left", "right", "top")
+    }
+    assert shown == dict.fromkeys(shown, 16)  # a fifth of the 20 images of each viewpoint is held out
     assert plot.exists()
 
 
