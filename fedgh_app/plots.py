@@ -172,8 +172,8 @@ def weight_bars(history: Sequence[Round], labels: Mapping[str, str], path: Path,
         axes.set_ylabel("weight of the client's update")
         axes.legend(frameon=False, fontsize=8, loc="upper left", title="weight (left axis)", title_fontsize=8)
     _round_axis(axes, rounds)
-    axes.set_ylim(bottom=0)
-    axes.margins(y=0.35)
+    highest = max(value for this in measured for value in this.strategy["c"].values())
+    axes.set_ylim(0, 1.5 * max(highest, 0.1))  # room for the legends
     conflicts = [this.strategy.get("conflicting") for this in measured]
     if all(value is not None for value in conflicts):
         other = axes.twinx()
