@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fedgh_app import partition, site, storage
-from fedgh_app.config import compose_config, fedgh_home, instantiate
+from fedgh_app.config import compose_config, fedgh_home
+from fedgh_app.instantiation import instantiate
 from fedgh_app.launcher import launch
 from fedgh_app.pose.arm import generate
 from fedgh_app.pose.batches import Batches

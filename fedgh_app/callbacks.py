@@ -15,8 +15,8 @@ from omegaconf import DictConfig
 from torch import nn
 
 from fedgh_app import plots, site, storage
-from fedgh_app.config import instantiate
 from fedgh_app.federation import Callback, Federation, Round
+from fedgh_app.instantiation import instantiate
 from fedgh_app.pose.batches import Batches
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.tally import tally

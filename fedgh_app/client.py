@@ -12,7 +12,7 @@ from flwr.common.typing import NDArrays, Scalar
 from omegaconf import DictConfig
 from torch import nn
 
-from fedgh_app.config import build_optimizer, instantiate
+from fedgh_app.instantiation import build_optimizer, instantiate
 from fedgh_app.pose.batches import Augmentation, Batches
 from fedgh_app.pose.tally import tally
 from fedgh_app.pose.training import cosine_distance, evaluate, predict, train

@@ -3,3 +3,8 @@
 
 class RunFailed(RuntimeError):
     """The run cannot go on; the message is one line that says why."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its type's name where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

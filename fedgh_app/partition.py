@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from fedgh_app.config import fedgh_home, instantiate
+from fedgh_app.config import fedgh_home
+from fedgh_app.instantiation import instantiate
 from fedgh_app.pose.cache import CropCache
 from fedgh_app.pose.errors import UserError
 from fedgh_app.storage import write_json

@@ -21,9 +21,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedgh_app import partition, plots, site, storage
 from fedgh_app.callbacks import usual_callbacks
-from fedgh_app.config import build_optimizer, compose_config, instantiate, run_name, split_overrides
+from fedgh_app.config import compose_config, run_name, split_overrides
 from fedgh_app.errors import RunFailed
 from fedgh_app.federation import Callback, ClientInfo, Federation, Round
+from fedgh_app.instantiation import build_optimizer, instantiate
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.metrics import spread
 from fedgh_app.pose.records import DatasetSpec, load_spec

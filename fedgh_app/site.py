@@ -19,7 +19,8 @@ from omegaconf import DictConfig
 from torch import nn
 
 from fedgh_app import partition
-from fedgh_app.config import compose_config, fedgh_home, instantiate, split_overrides
+from fedgh_app.config import compose_config, fedgh_home, split_overrides
+from fedgh_app.instantiation import instantiate
 from fedgh_app.pose.cache import CropCache, open_cache
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.records import DatasetSpec, load_spec
