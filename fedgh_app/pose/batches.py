@@ -36,11 +36,6 @@ class Batch:
     def __len__(self) -> int:
         return len(self.images)
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """The same batch on another device."""
-        parts = (self.images, self.keypoints, self.visible, self.reference_length, self.index)
-        return Batch(*(part.to(device, non_blocking=non_blocking) for part in parts))
-
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -92,8 +87,6 @@ class Batches:
         seed: of the order and the augmentation.
         shuffle: whether the order is random, as in training. A last batch of one sample then joins the one
             before: batch normalisation has no variance in a single sample at the deepest 1 x 1 maps.
-        drop_last: leave out a last batch that is not full.
-        channels_last: memory layout of the images, for GPUs.
     """
 
     def __init__(
@@ -106,8 +99,6 @@ class Batches:
         augmentation: Augmentation | None = None,
         seed: int,
         shuffle: bool,
-        drop_last: bool = False,
-        channels_last: bool = False,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}, expected at least 1")
@@ -120,18 +111,11 @@ class Batches:
         self.augmentation = Augmentation() if augmentation is None else augmentation
         self.seed = seed
         self.shuffle = shuffle
-        self.drop_last = drop_last
-        self.channels_last = channels_last
         self._passes = 0
         self._bounds = self._batch_bounds()
 
     def __len__(self) -> int:
         return len(self._bounds)
-
-    @property
-    def num_examples(self) -> int:
-        """Samples that one pass yields."""
-        return self._bounds[-1][1] if self._bounds else 0
 
     def __iter__(self) -> Iterator[Batch]:
         number, self._passes = self._passes, self._passes + 1
@@ -149,9 +133,7 @@ class Batches:
     def _batch_bounds(self) -> list[tuple[int, int]]:
         count, size = len(self.indices), self.batch_size
         bounds = [(start, min(start + size, count)) for start in range(0, count, size)]
-        if bounds and self.drop_last and bounds[-1][1] - bounds[-1][0] < size:
-            bounds.pop()
-        elif self.shuffle and len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] == 1:
+        if self.shuffle and len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] == 1:
             bounds[-2:] = [(bounds[-2][0], count)]
         return bounds
 
@@ -199,7 +181,7 @@ class Batches:
             visible &= ((keypoints >= -0.5) & (keypoints <= edge)).all(axis=-1)
         lengths = cache.reference_length[index] * cropping.magnification(matrices)
         return Batch(
-            images=self._normalised(self._pixels(index, matrices)),
+            images=_normalised(self._pixels(index, matrices)),
             keypoints=torch.from_numpy(keypoints.astype(np.float32)),
             visible=torch.from_numpy(visible),
             reference_length=torch.from_numpy(lengths.astype(np.float32)),
@@ -227,10 +209,10 @@ class Batches:
             )
         return pixels
 
-    def _normalised(self, pixels: np.ndarray) -> Tensor:
-        """(B, 3, h, w) float32."""
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32, memory_format=layout)
-        scale = torch.tensor(STD).mul_(255).reciprocal_().view(3, 1, 1)
-        shift = (torch.tensor(MEAN) / torch.tensor(STD)).view(3, 1, 1)
-        return images.mul_(scale).sub_(shift)
+
+def _normalised(pixels: np.ndarray) -> Tensor:
+    """Images (B, 3, h, w) float32 of pixels (B, h, w, 3) uint8."""
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    scale = torch.tensor(STD).mul_(255).reciprocal_().view(3, 1, 1)
+    shift = (torch.tensor(MEAN) / torch.tensor(STD)).view(3, 1, 1)
+    return images.mul_(scale).sub_(shift)
