@@ -35,10 +35,22 @@ class HeatmapLoss(nn.Module):
 
     def total(self, heatmaps: Tensor, keypoints: Tensor, visible: Tensor, input_size: Size) -> tuple[Tensor, Tensor]:
         """Sum of the terms and how many keypoints it is over: two scalars, so that batches can be pooled."""
+        values, counted = self._counted_terms(heatmaps, keypoints, visible, input_size)
+        return values.sum(), counted.sum()
+
+    def per_example(self, heatmaps: Tensor, keypoints: Tensor, visible: Tensor, input_size: Size) -> Tensor:
+        """Each example's own loss (B,): the mean over its keypoints that have a target, 0 where none has."""
+        values, counted = self._counted_terms(heatmaps, keypoints, visible, input_size)
+        return values.sum(1) / counted.sum(1).clamp(min=1)
+
+    def _counted_terms(
+        self, heatmaps: Tensor, keypoints: Tensor, visible: Tensor, input_size: Size
+    ) -> tuple[Tensor, Tensor]:
+        """The terms, 0 where a keypoint has no target, and which ones have: both (B, J)."""
         size = (heatmaps.shape[-2], heatmaps.shape[-1])
         counted = supervised(keypoints, visible, input_size, size, self.sigma)
         values = self.terms(heatmaps, keypoints, counted, input_size)
-        return torch.where(counted, values, torch.zeros_like(values)).sum(), counted.sum()
+        return torch.where(counted, values, torch.zeros_like(values)), counted
 
     def forward(self, heatmaps: Tensor, keypoints: Tensor, visible: Tensor, input_size: Size) -> Tensor:
         """Scalar loss; 0, with zero gradients, where no keypoint of the batch has a target.

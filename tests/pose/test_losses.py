@@ -142,3 +142,30 @@ def test_cross_entropy_of_a_keypoint_just_outside_the_map_pulls_to_the_border():
 def test_a_sigma_that_is_not_positive_is_refused(loss, sigma):
     with pytest.raises(UserError, match=r"loss\.sigma"):
         loss(sigma=sigma)
+
+
+def test_the_loss_of_each_example_by_hand():
+    # Maps of a constant against Gaussians t: terms 0.5 mean (constant - t)^2. The first example has both joints, the
+    # second only its second one, the third none.
+    keypoints = torch.tensor([[[9.5, 9.5], [21.5, 13.5]]]).repeat(3, 1, 1)
+    visible = torch.tensor([[True, True], [False, True], [False, False]])
+    heatmaps = torch.tensor([[0.0, 1.0], [5.0, 2.0], [3.0, 4.0]])[..., None, None].expand(3, 2, *MAP)
+    target = render_gaussian(keypoints, torch.ones(3, 2, dtype=torch.bool), INPUT, MAP)[0].flatten(1).tolist()
+
+    def term(constant, joint):
+        return 0.5 * sum((constant - t) ** 2 for t in target[joint]) / 64
+
+    found = HeatmapMSE().per_example(heatmaps, keypoints, visible, INPUT)
+    expected = [(term(0.0, 0) + term(1.0, 1)) / 2, term(2.0, 1), 0.0]
+    assert found.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_loss_of_an_example_is_its_loss_as_a_batch_of_its_own(loss):
+    heatmaps, keypoints, visible = example(5)
+    visible = torch.rand(5, 4, generator=torch.Generator().manual_seed(0)) < 0.5
+    visible[2] = False
+    each = loss().per_example(heatmaps, keypoints, visible, INPUT)
+    alone = [loss()(heatmaps[i : i + 1], keypoints[i : i + 1], visible[i : i + 1], INPUT) for i in range(5)]
+    torch.testing.assert_close(each, torch.stack(alone))
+    assert each[2] == 0 and (each[[0, 1, 3, 4]] > 0).all()
