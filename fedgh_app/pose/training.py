@@ -3,14 +3,16 @@
 On the CPU both repeat bit for bit: same weights, same batches, same number of threads, same numbers.
 """
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.heatmaps import Size, decode
@@ -44,23 +46,32 @@ class PoseBatch(Protocol):
 
 @dataclass(frozen=True)
 class Training:
-    """What local training reports: mean loss per example over all epochs, optimizer steps, examples seen."""
+    """What local training reports.
+
+    Attributes:
+        loss: mean per example over all epochs.
+        steps: of the optimizer.
+        examples: seen, an example of two epochs twice.
+        loss_rms: root of the mean over the examples seen of their squared losses, each example's as it was in its
+            own step; None where it was not asked for.
+    """
 
     loss: float
     steps: int
     examples: int
+    loss_rms: float | None = None
 
 
 def train(
     model: nn.Module,
     batches: Iterable[PoseBatch] | Callable[[int], Iterable[PoseBatch]],
-    loss: nn.Module,
+    loss: HeatmapLoss,
     optimizer: torch.optim.Optimizer,
     *,
     epochs: int,
     device: torch.device | str = "cpu",
-    scheduler_step: Callable[[], object] | None = None,
     penalty: Callable[[nn.Module], Tensor] | None = None,
+    squared_losses: bool = False,
 ) -> Training:
     """Train ``model`` in place.
 
@@ -73,17 +84,18 @@ def train(
         ``(heatmaps, keypoints, visible, input_size) -> scalar``.
     optimizer
         Already built over the parameters of ``model``.
-    scheduler_step
-        Called after every optimizer step.
     penalty
         A term of the parameters that the local objective adds to the loss of each batch, such as FedProx's.
         It is not part of the reported loss, which so stays comparable between objectives.
+    squared_losses
+        Measure ``Training.loss_rms``, the statistical utility of Oort (Lai et al., OSDI 2021) per example.
     """
     device = torch.device(device)
-    _place(model, device)
+    place(model, device)
     model.train()
     # Summed on the device: reading a value after each step would make the GPU wait for the CPU.
     total = torch.zeros((), dtype=torch.float64, device=device)
+    squares = torch.zeros((), dtype=torch.float64, device=device)
     steps = examples = 0
     for epoch in range(epochs):
         for batch in batches(epoch) if callable(batches) else batches:
@@ -95,14 +107,20 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             objective.backward()
             optimizer.step()
-            if scheduler_step is not None:
-                scheduler_step()
             total += value.detach() * len(images)
+            if squared_losses:
+                each = loss.per_example(heatmaps.detach().float(), keypoints, visible, _size(images))
+                squares += each.double().square().sum()
             steps += 1
             examples += len(images)
     if examples == 0:
         raise UserError(f"training: found 0 examples in {epochs} epochs, expected at least 1")
-    return Training(loss=total.item() / examples, steps=steps, examples=examples)
+    return Training(
+        loss=total.item() / examples,
+        steps=steps,
+        examples=examples,
+        loss_rms=math.sqrt(squares.item() / examples) if squared_losses else None,
+    )
 
 
 def evaluate(
@@ -118,7 +136,7 @@ def evaluate(
     arithmetic.
     """
     device = torch.device(device)
-    _place(model, device)
+    place(model, device)
     columns: dict[str, list[Tensor]] = {}
     total = torch.zeros((), dtype=torch.float64, device=device)
     counted = torch.zeros((), dtype=torch.int64, device=device)
@@ -148,15 +166,58 @@ def evaluate(
     return Evaluation(**arrays, loss=total.item() / count if count else float("nan"), loss_terms=count)
 
 
-def predict(model: nn.Module, images: Tensor, *, device: torch.device | str = "cpu") -> Tensor:
-    """Heatmaps (B, J, h, w) float32 of images (B, 3, H, W), in evaluation mode and without gradients."""
-    device = torch.device(device)
+def predict(
+    model: nn.Module, images: Tensor, *, device: torch.device | str = "cpu", batch_statistics: bool = False
+) -> Tensor:
+    """Heatmaps (B, J, h, w) float32 of images (B, 3, H, W), without gradients; see `evaluation_mode`."""
+    with torch.inference_mode(), evaluation_mode(model, batch_statistics=batch_statistics):
+        return heatmaps_of(model, images, torch.device(device))
+
+
+def embed(
+    model: nn.Module, images: Tensor, *, device: torch.device | str = "cpu", batch_statistics: bool = False
+) -> Tensor:
+    """Features (B, C) float32 of images (B, 3, H, W), without gradients; see `features_of`, `evaluation_mode`."""
+    with torch.inference_mode(), evaluation_mode(model, batch_statistics=batch_statistics):
+        return features_of(model, images, torch.device(device))
+
+
+def heatmaps_of(model: nn.Module, images: Tensor, device: torch.device) -> Tensor:
+    """Heatmaps (B, J, h, w) float32 of images (B, 3, H, W), in whichever mode the model is."""
+    with _mixed_precision(device):
+        return model(_image_layout(images, device)).float()
+
+
+def features_of(model: nn.Module, images: Tensor, device: torch.device) -> Tensor:
+    """The backbone's output averaged over its pixels, (B, C) float32, in whichever mode the model is."""
+    backbone = getattr(model, "backbone", None)
+    if not isinstance(backbone, nn.Module):
+        raise UserError(f"model: found {type(model).__name__} without a `backbone`, expected one to take features from")
+    with _mixed_precision(device):
+        maps = backbone(_image_layout(images, device))
+    return maps.float().mean((-2, -1))
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module, *, batch_statistics: bool = False) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards the mode that the model had before.
+
+    With ``batch_statistics`` BatchNorm layers normalise by the mean and variance of the batch itself, and neither use
+    nor change their running ones: for a server that has none, because they stay on the clients. A batch then holds
+    more than one example, and what is computed of one depends on the others.
+    """
     training = model.training
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)] if batch_statistics else []
+    tracked = [layer.track_running_stats for layer in layers]
     model.eval()
+    for layer in layers:
+        # This pair makes the layer look at the batch and at nothing else, not even to count it.
+        layer.training, layer.track_running_stats = True, False
     try:
-        with torch.inference_mode(), _mixed_precision(device):
-            return model(_image_layout(images, device)).float()
+        yield
     finally:
+        for layer, before in zip(layers, tracked, strict=True):
+            layer.track_running_stats = before
         model.train(training)
 
 
@@ -184,7 +245,7 @@ def _layout(device: torch.device) -> torch.memory_format:
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
-def _place(model: nn.Module, device: torch.device) -> None:
+def place(model: nn.Module, device: torch.device) -> None:
     """Move the model in place; the parameters stay the objects that the optimizer holds."""
     model.to(device)
     if device.type == "cuda":

@@ -13,8 +13,9 @@ from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.heatmaps import decode
 from fedgh_app.pose.losses import HeatmapCrossEntropy, HeatmapMSE
 from fedgh_app.pose.models import PoseResNet
+from fedgh_app.pose.objectives import Dyn, Plain, Prox, Received, Scaffold
 from fedgh_app.pose.tally import tally
-from fedgh_app.pose.training import cosine_distance, evaluate, predict, train
+from fedgh_app.pose.training import cosine_distance, embed, evaluate, predict, train
 
 CONF = Path(__file__).parents[2] / "conf"
 SIZE = 32
@@ -159,12 +160,69 @@ def test_a_penalty_changes_the_step_but_not_the_reported_loss():
         torch.testing.assert_close(b, a - 0.1 * before, rtol=1e-4, atol=1e-6)
 
 
-def test_the_scheduler_steps_after_every_optimizer_step():
-    model = small_network()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
-    train(model, squares(6).split(2), HeatmapMSE(), optimizer, epochs=2, scheduler_step=scheduler.step)
-    assert optimizer.param_groups[0]["lr"] == 0.5**6
+@pytest.mark.parametrize("loss", [HeatmapMSE(), HeatmapCrossEntropy()])
+def test_squared_losses_are_those_of_each_example_in_its_own_step(loss):
+    model, batches = small_network(), squares(9).split(6)
+    replay, squared = copy.deepcopy(model), []
+    for batch in batches * 2:
+        replay.train()
+        each = loss.per_example(copy.deepcopy(replay)(batch.images), batch.keypoints, batch.visible, (SIZE, SIZE))
+        squared += each.double().square().tolist()
+        train(replay, [batch], loss, torch.optim.SGD(replay.parameters(), lr=0.1), epochs=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    done = train(model, batches, loss, optimizer, epochs=2, squared_losses=True)
+    assert len(squared) == done.examples == 18
+    assert done.loss_rms == pytest.approx(np.sqrt(np.mean(squared)), rel=1e-6)
+
+
+def test_measuring_squared_losses_changes_nothing_else(monkeypatch):
+    runs = []
+    for asked in (True, False):
+        model = small_network()
+        if not asked:  # nor is anything computed for nobody
+            monkeypatch.setattr(HeatmapMSE, "per_example", None)
+        done = train(model, squares().split(6), HeatmapMSE(), adam(model), epochs=2, squared_losses=asked)
+        runs.append((model, done))
+    (model, done), (other, without) = runs
+    assert equal(model, other)
+    assert without.loss_rms is None and done.loss_rms > 0
+    assert (done.loss, done.steps, done.examples) == (without.loss, without.steps, without.examples)
+
+
+def test_each_objective_takes_the_steps_of_its_paper():
+    """The training loop with each objective's term against the papers' own update, written out."""
+    start, batches, loss, lr = small_network(), squares(9).split(3), HeatmapMSE(), 0.1
+    # The second convolution stays local: it is trained as if there were no federation.
+    shared = {name: value.detach().clone() for name, value in start.named_parameters() if not name.startswith("3")}
+    torch.manual_seed(1)
+    h, c, c_k = ({name: 0.1 * torch.randn_like(value) for name, value in shared.items()} for _ in range(3))
+    corrections = {
+        Plain(): lambda name, w: 0,
+        Prox(0.5): lambda name, w: 0.5 * (w - shared[name]),
+        Dyn(0.5): lambda name, w: 0.5 * (w - shared[name]) - h[name],
+        Scaffold(): lambda name, w: c[name] - c_k[name],
+    }
+    for objective, correction in corrections.items():
+        by_hand, gradients = copy.deepcopy(start).train(), []
+        for batch in batches:
+            by_hand.zero_grad()
+            loss(by_hand(batch.images), batch.keypoints, batch.visible, (SIZE, SIZE)).backward()
+            gradients.append({name: parameter.grad.clone() for name, parameter in by_hand.named_parameters()})
+            with torch.no_grad():
+                for name, parameter in by_hand.named_parameters():
+                    pull = correction(name, parameter) if name in shared else 0
+                    parameter -= lr * (parameter.grad + pull)
+        model = copy.deepcopy(start)
+        known = Received(shared, h if isinstance(objective, Dyn) else c_k, c)
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+        done = train(model, batches, loss, optimizer, epochs=1, penalty=objective.penalty(known))
+        for name, value in by_hand.state_dict().items():
+            torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+        after = objective.next_memory(known, model.state_dict(), steps=done.steps, learning_rate=lr)
+        if isinstance(objective, Scaffold):
+            for name, value in after.items():
+                mean = torch.stack([gradient[name] for gradient in gradients]).mean(0)
+                torch.testing.assert_close(value, mean, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("loss", [HeatmapMSE(), HeatmapCrossEntropy()])
@@ -218,6 +276,49 @@ def test_prediction_uses_running_statistics_and_keeps_the_mode():
     predict(model, images)
     assert not model.training
     assert not alone.requires_grad
+
+
+def test_batch_statistics_in_prediction_are_those_of_training_and_leave_no_trace():
+    model, images = small_network(), squares().images
+    model[1].running_mean.fill_(3.0)
+    state = copy.deepcopy(model.state_dict())
+    as_in_training = copy.deepcopy(model).train()(images)
+    for training in (True, False):
+        model.train(training)
+        torch.testing.assert_close(predict(model, images, batch_statistics=True), as_in_training)
+        assert all(module.training is training for module in model.modules())
+        assert model[1].track_running_stats
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert not torch.allclose(predict(model, images), as_in_training)
+
+
+def test_a_batch_too_small_for_its_statistics_leaves_no_trace_either():
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3)).train()
+    with pytest.raises(ValueError, match="more than 1 value"):
+        predict(model, torch.zeros(1, 3, 1, 1), batch_statistics=True)
+    assert model[1].track_running_stats and model[1].training
+    assert model[1].num_batches_tracked == 0
+
+
+def test_embedding_is_the_backbones_output_averaged_over_pixels():
+    torch.manual_seed(0)
+    model, images = PoseResNet(18, 2, 8).train(), squares(4).images
+    state = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        maps = copy.deepcopy(model).eval().backbone(torch.cat((images, images), -1))
+    assert maps.shape == (4, 512, 1, 2)
+    found = embed(model, torch.cat((images, images), -1))
+    torch.testing.assert_close(found, (maps[..., 0, 0] + maps[..., 0, 1]) / 2)
+    assert found.dtype == torch.float32 and not found.requires_grad
+    assert model.training
+    own = embed(model, images, batch_statistics=True)
+    torch.testing.assert_close(own, copy.deepcopy(model).backbone(images).mean((2, 3)))
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_a_model_without_a_backbone_has_no_embedding():
+    with pytest.raises(UserError, match="found Sequential without a `backbone`"):
+        embed(small_network(), squares(2).images)
 
 
 def test_cosine_distance_by_hand():
