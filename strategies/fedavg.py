@@ -11,7 +11,13 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 
-from strategies.diagnostics import Diagnostics, describe_geometry, describe_weights
+from strategies.diagnostics import (
+    Diagnostics,
+    describe_clients,
+    describe_geometry,
+    describe_norms,
+    describe_weights,
+)
 from strategies.randomness import generator
 from strategies.threads import one_thread
 from strategies.updates import ClientUpdates, by_name
@@ -24,24 +30,27 @@ class FedAvg(flower.FedAvg):
     """Federated averaging (McMahan et al., "Communication-Efficient Learning of Deep Networks", 2017): c = p.
 
     Also the base of the other rules. Each says in :meth:`weigh` how updates become weights; the rest is here:
-    ``replies -> ClientUpdates -> weights c -> w + η Σ c_k Δ_k``.
+    ``replies -> ClientUpdates -> weights c -> w + η Σ c_k Δ_k``. A rule that is no weighting says in
+    :meth:`next_model` what it is instead.
 
     Clients go by the names in ``client_names`` (node id to name, set by whoever asked them; a node without a
     name goes by its id): sampling, order and all state are by name, since node ids are random per run.
 
     Parameters
     ----------
+    fraction_train, fraction_evaluate, min_train_nodes, min_evaluate_nodes, min_available_nodes : as in Flower;
+        by default every node that is connected takes part, be it one.
     server_learning_rate : η. Scales parameters only; running statistics are always averaged.
     seed : what sampling and every random choice of a rule depend on, together with the round.
     node_timeout : seconds to wait for enough nodes before giving up.
     report_conflicts : also measure cosines, norms and conflicts each round when the rule itself needs no
         Gramian. It costs a second pass over the replies.
-    flower_options : the keyword arguments of Flower's ``FedAvg``.
+    flower_options : the other keyword arguments of Flower's ``FedAvg``.
 
     Attributes
     ----------
     client_names : node id to client name.
-    diagnostics : what the latest ``aggregate_train`` saw, JSON-able; empty before the first.
+    diagnostics : what the latest aggregation saw, JSON-able; empty before the first.
     """
 
     needs_gramian = False
@@ -49,14 +58,26 @@ class FedAvg(flower.FedAvg):
 
     def __init__(
         self,
-        *args: Any,
+        fraction_train: float = 1.0,
+        fraction_evaluate: float = 1.0,
+        min_train_nodes: int = 1,
+        min_evaluate_nodes: int = 1,
+        min_available_nodes: int = 1,
+        *,
         server_learning_rate: float = 1.0,
         seed: int = 0,
         node_timeout: float = 60.0,
         report_conflicts: bool = True,
         **flower_options: Any,
     ) -> None:
-        super().__init__(*args, **flower_options)
+        super().__init__(
+            fraction_train,
+            fraction_evaluate,
+            min_train_nodes,
+            min_evaluate_nodes,
+            min_available_nodes,
+            **flower_options,
+        )
         if not 0 < server_learning_rate < float("inf"):
             raise ValueError(f"server_learning_rate is a number > 0, got {server_learning_rate}")
         self.server_learning_rate = server_learning_rate
@@ -76,7 +97,7 @@ class FedAvg(flower.FedAvg):
         return config
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the strategy carries from round to round, JSON-able."""
+        """Return what the strategy carries from round to round: nested dicts, JSON-able but for tensors."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -98,26 +119,46 @@ class FedAvg(flower.FedAvg):
         self._sent = dict(arrays)
         return self._messages(server_round, arrays, self.train_config(config), node_ids, MessageType.TRAIN)
 
-    @one_thread()
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Aggregate against the model of the last ``configure_train``; see :meth:`aggregate`."""
+        if self._sent is None:
+            raise RuntimeError("aggregate_train needs the model that clients started from: call configure_train first")
+        return self.aggregate(server_round, self._sent, replies)
+
+    @one_thread()
+    def aggregate(
+        self, server_round: int, sent: Mapping[str, Array], replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Return the next model and the clients' averaged metrics; (None, None) without a valid reply.
+
+        Parameters
+        ----------
+        server_round : what random choices depend on, and what the diagnostics are filed under.
+        sent : the model that the clients started from, by tensor.
+        replies : in any order; those of one client in theirs. Never modified.
 
         Raises ``ValueError`` naming the client when a reply does not fit the model that was sent.
         """
         valid, _ = self._check_and_log_replies(list(replies), is_train=True, validate=False)
         if not valid:
             return None, None
-        if self._sent is None:
-            raise RuntimeError("aggregate_train needs the model that clients started from: call configure_train first")
-        updates = ClientUpdates(self._sent, valid, client_names=self.client_names, weighted_by_key=self.weighted_by_key)
-        weights = self.weigh(server_round, updates)
-        arrays = updates.combine(weights.combination, convex=weights.convex, learning_rate=self.server_learning_rate)
-        self.diagnostics = describe_weights(server_round, updates, weights)
-        if self.needs_gramian or self.report_conflicts:
-            self.diagnostics |= describe_geometry(updates, weights, self.conflict_threshold)
+        updates = ClientUpdates(sent, valid, client_names=self.client_names, weighted_by_key=self.weighted_by_key)
+        arrays, described = self.next_model(server_round, updates)
+        self.diagnostics = describe_clients(server_round, updates) | described
         return arrays, self._average_metrics(updates)
+
+    def next_model(self, server_round: int, updates: ClientUpdates) -> tuple[ArrayRecord, Diagnostics]:
+        """Return the model that the updates lead to, and what there is to tell about it."""
+        weights = self.weigh(server_round, updates)
+        arrays = updates.combine(
+            weights.combination, convex=weights.convex, learning_rate=self.server_learning_rate, shift=weights.shift
+        )
+        described = describe_weights(updates, weights)
+        if self.needs_gramian or self.report_conflicts:
+            described |= describe_geometry(updates, self.conflict_threshold) | describe_norms(updates, weights)
+        return arrays, described
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -133,7 +174,7 @@ class FedAvg(flower.FedAvg):
         replies = list(replies)
         named = by_name([reply for reply in replies if not reply.has_error()], self.client_names)
         failed = [reply for reply in replies if reply.has_error()]
-        return super().aggregate_evaluate(server_round, [*named.values(), *failed])
+        return super().aggregate_evaluate(server_round, [*named, *failed])
 
     def _average_metrics(self, updates: ClientUpdates) -> MetricRecord:
         expected = updates.metrics[0].keys()

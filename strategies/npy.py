@@ -61,6 +61,11 @@ def flat(array: Array) -> np.ndarray:
     return elements.reshape(shape[::-1]).T.reshape(-1) if fortran_order else elements
 
 
+def wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return what a floating dtype computes in: float32, or float64 where it is wider than that."""
+    return np.dtype(np.float64 if dtype.itemsize > 4 else np.float32)
+
+
 def filled(dtype: np.dtype[Any], shape: tuple[int, ...], fill: Callable[[np.ndarray], None]) -> Array:
     """Return an ``Array`` whose elements ``fill`` writes, as a flat view, straight into the final bytes."""
     stream = BytesIO()

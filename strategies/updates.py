@@ -1,8 +1,9 @@
 """The updates of one round's clients, seen tensor by tensor on the bytes of their messages."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,20 @@ class ClientUpdates:
     update's precision is relative to its own size and not to that of the weights; float16 computes in
     float32, and blocks of the Gramian are summed in float64.
 
+    An asynchronous server may hold two updates of one client: its name then stands twice, in the order in
+    which the replies were given.
+
     Parameters
     ----------
     sent : the state dict that the clients started from.
     replies : Flower messages with one ArrayRecord and one MetricRecord each. Never modified.
     client_names : name of each node id; a node that is not listed goes by its id.
     weighted_by_key : metric that counts a client's training examples.
+
+    Attributes
+    ----------
+    names : the client of each update.
+    labels : the same, made unique: the second update of client ``lab`` is ``lab#2``.
     """
 
     def __init__(
@@ -45,12 +54,13 @@ class ClientUpdates:
     ) -> None:
         if not replies:
             raise ValueError("no replies to aggregate")
-        named = by_name(replies, client_names or {})
-        self.names: tuple[str, ...] = tuple(named)
+        client_names = client_names or {}
         self.sent = dict(sent)
-        self.replies: tuple[Message, ...] = tuple(named.values())
-        self.arrays = tuple(_only_arrays(name, reply) for name, reply in named.items())
-        self.metrics = tuple(_only_metrics(name, reply) for name, reply in named.items())
+        self.replies: tuple[Message, ...] = tuple(by_name(replies, client_names))
+        self.names = tuple(client_name(reply, client_names) for reply in self.replies)
+        self.labels = _labels(self.names)
+        self.arrays = tuple(map(only_arrays, self.names, self.replies))
+        self.metrics = tuple(map(_only_metrics, self.names, self.replies))
         self.examples = _examples(self.names, self.metrics, weighted_by_key)
         self._headers = {tensor: npy.header(array) for tensor, array in self.sent.items()}
         for name, arrays in zip(self.names, self.arrays, strict=True):
@@ -67,12 +77,8 @@ class ClientUpdates:
 
     @cached_property
     def parameters(self) -> tuple[str, ...]:
-        """Names of the T tensors that G, cosines and norms run over: floating, and no running statistics."""
-        return tuple(
-            tensor
-            for tensor, head in self._headers.items()
-            if head.dtype.kind == "f" and not tensor.endswith(RUNNING_STATISTICS)
-        )
+        """Names of the T tensors that G, cosines and norms run over; see :func:`parameters_of`."""
+        return parameters_of(self.sent)
 
     @cached_property
     def sizes(self) -> Tensor:
@@ -95,49 +101,99 @@ class ClientUpdates:
         """Gramian of the whole model, (K, K) float64: the sum of the tensors' Gramians."""
         return self.gramians.sum(0)
 
-    def combine(self, combination: Tensor, *, convex: Tensor, learning_rate: float = 1.0) -> ArrayRecord:
+    def combine(
+        self,
+        combination: Tensor,
+        *,
+        convex: Tensor,
+        learning_rate: float = 1.0,
+        shift: Mapping[str, Tensor] | None = None,
+    ) -> ArrayRecord:
         """Return the next model.
 
-        Parameters ``w + η Σ c_k Δ_k``; running statistics ``Σ ψ_k s_k``, without η, since a variance must
-        stay positive; integer buffers their maximum. Keys, shapes and dtypes are those of the model that was
-        sent.
+        Parameters ``w + η (Σ c_k Δ_k + shift)``; running statistics ``Σ ψ_k s_k``, without η, since a
+        variance must stay positive; integer buffers their maximum. Keys, shapes and dtypes are those of the
+        model that was sent.
 
         Parameters
         ----------
         combination : c, (K,) for all tensors or (T, K) for one row each.
         convex : ψ, (K,), not negative and summing to 1.
         learning_rate : η.
+        shift : what else each parameter tensor moves by, in its shape.
         """
         expected = (len(self.parameters), len(self))
         if tuple(combination.shape) not in (expected, expected[1:]):
             raise ValueError(f"combination has shape {expected[1:]} or {expected}, got {tuple(combination.shape)}")
         rows = (learning_rate * combination).expand(expected)
         coefficients = dict(zip(self.parameters, rows, strict=True))
-        result = ArrayRecord()
+
+        def step(tensor: str, piece: slice, block: Tensor) -> np.ndarray:
+            combined = coefficients[tensor].to(block.dtype) @ block
+            if shift is not None:
+                combined += learning_rate * shift[tensor].flatten()[piece]
+            return combined.numpy()
+
+        def average(values: np.ndarray) -> np.ndarray:
+            total = np.zeros(values.shape[1])
+            for weight, row in zip(convex.tolist(), values, strict=True):
+                total += weight * row
+            return total
+
+        return self._next_model(step, average)
+
+    def reduce(self, rule: Callable[[np.ndarray], np.ndarray], *, learning_rate: float = 1.0) -> ArrayRecord:
+        """Return the next model by a rule that looks at each coordinate on its own, such as the median.
+
+        Parameters ``w + η rule(Δ)``, running statistics ``rule(s)``, the rest as in :meth:`combine`.
+
+        Parameters
+        ----------
+        rule : from one column per coordinate, (K, n), to one number each, (n,). It moves with its values,
+            ``rule(x + a) = rule(x) + a``, so that parameters may be given as updates.
+        learning_rate : η.
+        """
+
+        def step(tensor: str, piece: slice, block: Tensor) -> np.ndarray:
+            return learning_rate * rule(block.numpy())
+
+        return self._next_model(step, rule)
+
+    def weighted_sum(self, combination: Tensor) -> dict[str, Tensor]:
+        """Return ``Σ c_k Δ_k`` of each parameter tensor, in its shape, as float32 or wider. c is (K,)."""
+        sums = {}
+        for tensor in self.parameters:
+            head = self._headers[tensor]
+            total = torch.from_numpy(np.empty(math.prod(head.shape), npy.wide(head.dtype)))
+            for piece, block in self._blocks(tensor):
+                total[piece] = combination.to(block.dtype) @ block
+            sums[tensor] = total.reshape(head.shape)
+        return sums
+
+    def _next_model(
+        self,
+        step: Callable[[str, slice, Tensor], np.ndarray],
+        statistic: Callable[[np.ndarray], np.ndarray],
+    ) -> ArrayRecord:
+        result, parameters = ArrayRecord(), set(self.parameters)
         for tensor, head in self._headers.items():
-
-            def fill(out: np.ndarray, tensor: str = tensor, kind: str = head.dtype.kind) -> None:
-                if tensor in coefficients:
-                    self._step(tensor, coefficients[tensor], out)
-                elif kind == "f":
-                    self._average(tensor, convex, out)
-                else:
-                    self._maximum(tensor, out)
-
+            if tensor in parameters:
+                fill = partial(self._step, tensor, step)
+            elif head.dtype.kind == "f":
+                fill = partial(self._statistic, tensor, statistic)
+            else:
+                fill = partial(self._maximum, tensor)
             result[tensor] = npy.filled(head.dtype, head.shape, fill)
         return result
 
-    def _step(self, tensor: str, coefficients: Tensor, out: np.ndarray) -> None:
+    def _step(self, tensor: str, step: Callable[[str, slice, Tensor], np.ndarray], out: np.ndarray) -> None:
         start = npy.flat(self.sent[tensor])
         for piece, block in self._blocks(tensor):
-            step = (coefficients.to(block.dtype) @ block).numpy()
-            np.add(start[piece], step, out=out[piece], dtype=step.dtype, casting="same_kind")
+            moved = step(tensor, piece, block)
+            np.add(start[piece], moved, out=out[piece], dtype=moved.dtype, casting="same_kind")
 
-    def _average(self, tensor: str, convex: Tensor, out: np.ndarray) -> None:
-        total = np.zeros(len(out), np.float64)
-        for weight, arrays in zip(convex.tolist(), self.arrays, strict=True):
-            total += weight * npy.flat(arrays[tensor]).astype(np.float64)
-        out[:] = total
+    def _statistic(self, tensor: str, statistic: Callable[[np.ndarray], np.ndarray], out: np.ndarray) -> None:
+        out[:] = statistic(np.stack([npy.flat(arrays[tensor]).astype(np.float64) for arrays in self.arrays]))
 
     def _maximum(self, tensor: str, out: np.ndarray) -> None:
         out[:] = npy.flat(self.arrays[0][tensor])
@@ -148,7 +204,7 @@ class ClientUpdates:
         """Yield (where, Δ (K, width)) along a flattened tensor. The block is overwritten by the next one."""
         start = npy.flat(self.sent[tensor])
         rows = [npy.flat(arrays[tensor]) for arrays in self.arrays]
-        dtype = np.dtype(np.float64 if start.dtype.itemsize > 4 else np.float32)
+        dtype = npy.wide(start.dtype)
         buffer = self._buffer(dtype)
         width = len(buffer) // len(rows)
         for begin in range(0, len(start), width):
@@ -181,19 +237,40 @@ class ClientUpdates:
                 )
 
 
-def by_name(replies: Sequence[Message], client_names: Mapping[int, str]) -> dict[str, Message]:
-    """Return the replies keyed and ordered by client name, so that no arithmetic depends on who was fast."""
-    named: dict[str, Message] = {}
-    for reply in replies:
-        node_id = reply.metadata.src_node_id
-        name = client_names.get(node_id, str(node_id))
-        if name in named:
-            raise ValueError(f"client {name!r} replied twice")
-        named[name] = reply
-    return dict(sorted(named.items()))
+def parameters_of(arrays: Mapping[str, Array]) -> tuple[str, ...]:
+    """Return the names of a model's parameters: floating tensors that are no running statistics."""
+    return tuple(
+        tensor
+        for tensor, array in arrays.items()
+        if npy.header(array).dtype.kind == "f" and not tensor.endswith(RUNNING_STATISTICS)
+    )
 
 
-def _only_arrays(name: str, reply: Message) -> ArrayRecord:
+def client_name(reply: Message, client_names: Mapping[int, str]) -> str:
+    """Return the name of the client that sent a reply; that of an unnamed node is its id."""
+    node_id = reply.metadata.src_node_id
+    return client_names.get(node_id, str(node_id))
+
+
+def by_name(replies: Sequence[Message], client_names: Mapping[int, str]) -> list[Message]:
+    """Return the replies in the order of their clients' names, those of one client in the order given.
+
+    No arithmetic then depends on which client was fast.
+    """
+    return sorted(replies, key=lambda reply: client_name(reply, client_names))
+
+
+def _labels(names: Sequence[str]) -> tuple[str, ...]:
+    seen: Counter[str] = Counter()
+    labels = []
+    for name in names:
+        seen[name] += 1
+        labels.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return tuple(labels)
+
+
+def only_arrays(name: str, reply: Message) -> ArrayRecord:
+    """Return the one ArrayRecord of a reply; ``ValueError`` if there is none or more than one."""
     records = list(reply.content.array_records.values())
     if len(records) != 1:
         raise ValueError(f"client {name!r}: {len(records)} ArrayRecords in the reply, expected 1")

@@ -130,6 +130,22 @@ def test_angles_are_averaged_over_participations():
     assert strategy.state_dict()["participations"] == {"1": 2, "2": 1}
 
 
+def test_two_updates_of_one_client_are_two_participations():
+    # Both updates are its own: θ̃ of client 1 is the mean of their angles to g = 1/2 (1, 0) + 1/2 (-1, 1) = (0, 1/2).
+    strategy = FedAW()
+    strategy.aggregate(1, record(ZERO), [reply(1, RIGHT, 1), reply(1, LEFT_UP, 1)])
+    first, second = math.pi / 2, math.pi / 4
+    assert strategy.state_dict()["participations"] == {"1": 2}
+    assert strategy.state_dict()["angles"]["1"] == pytest.approx((first + second) / 2)
+    # Smoothed as they come: the first update still stands at its own angle when its weight is taken.
+    weights = [math.exp(f(first)), math.exp(f((first + second) / 2))]
+    assert strategy.diagnostics["psi"] == {
+        "1": pytest.approx(weights[0] / sum(weights)),
+        "1#2": pytest.approx(weights[1] / sum(weights)),
+    }
+    assert strategy.diagnostics["clients"] == ["1", "1#2"]
+
+
 def test_state_survives_json():
     one, other = FedGH(seed=3), FedGH(seed=3)
     two_clients(one)

@@ -170,7 +170,46 @@ def test_a_reply_that_does_not_fit_names_its_client(state, metrics, message):
         ClientUpdates(record({"w": np.zeros(2, np.float32)}), [reply(1, state, metrics)], client_names={1: "lab"})
 
 
-def test_two_replies_of_one_client_are_refused():
-    state = {"w": np.zeros(2, np.float32)}
-    with pytest.raises(ValueError, match="'lab' replied twice"):
-        ClientUpdates(record(state), [reply(1, state), reply(2, state)], client_names={1: "lab", 2: "lab"})
+def test_two_updates_of_one_client_stand_side_by_side():
+    sent = {"w": np.zeros(2, np.float32)}
+    values = [(3, [1, 0]), (10, [2, 0]), (3, [0, 1]), (3, [0, 4])]
+    replies = [reply(node, {"w": np.array(value, np.float32)}, 1) for node, value in values]
+    seen = ClientUpdates(record(sent), replies, client_names={3: "lab", 10: "clinic"})
+    assert seen.names == ("clinic", "lab", "lab", "lab")
+    assert seen.labels == ("clinic", "lab", "lab#2", "lab#3")
+    assert seen.gramian.tolist() == [[4, 2, 0, 0], [2, 1, 0, 0], [0, 0, 1, 4], [0, 0, 4, 16]]  # in the order given
+
+
+def test_a_shift_moves_the_parameters_alone():
+    sent, _, seen = round_of(2)
+    shift = {name: torch.full(sent[name].shape, 3.0) for name in PARAMETERS}
+    halves = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    plain = numpy_state(seen.combine(halves, convex=halves, learning_rate=0.5))
+    moved = numpy_state(seen.combine(halves, convex=halves, learning_rate=0.5, shift=shift))
+    for name in sent:
+        np.testing.assert_allclose(moved[name], plain[name] + (1.5 if name in PARAMETERS else 0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_rule_by_coordinates_by_the_definition(dtype):
+    # Three values a coordinate: the largest of the updates for parameters, of the values themselves for statistics.
+    sent, clients, seen = round_of(3, dtype)
+    new = numpy_state(seen.reduce(lambda values: values.max(axis=0), learning_rate=0.5))
+    tolerance = {np.float16: 5e-3, np.float32: 1e-6, np.float64: 1e-14}[dtype]
+    for name, value in sent.items():
+        largest = np.max([state[name] for state in clients], axis=0)
+        expected = value + 0.5 * (largest - value) if name in PARAMETERS else largest
+        np.testing.assert_allclose(new[name], expected, rtol=tolerance, atol=tolerance)
+        assert (new[name].dtype, new[name].shape) == (value.dtype, value.shape)
+
+
+def test_weighted_sums_by_the_definition(monkeypatch):
+    monkeypatch.setattr(updates, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(updates, "_MIN_BLOCK_WIDTH", 5)
+    sent, clients, seen = round_of(3, np.float16)
+    sums = seen.weighted_sum(torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64))
+    assert list(sums) == list(PARAMETERS)
+    for name in PARAMETERS:
+        expected = np.array([1.0, -2.0, 0.5]) @ differences(sent, clients, name)
+        np.testing.assert_allclose(sums[name].numpy().ravel(), expected, rtol=1e-5, atol=1e-5)
+        assert (sums[name].dtype, tuple(sums[name].shape)) == (torch.float32, sent[name].shape)

@@ -17,6 +17,19 @@ def test_aggregate_without_configure_is_a_clear_error():
         FedGH().aggregate_train(1, [reply(1, ZERO)])
 
 
+@pytest.mark.parametrize("strategy", ALL)
+def test_aggregate_takes_the_model_that_it_is_given(strategy):
+    # An asynchronous server aggregates against a model of its own, whatever was sent last.
+    replies = [reply(1, RIGHT, 1), reply(2, {"w": np.array([-1.0, 1.0])}, 3)]
+    told = started(strategy(), ZERO, [1, 2])
+    expected, _ = told.aggregate_train(4, replies)
+    asked = started(strategy(), RIGHT, [1, 2])
+    arrays, _ = asked.aggregate(4, record(ZERO), replies)
+    assert arrays["w"].data == expected["w"].data
+    assert asked.diagnostics == told.diagnostics
+    assert strategy().aggregate(4, record(ZERO), [failure(1)]) == (None, None)
+
+
 def test_failed_replies_are_skipped():
     rule = started(FedAvg(), ZERO, [1, 2])
     arrays, _ = rule.aggregate_train(1, iter([failure(1), reply(2, RIGHT)]))
@@ -72,7 +85,16 @@ def test_waiting_for_nodes_has_an_end(purpose):
 def test_nodes_that_come_late_are_waited_for(monkeypatch):
     grid = FakeGrid([1])
     monkeypatch.setattr("strategies.fedavg.time.sleep", lambda seconds: grid.node_ids.append(2))
-    assert len(list(FedAvg().configure_train(1, record(ZERO), ConfigRecord(), grid))) == 2
+    rule = FedAvg(min_available_nodes=2)
+    assert len(list(rule.configure_train(1, record(ZERO), ConfigRecord(), grid))) == 2
+
+
+def test_by_default_every_connected_node_takes_part():
+    for nodes in ([7], [1, 2, 3]):
+        for purpose in ("train", "evaluate"):
+            configure = getattr(FedAvg(), f"configure_{purpose}")
+            messages = configure(1, record(ZERO), ConfigRecord(), FakeGrid(nodes))
+            assert [message.metadata.dst_node_id for message in messages] == nodes
 
 
 @pytest.mark.parametrize("strategy", ALL)
