@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fedgh_app import partition, site, storage
+from fedgh_app import site, storage
 from fedgh_app.client_app import app as client_app
 from fedgh_app.config import compose_config, join_overrides, quoted
 from fedgh_app.federation import Federation
@@ -21,6 +21,19 @@ from fedgh_app.inprocess import InProcessGrid
 from fedgh_app.pose.errors import UserError
 from fedgh_app.progress import Display
 from fedgh_app.server_app import deal, failing_into, federate
+
+# What a federation of one client is: the other choices of these groups say how several work together.
+ALONE = {
+    "strategy": "fedavg",
+    "server_optimizer": "none",
+    "objective": "plain",
+    "sharing": "all",
+    "selection": "random",
+    "mode": "sync",
+    "topology": "flat",
+    "clustering": "none",
+    "distillation": "none",
+}
 
 
 def run_inprocess(
@@ -32,9 +45,19 @@ def run_inprocess(
     return _federate(config, overrides, directory, node_configs, display)
 
 
-def run_centralised(overrides: Sequence[str], directory: Path, *, quiet: bool = False) -> dict[str, Any]:
-    """One client that holds all training images: what the data could give if it might leave its sites."""
-    alone = [*without(overrides, "partition", "strategy", "num_clients"), "partition=site", "strategy=fedavg"]
+def run_centralised(
+    config: DictConfig, overrides: Sequence[str], directory: Path, *, quiet: bool = False
+) -> dict[str, Any]:
+    """One client that holds all training images: what the data could give if it might leave its sites.
+
+    Raises UserError where the data sets of the federation have no model in common.
+    """
+    if "members" in config.dataset:
+        raise UserError(
+            f"dataset={config.dataset.spec}: runtime=centralised trains one model, but each data set needs its own; "
+            f"expected one of {', '.join(map(str, config.dataset.members))}"
+        )
+    alone = [*_alone(config, overrides, "partition", "num_clients"), "partition=site"]
     config = compose_config(alone)
     site.open_data(config)
     directory.mkdir(parents=True, exist_ok=True)
@@ -55,18 +78,16 @@ def run_local(config: DictConfig, overrides: Sequence[str], directory: Path, *, 
         raise UserError("partition=site: runtime=local needs a partition to train the clients of; expected another")
     if config.evaluate.clients_every == 0:
         raise UserError("evaluate.clients_every=0: runtime=local has no other evaluation; expected at least 1")
-    cache = site.open_data(config)
-    count = partition.number_of_clients(config, cache)
-    parts = partition.partition(config, cache, count)
+    count = sum(site.clients_of(config).values())
+    labels = [label for dealt in site.deal(config, count).values() for label in dealt.parts.labels]
     directory.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(config, directory / "config.yaml")
     deal(config, directory, count)
     results = {}
-    for i, label in enumerate(parts.labels):
+    for i, label in enumerate(labels):
         folder = directory / "clients" / str(i)
         folder.mkdir(parents=True)
-        kept = without(overrides, "strategy", "num_clients", "run_dir")
-        alone = [*kept, "strategy=fedavg", f"run_dir={quoted(folder)}"]
+        alone = [*_alone(config, overrides, "num_clients", "run_dir"), f"run_dir={quoted(folder)}"]
         own = compose_config(alone)
         with Display(own, folder, title=f"{label} alone", quiet=quiet) as display:
             _federate(own, alone, folder, [{"partition-id": i, "num-partitions": count}], display)
@@ -77,8 +98,22 @@ def run_local(config: DictConfig, overrides: Sequence[str], directory: Path, *, 
 
 
 def without(overrides: Sequence[str], *groups: str) -> list[str]:
-    """The overrides that touch none of ``groups``, neither the choice nor a value below."""
-    return [item for item in overrides if item.lstrip("+~").split("=", 1)[0].split("@")[0].split(".")[0] not in groups]
+    """The overrides that touch none of ``groups``: not the choice, not a value below, not a choice put there."""
+
+    def touched(item: str) -> set[str]:
+        key = item.lstrip("+~").split("=", 1)[0]
+        return {part.split(".")[0] for part in key.split("@")}
+
+    return [item for item in overrides if not touched(item) & set(groups)]
+
+
+def _alone(config: DictConfig, overrides: Sequence[str], *dropped: str) -> list[str]:
+    """``overrides`` for a federation of one client, without ``dropped`` keys."""
+    choices = dict(ALONE)
+    if "members" in config.dataset:  # no model fits them all, so that sharing all of it is refused
+        del choices["sharing"]
+    kept = without(overrides, *choices, *dropped)
+    return [*kept, *(f"{group}={choice}" for group, choice in choices.items())]
 
 
 def _merged(results: Mapping[str, tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
@@ -94,11 +129,11 @@ def _merged(results: Mapping[str, tuple[dict[str, Any], dict[str, Any]]]) -> dic
         return sum(sizes[name] * value for name, value in known.items()) / total if total else None
 
     first = next(iter(results.values()))[0]
-    keypoints = list(next(iter(tested.values()))["per_keypoint"]) if tested else []
+    keypoints = list(dict.fromkeys(name for found in tested.values() for name in found["per_keypoint"]))
     return {
         **first,
         "pck": mean(lambda found: found["pck"]),
-        "per_keypoint": {name: mean(lambda found, name=name: found["per_keypoint"][name]) for name in keypoints},  # type: ignore[misc]
+        "per_keypoint": {name: mean(lambda found, name=name: found["per_keypoint"].get(name)) for name in keypoints},  # type: ignore[misc]
         "evaluated": "clients",
         "seconds": {key: sum(result["seconds"][key] for result, _ in results.values()) for key in ("total", "rounds")},
         "rejected": [item for result, _ in results.values() for item in result["rejected"]],

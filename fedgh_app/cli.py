@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar
 import hydra
 import typer
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -73,8 +74,8 @@ def run(context: typer.Context) -> None:
     outcomes: list[int] = []
 
     # Only now: what is misspelt is told without waiting for torch.
+    from fedgh_app import site
     from fedgh_app.launcher import launch
-    from fedgh_app.pose.records import load_spec
     from fedgh_app.progress import print_result
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -84,8 +85,8 @@ def run(context: typer.Context) -> None:
         task = [item for item in hydra_config.overrides.task if not item.startswith("run_dir=")]
         try:
             result = launch(task, directory)
-            spec = load_spec(result["dataset"])
-            print_result(result, directory, spec, console)
+            config = DictConfig(OmegaConf.load(directory / "config.yaml"))
+            print_result(result, directory, site.headline(config), console)
             outcomes.append(0)
         # One job of a sweep that fails must not take the others with it.
         except UserError as error:
@@ -211,6 +212,9 @@ def data_check(
     from fedgh_app.pose.records import load_spec
 
     config = compose_config([f"dataset={dataset}", "partition=iid"])
+    if "members" in config.dataset:
+        names = " or ".join(map(str, config.dataset.members))
+        raise UserError(f"data check {dataset}: it holds several data sets; expected one of them: {names}")
     spec, root = load_spec(config.dataset.spec), root or Path(config.dataset.root)
     found = _with_progress("reading images", lambda told: check(spec, root, out=out, count=count, progress=told))
     console.print(found)
@@ -227,19 +231,21 @@ def data_partition(
     from fedgh_app import partition, plots, site
 
     config = compose_config([argument for argument in context.args if not argument.startswith("-")])
-    cache = site.open_data(config)
     if config.partition._target_ is None:
         raise UserError("partition=site: every site holds its own data; expected a partition that deals one data set")
-    number = partition.number_of_clients(config, cache)
-    parts = partition.partition(config, cache, number)
+    number = sum(site.clients_of(config).values())
+    dealt = site.deal(config, number)
     table = Table(title=f"{config.dataset.spec}, {number} clients")
-    for column in ("client", "holds", "training images", "test images"):
-        table.add_column(column)
-    for place, label in enumerate(parts.labels):
-        holds = partition.contents(config, cache, parts.train[place])
-        table.add_row(str(place), holds or label, str(len(parts.train[place])), str(len(parts.test[place])))
+    for column in ("client", "data set", "holds", "training images", "test images"):
+        if column != "data set" or len(dealt) > 1:
+            table.add_column(column)
+    for member, one in dealt.items():
+        for label, train, test in zip(one.parts.labels, one.parts.train, one.parts.test, strict=True):
+            named = (member,) if len(dealt) > 1 else ()
+            holds = partition.contents(one.config, one.cache, train) or label
+            table.add_row(str(table.row_count), *named, holds, str(len(train)), str(len(test)))
     console.print(table)
-    plots.who_holds_what(config, cache, parts, out)
+    plots.holdings(dealt, out, str(config.dataset.spec))
     console.print(f"plot: {out}")
 
 

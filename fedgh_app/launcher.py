@@ -28,7 +28,7 @@ import psutil
 import tomli_w
 from omegaconf import DictConfig
 
-from fedgh_app import baselines, partition, server_app, site, storage
+from fedgh_app import baselines, server_app, site, storage
 from fedgh_app.config import ROOT, compose_config, join_overrides, quoted
 from fedgh_app.errors import RunFailed
 from fedgh_app.pose.cores import usable_cores
@@ -70,13 +70,12 @@ def launch(overrides: Sequence[str], directory: Path, *, quiet: bool = False) ->
     if runtime == "local":
         return baselines.run_local(config, overrides, directory, quiet=quiet)
     if runtime == "centralised":
-        return baselines.run_centralised(overrides, directory, quiet=quiet)
-    cache = site.open_data(config)
-    nodes = partition.number_of_clients(config, cache)
+        return baselines.run_centralised(config, overrides, directory, quiet=quiet)
+    nodes = sum(site.clients_of(config).values())
     if config.num_clients is None:
         overrides.append(f"num_clients={nodes}")  # the server then waits for all of them
     if config.partition._target_ is not None:
-        partition.partition(config, cache, nodes)
+        site.deal(config, nodes)
     directory.mkdir(parents=True, exist_ok=True)
     with Display(config, directory, quiet=quiet) as display:
         if runtime == "inprocess":
@@ -88,11 +87,20 @@ def launch(overrides: Sequence[str], directory: Path, *, quiet: bool = False) ->
 
 def absolute_paths(config: DictConfig) -> list[str]:
     """Overrides that make every path absolute: Flower's processes have working directories of their own."""
-    paths = {"dataset.root": config.dataset.root, "init": config.init}
+    paths = {"init": config.init, **dict(_data_roots(config))}
     weights = config.model.get("weights")
     if weights and Path(weights).expanduser().exists():  # else it is the name of a torchvision enum
         paths["model.weights"] = weights
     return [f"{key}={quoted(Path(value).expanduser().resolve())}" for key, value in paths.items() if value is not None]
+
+
+def _data_roots(node: DictConfig, path: str = "") -> Iterator[tuple[str, str]]:
+    """Where each data set of the config lies, by the key that says so."""
+    for key, value in node.items():
+        if isinstance(value, DictConfig):
+            yield from _data_roots(value, f"{path}{key!s}.")
+        elif key == "root":
+            yield f"{path}root", value
 
 
 @dataclass

@@ -13,7 +13,7 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class Partition:
     """The crops of each client, as indices into the crop cache.
 
     Attributes:
-        labels: what each client holds, for people: an attribute's value, or ``client 3``.
+        labels: what each client holds, for people: an attribute's value, or ``client 3``; see also `labelled`.
         train: training crops of each client.
         test: test crops of each client, dealt in the proportions of its training crops.
     """
@@ -47,20 +47,43 @@ class Partition:
         return len(self.train)
 
 
+@dataclass(frozen=True)
+class Dealt:
+    """One data set of a federation, and who holds what of it.
+
+    Attributes:
+        config: the config of a federation of this data set alone.
+        cache: its crops.
+        parts: the crops of each of its clients.
+    """
+
+    config: DictConfig
+    cache: CropCache
+    parts: Partition
+
+
 def natural_size(config: DictConfig, cache: CropCache) -> int | None:
     """The number of clients that the partition itself fixes, or None where any number will do."""
-    if not _is_natural(config):
+    if not is_natural(config):
         return None
     return len(set(_attribute(config, cache)[cache.indices("train")]))
 
 
+def attribute_of(config: DictConfig, cache: CropCache) -> str | None:
+    """The attribute that a data set is parted by, or naturally is; None where it records none."""
+    name = config.partition.get("partition_by") or config.dataset.natural_attribute
+    return name if name in cache.attributes else None
+
+
+def holdings(config: DictConfig, cache: CropCache, part: Sequence[int]) -> Counter[str]:
+    """How many crops of each attribute value a client holds; empty without an attribute."""
+    name = attribute_of(config, cache)
+    return Counter() if name is None else Counter(cache.attributes[name][list(part)].tolist())
+
+
 def contents(config: DictConfig, cache: CropCache, part: Sequence[int]) -> str:
-    """How many crops of each attribute value a client holds, as ``left 12, top 40``; empty without an attribute."""
-    by = config.partition.get("partition_by") or config.dataset.natural_attribute
-    if by not in cache.attributes:
-        return ""
-    counts = Counter(cache.attributes[by][list(part)].tolist())
-    return ", ".join(f"{value} {count}" for value, count in sorted(counts.items()))
+    """What a client holds, as ``left 12, top 40``; empty without an attribute."""
+    return ", ".join(f"{value} {count}" for value, count in sorted(holdings(config, cache, part).items()))
 
 
 def number_of_clients(config: DictConfig, cache: CropCache) -> int:
@@ -68,7 +91,8 @@ def number_of_clients(config: DictConfig, cache: CropCache) -> int:
     return int(config.num_clients or natural_size(config, cache) or config.runtime.get("num_supernodes", 4))
 
 
-def _is_natural(config: DictConfig) -> bool:
+def is_natural(config: DictConfig) -> bool:
+    """Whether a client is made for each value of an attribute."""
     return str(config.partition._target_).endswith("NaturalIdPartitioner")
 
 
@@ -85,6 +109,13 @@ def partition(config: DictConfig, cache: CropCache, num_clients: int) -> Partiti
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"labels": made.labels, "train": made.train, "test": made.test})
     return made
+
+
+def labelled(parts: Partition, member: str) -> Partition:
+    """``parts`` with labels that also tell which of several data sets it is: ``arm front``, ``lspet 2``."""
+    if parts.num_clients == 1:
+        return replace(parts, labels=(member,))
+    return replace(parts, labels=tuple(f"{member} {label.removeprefix('client ')}" for label in parts.labels))
 
 
 def stored(config: DictConfig, cache: CropCache, num_clients: int) -> Partition:
@@ -153,7 +184,7 @@ def _compute(config: DictConfig, cache: CropCache, num_clients: int) -> Partitio
     partitioner.dataset = Dataset.from_dict(columns)
     parts = _cut(partitioner, num_clients)
     labels = [f"client {i}" for i in range(num_clients)]
-    if _is_natural(config):
+    if is_natural(config):
         labels = [str(values[part[0]]) for part in parts]
         by_label = sorted(range(num_clients), key=labels.__getitem__)
         labels, parts = [labels[i] for i in by_label], [parts[i] for i in by_label]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,15 @@ import cv2
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from omegaconf import DictConfig
 
+from fedgh_app import partition
 from fedgh_app.federation import Round
-from fedgh_app.partition import Partition
+from fedgh_app.partition import Dealt, Partition
 from fedgh_app.pose.batches import Batches
 from fedgh_app.pose.cache import CropCache
 from fedgh_app.pose.drawing import LEGEND, contact_sheet, draw_comparison
@@ -27,25 +32,28 @@ matplotlib.use("Agg")
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00")
+LINES = ("-", ":", "-.")  # once round the colours
 MOST_CLIENTS = 12  # curves or matrix rows beyond this cannot be read
 MOST_ROUNDS = 10
+
+Curves = dict[str, tuple[list[int], list[float]]]  # rounds and values by the name of the curve
 
 
 def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=130, layout="constrained")
 
 
-def _curves(axes: Any, curves: Mapping[str, tuple[list[int], list[float]]], metric: str) -> None:
+def _curves(axes: Any, curves: Curves, metric: str) -> None:
     for place, (label, (rounds, values)) in enumerate(curves.items()):
         mean = label == "mean"
         axes.plot(
             rounds,
-            [100 * value for value in values],
+            100 * np.array(values, dtype=float),
             marker="o",
             markersize=3.5,
             linewidth=2.6 if mean else 1.6,
             color="#333333" if mean else COLOURS[place % len(COLOURS)],
-            linestyle="--" if mean else "-",
+            linestyle="--" if mean else LINES[place // len(COLOURS) % len(LINES)],
             label=label,
         )
     _round_axis(axes, [number for rounds, _ in curves.values() for number in rounds])
@@ -64,16 +72,16 @@ def _round_axis(axes: Any, rounds: Sequence[int]) -> None:
 
 def keypoint_curves(history: Sequence[Round], path: Path, title: str, metric: str) -> None:
     """PCK of each keypoint, and their mean, by round."""
-    curves: dict[str, tuple[list[int], list[float]]] = {}
+    curves: Curves = {}
     where = "central" if any("central" in this.evaluate for this in history) else "clients"
     for this in history:
         found = this.evaluate.get(where)
         if not found:
             continue
-        for name, value in {**found["per_keypoint"], "mean": found["pck"]}.items():
+        for name, value in {**found.get("per_keypoint", {}), "mean": found.get("pck")}.items():
             rounds, values = curves.setdefault(name, ([], []))
             rounds.append(this.round)
-            values.append(value)
+            values.append(_number(value))
     if not curves:
         return
     figure = _figure(6.4, 4.2)
@@ -85,12 +93,12 @@ def keypoint_curves(history: Sequence[Round], path: Path, title: str, metric: st
 
 def client_curves(history: Sequence[Round], labels: Mapping[str, str], path: Path, title: str, metric: str) -> None:
     """Mean PCK on each client's own test images, by round; with many clients, their quartiles."""
-    curves: dict[str, tuple[list[int], list[float]]] = {}
+    curves: Curves = {}
     for this in history:
         for name, found in this.evaluate.get("clients", {}).get("by_client", {}).items():
             rounds, values = curves.setdefault(_named(name, labels), ([], []))
             rounds.append(this.round)
-            values.append(found["pck"])
+            values.append(_number(found.get("pck")))
     if not curves:
         return
     figure = _figure(6.4, 4.2)
@@ -102,9 +110,7 @@ def client_curves(history: Sequence[Round], labels: Mapping[str, str], path: Pat
     figure.savefig(path)
 
 
-def _quartiles(
-    curves: Mapping[str, tuple[list[int], list[float]]],
-) -> dict[str, tuple[list[int], list[float]]]:
+def _quartiles(curves: Curves) -> Curves:
     by_round: dict[int, list[float]] = {}
     for rounds, values in curves.values():
         for server_round, value in zip(rounds, values, strict=True):
@@ -116,9 +122,21 @@ def _quartiles(
     }
 
 
-def _named(name: str, labels: Mapping[str, str]) -> str:
-    label = labels.get(name, name)
-    return label if label != name else f"client {name}"
+def _number(value: float | None) -> float:
+    """A value that could not be measured leaves a gap."""
+    return math.nan if value is None else float(value)
+
+
+def _client(label: str, clients: Collection[str]) -> str:
+    """The client that a row of the diagnostics is of; the second update of client 3 in a round goes by ``3#2``."""
+    return label if label in clients else label.rsplit("#", 1)[0]
+
+
+def _named(label: str, labels: Mapping[str, str]) -> str:
+    """What people call a client, or its second update in a round."""
+    name = _client(label, labels)
+    known = labels.get(name, name)
+    return f"{known if known != name else f'client {name}'}{label.removeprefix(name).replace('#', ' #')}"
 
 
 def cosine_matrices(history: Sequence[Round], labels: Mapping[str, str], path: Path, title: str) -> None:
@@ -131,14 +149,15 @@ def cosine_matrices(history: Sequence[Round], labels: Mapping[str, str], path: P
     columns = min(5, len(rounds))
     rows = -(-len(rounds) // columns)
     matrices = [np.array(this.strategy["cosines"], dtype=float) for this in rounds]
-    largest = max([0.1, *(float(np.abs(m - np.diag(np.diag(m))).max()) for m in matrices if m.size)])
+    for matrix in matrices:
+        np.fill_diagonal(matrix, np.nan)  # always 1, it would drown the rest
+    largest = max([0.1, *(float(np.nanmax(np.abs(m))) for m in matrices if np.isfinite(m).any())])
     figure = _figure(2.1 * columns + 1.0, 2.25 * rows + 0.5)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(rounds) :]:
         axes.set_visible(False)
     for axes, this, matrix in zip(grid.flat, rounds, matrices, strict=False):
         names = [_named(name, labels) for name in this.strategy["clients"]]
-        np.fill_diagonal(matrix, np.nan)  # always 1, it would drown the rest
         image = axes.imshow(matrix, vmin=-largest, vmax=largest, cmap="RdBu")
         axes.set_facecolor("#dddddd")
         axes.set_title(f"round {this.round}", fontsize=9)
@@ -147,7 +166,7 @@ def cosine_matrices(history: Sequence[Round], labels: Mapping[str, str], path: P
         axes.set_yticks(range(len(names)) if few else [], names if few else [], fontsize=6.5)
         if few:
             for (row, column), value in np.ndenumerate(matrix):
-                if row != column:
+                if np.isfinite(value):  # neither the diagonal nor a pair that was not compared
                     colour = "w" if abs(value) > 0.6 * largest else "k"
                     axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6.5, color=colour)
     figure.colorbar(image, ax=grid, shrink=0.8, label="cosine (negative: conflict)")
@@ -156,38 +175,144 @@ def cosine_matrices(history: Sequence[Round], labels: Mapping[str, str], path: P
 
 
 def weight_bars(history: Sequence[Round], labels: Mapping[str, str], path: Path, title: str) -> None:
-    """The weight of each client's update by round, and the share of client pairs in conflict."""
-    measured = [this for this in history if this.strategy.get("c")]
+    """The weight of each client's update by round, and the share of client pairs in conflict.
+
+    A rule without weights (a robust one) has its conflicts drawn alone; two updates of a client in one round add up.
+    """
+    measured = [this for this in history if this.strategy.get("c") or this.strategy.get("conflicting") is not None]
     if not measured:
         return
-    names = sorted({name for this in measured for name in this.strategy["c"]})
+    rounds = [this.round for this in measured]
+    weights: dict[str, list[float]] = {}
+    for place, this in enumerate(measured):
+        for label, value in this.strategy.get("c", {}).items():
+            of_client = weights.setdefault(_client(label, labels), [math.nan] * len(measured))
+            of_client[place] = value if math.isnan(of_client[place]) else of_client[place] + value
     figure = _figure(6.4, 4.2)
     axes = figure.subplots()
-    rounds = [this.round for this in measured]
-    if len(names) <= MOST_CLIENTS:
-        for place, name in enumerate(names):
-            values = [this.strategy["c"].get(name, np.nan) for this in measured]
-            colour = COLOURS[place % len(COLOURS)]
-            axes.plot(rounds, values, marker="o", markersize=3.5, color=colour, label=_named(name, labels))
-        axes.set_ylabel("weight of the client's update")
-        axes.legend(frameon=False, fontsize=8, loc="upper left", title="weight (left axis)", title_fontsize=8)
     _round_axis(axes, rounds)
-    highest = max(value for this in measured for value in this.strategy["c"].values())
-    axes.set_ylim(0, 1.5 * max(highest, 0.1))  # room for the legends
-    conflicts = [this.strategy.get("conflicting") for this in measured]
-    if all(value is not None for value in conflicts):
+    if weights:
+        _weight_lines(axes, rounds, weights, labels)
+    else:
+        axes.yaxis.set_visible(False)
+    conflicts = np.array([_number(this.strategy.get("conflicting")) for this in measured])
+    if np.isfinite(conflicts).any():
         other = axes.twinx()
         by_tensor = [np.mean([*this.strategy.get("conflicting_per_tensor", {}).values()] or [0]) for this in measured]
         other.bar(
             rounds, [100 * float(v) for v in by_tensor], width=0.6, color="#999999", alpha=0.25, label="by tensor"
         )
-        whole = [100 * float(value) for value in conflicts if value is not None]
-        other.bar(rounds, whole, width=0.3, color="#555555", alpha=0.5, label="whole model")
+        other.bar(rounds, 100 * conflicts, width=0.3, color="#555555", alpha=0.5, label="whole model")
         other.set_ylabel("client pairs in conflict (%, bars)")
         other.set_ylim(0, 100)
         other.legend(frameon=False, fontsize=8, loc="upper right", title="conflicts (right axis)", title_fontsize=8)
-    axes.set_title(f"{title}: weights and conflicts")
+    axes.set_title(f"{title}: {'weights and conflicts' if weights else 'conflicts'}")
     figure.savefig(path)
+
+
+def _weight_lines(axes: Any, rounds: Sequence[int], weights: Mapping[str, list[float]], labels: Any) -> None:
+    if len(weights) <= MOST_CLIENTS:
+        for place, name in enumerate(sorted(weights)):
+            colour = COLOURS[place % len(COLOURS)]
+            axes.plot(rounds, weights[name], marker="o", markersize=3.5, color=colour, label=_named(name, labels))
+        axes.set_ylabel("weight of the client's update")
+        axes.legend(frameon=False, fontsize=8, loc="upper left", title="weight (left axis)", title_fontsize=8)
+    values = np.concatenate([*weights.values()])
+    lowest, highest = float(np.nanmin(values)), float(np.nanmax(values))
+    axes.set_ylim(min(0.0, 1.2 * lowest), 1.5 * max(highest, 0.1))  # room for the legends
+
+
+def staleness(history: Sequence[Round], labels: Mapping[str, str], path: Path, title: str) -> None:
+    """How old the updates were that the server took from each client by round; above, how many it dropped as too old.
+
+    Age is the number of aggregations between start and arrival. Of two updates of a client in one round the older
+    counts.
+    """
+    ages = {
+        (_client(label, labels), this.round): age
+        for this in history
+        for label, age in sorted(this.strategy.get("staleness", {}).items(), key=lambda item: item[1])
+    }
+    if not ages:
+        return
+    clients, rounds, table = _by_client_and_round(ages)
+    dropped = {this.round: this.strategy.get("dropped", 0) for this in history if this.round in rounds}
+    figure = _grid_figure(clients, rounds)
+    above = any(dropped.values())
+    panels = figure.subplots(1 + above, 1, sharex=True, squeeze=False, height_ratios=[1, 4] if above else None)[:, 0]
+    axes = panels[-1]
+    image = _client_grid(axes, table, clients, rounds, labels, cmap="YlOrBr", vmin=0, vmax=max(2, *ages.values()))
+    if len(clients) <= MOST_CLIENTS and len(rounds) <= 30:
+        for (client, number), age in ages.items():
+            colour = "w" if age > 0.6 * max(2, *ages.values()) else "k"
+            axes.text(number, clients.index(client), f"{age}", ha="center", va="center", fontsize=7, color=colour)
+    figure.colorbar(image, ax=axes, label="aggregations late", ticks=MaxNLocator(integer=True))
+    if above:
+        panels[0].bar(list(dropped), list(dropped.values()), width=0.6, color="#555555")
+        panels[0].set_ylabel("dropped")
+        panels[0].yaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))
+        panels[0].spines[["top", "right"]].set_visible(False)
+        panels[0].tick_params(labelbottom=False)
+    panels[0].set_title(f"{title}: age of the updates (grey: none came)")
+    figure.savefig(path)
+
+
+def clusters(history: Sequence[Round], labels: Mapping[str, str], path: Path, title: str) -> None:
+    """Which cluster each client was in, by round."""
+    names = sorted({name for this in history for name in this.clusters}, key=lambda name: (len(name), name))
+    if not names:
+        return
+    membership = {
+        (client, this.round): names.index(name)
+        for this in history
+        for name, members in this.clusters.items()
+        for client in members
+    }
+    clients, rounds, table = _by_client_and_round(membership)
+    colours = [COLOURS[place % len(COLOURS)] for place in range(len(names))]
+    figure = _grid_figure(clients, rounds)
+    axes = figure.subplots()
+    _client_grid(axes, table, clients, rounds, labels, cmap=ListedColormap(colours), vmin=-0.5, vmax=len(names) - 0.5)
+    patches = [Patch(color=colour, label=name) for name, colour in zip(names, colours, strict=True)]
+    axes.legend(handles=patches, title="cluster", frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.set_title(f"{title}: clusters of clients")
+    figure.savefig(path)
+
+
+def _by_client_and_round(values: Mapping[tuple[str, int], float]) -> tuple[list[str], list[int], np.ndarray]:
+    """Clients in order of names, all rounds from the first to the last, and the (clients, rounds) table of values."""
+    clients = sorted({client for client, _ in values})
+    numbers = [number for _, number in values]
+    rounds = list(range(min(numbers), max(numbers) + 1))
+    table = np.full((len(clients), len(rounds)), np.nan)
+    for (client, number), value in values.items():
+        table[clients.index(client), number - rounds[0]] = value
+    return clients, rounds, table
+
+
+def _grid_figure(clients: Sequence[str], rounds: Sequence[int]) -> Figure:
+    return _figure(min(16.0, max(6.4, 2.5 + 0.3 * len(rounds))), min(14.0, max(3.2, 1.6 + 0.32 * len(clients))))
+
+
+def _client_grid(
+    axes: Any,
+    table: np.ndarray,
+    clients: Sequence[str],
+    rounds: Sequence[int],
+    labels: Mapping[str, str],
+    **colours: Any,
+) -> Any:
+    """Draw a (clients, rounds) table, grey where it holds nothing."""
+    edges = (rounds[0] - 0.5, rounds[-1] + 0.5, len(clients) - 0.5, -0.5)
+    image = axes.imshow(table, aspect="auto", interpolation="nearest", extent=edges, **colours)
+    axes.set_facecolor("#dddddd")
+    axes.set_yticks(range(len(clients)), [_named(name, labels) for name in clients], fontsize=8)
+    axes.set_yticks(np.arange(len(clients) + 1) - 0.5, minor=True)
+    axes.set_xticks(np.arange(len(rounds) + 1) + rounds[0] - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.0)
+    axes.tick_params(which="both", length=0)
+    _round_axis(axes, rounds)
+    return image
 
 
 def predictions(model: torch.nn.Module, cache: CropCache, path: Path, count: int = 12) -> None:
@@ -228,22 +353,33 @@ def _mapped(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return points @ matrix[:, :2].T + matrix[:, 2]
 
 
-def who_holds_what(config: DictConfig, cache: CropCache, parts: Partition, path: Path) -> None:
-    """Training images of each client, stacked by the attribute that the data set is parted by (or naturally is)."""
-    by = config.partition.get("partition_by") or config.dataset.natural_attribute
-    values = np.asarray(cache.attributes[by]) if by in cache.attributes else np.full(len(cache.ids), "images")
-    kinds = sorted(set(values[cache.indices("train")].tolist()))
-    figure = _figure(max(5.0, 0.45 * parts.num_clients + 2.5), 4.0)
+def holdings(dealt: Mapping[str, Dealt], path: Path, title: str) -> None:
+    """Training images of each client, stacked by the attribute that their data set is parted by (or naturally is)."""
+    by_set = [
+        [partition.holdings(one.config, one.cache, part) or Counter({member: len(part)}) for part in one.parts.train]
+        for member, one in dealt.items()
+    ]
+    labels = [label for one in dealt.values() for label in one.parts.labels]
+    kinds = list(dict.fromkeys(kind for counts in by_set for kind in sorted(set().union(*counts))))
+    held = [counts for each in by_set for counts in each]
+    figure = _figure(max(5.0, 0.45 * len(held) + 2.5), 4.0)
     axes = figure.subplots()
-    below = np.zeros(parts.num_clients)
+    below = np.zeros(len(held))
     for place, kind in enumerate(kinds):
-        counts = np.array([(values[list(part)] == kind).sum() for part in parts.train], dtype=float)
-        axes.bar(range(parts.num_clients), counts, bottom=below, label=kind, color=COLOURS[place % len(COLOURS)])
-        below += counts
-    axes.set_xticks(range(parts.num_clients), parts.labels, rotation=45 if parts.num_clients > 5 else 0)
+        heights = np.array([counts[kind] for counts in held], dtype=float)
+        axes.bar(range(len(held)), heights, bottom=below, label=kind, color=COLOURS[place % len(COLOURS)])
+        below += heights
+    axes.set_xticks(range(len(held)), labels, rotation=45 if len(held) > 5 else 0)
     axes.set_ylabel("training images")
     axes.margins(y=0.08)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), title=by)
-    axes.set_title(f"{config.dataset.spec}: who holds what")
+    attributes = {partition.attribute_of(one.config, one.cache) for one in dealt.values()} - {None}
+    heading = ", ".join(sorted(str(name) for name in attributes)) or None
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), title=heading)
+    axes.set_title(f"{title}: who holds what")
     figure.savefig(path)
+
+
+def who_holds_what(config: DictConfig, cache: CropCache, parts: Partition, path: Path) -> None:
+    """`holdings` of a federation of one data set."""
+    holdings({str(config.dataset.spec): Dealt(config, cache, parts)}, path, str(config.dataset.spec))

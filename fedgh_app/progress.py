@@ -20,7 +20,6 @@ from rich.progress import (
 from rich.table import Table
 
 from fedgh_app import storage
-from fedgh_app.pose.records import DatasetSpec
 
 
 class Display:
@@ -74,6 +73,12 @@ class Display:
             parts.append(f"loss {loss:.4f}")
         if (pck := found.get("pck")) is not None:
             parts.append(f"PCK {100 * pck:5.1f} %")
+        if clusters := line.get("clusters"):
+            parts.append(f"{len(clusters)} cluster{'s' if len(clusters) > 1 else ''}")
+        if late := line["strategy"].get("staleness"):
+            parts.append(f"updates up to {max(late.values())} aggregations late")
+        if dropped := line["strategy"].get("dropped"):
+            parts.append(f"{dropped} dropped as too late")
         if (conflicts := line["strategy"].get("conflicting")) is not None:
             by_tensor = line["strategy"].get("conflicting_per_tensor", {}).values()
             tensors = f" ({100 * sum(by_tensor) / len(by_tensor):.0f} % by tensor)" if by_tensor else ""
@@ -85,11 +90,11 @@ class Display:
         return "  ".join(parts)
 
 
-def print_result(result: dict[str, Any], directory: Path, spec: DatasetSpec, console: Console | None = None) -> None:
-    """PCK per keypoint before and after, per client, and where everything lies."""
+def print_result(result: dict[str, Any], directory: Path, metric: str, console: Console | None = None) -> None:
+    """PCK per keypoint before and after, per client, and where everything lies; ``metric`` names the PCK."""
     console = console or Console()
     where = "held-out images" if result["evaluated"] == "central" else "the clients' own test images"
-    table = Table(title=f"{spec.headline} on {where} (%)")
+    table = Table(title=f"{metric} on {where} (%)")
     table.add_column("keypoint")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
@@ -105,7 +110,7 @@ def print_result(result: dict[str, Any], directory: Path, spec: DatasetSpec, con
     )
     console.print(table)
     if len(result.get("clients_pck", {})) > 1:
-        clients = Table(title=f"{spec.headline} by client, own test images (%)")
+        clients = Table(title=f"{metric} by client, own test images (%)")
         for column in ("client", "holds", "training images", "PCK"):
             clients.add_column(column, justify="left" if column in ("client", "holds") else "right")
         for name, value in result["clients_pck"].items():

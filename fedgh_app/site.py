@@ -5,7 +5,9 @@ Everything here is opened once per process and kept, because Flower calls a Clie
 
 from __future__ import annotations
 
+import copy
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from torch import nn
 from fedgh_app import partition
 from fedgh_app.config import compose_config, fedgh_home, split_overrides
 from fedgh_app.instantiation import instantiate
+from fedgh_app.partition import Dealt, Partition
 from fedgh_app.pose.cache import CropCache, open_cache
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.records import DatasetSpec, load_spec
@@ -38,6 +41,7 @@ class Site:
         cache: crops of the data set that it can see.
         train: its training crops, (n,) indices into the cache.
         test: its test crops, (m,) indices.
+        speed: how fast it declares to train; 1 for a client like the others.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Site:
     cache: CropCache
     train: np.ndarray
     test: np.ndarray
+    speed: float = 1.0
 
 
 @functools.lru_cache(maxsize=4)
@@ -71,19 +76,120 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def server_threads(config: DictConfig) -> Iterator[None]:
+    """Let torch use as many threads inside the block as the server may while its clients rest."""
+    with threads(int(config.runtime.get("server_cpus", config.runtime.client_cpus))):
+        yield
+
+
 def device_of(config: DictConfig) -> torch.device:
     """A GPU where the runtime grants a share of one, else the CPU."""
     wanted = config.runtime.client_gpus > 0 and torch.cuda.is_available()
     return torch.device("cuda" if wanted else "cpu")
 
 
+def members(config: DictConfig) -> dict[str, DictConfig]:
+    """The data sets of the federation by name, each as the config of a federation of that data set alone.
+
+    Usually there is one. Several (``dataset=arm_lspet``) are parted one by one, each by its own natural attribute; a
+    natural partition gives one client all of a data set that has none.
+
+    Raises UserError where a data set cannot be parted as the config says.
+    """
+    if "members" not in config.dataset:
+        return {str(config.dataset.spec): config}
+    return {str(name): _alone(config, str(name)) for name in config.dataset.members}
+
+
+def _alone(config: DictConfig, member: str) -> DictConfig:
+    alone = copy.deepcopy(config)
+    alone.dataset = config.dataset.members[member]
+    alone.num_clients = None
+    by = config.partition.get("partition_by")
+    if by is None:
+        return alone
+    own = alone.dataset.natural_attribute
+    if by != config.dataset.natural_attribute:
+        raise UserError(
+            f"partition.partition_by={by}: each data set of {config.dataset.spec} is parted by its own attribute; "
+            f"expected dataset.members.{member}.natural_attribute={by}"
+        )
+    if own is not None:
+        alone.partition.partition_by = own
+    elif partition.is_natural(config):
+        alone.partition = {"_target_": "flwr_datasets.partitioner.IidPartitioner", "num_partitions": 1}
+        alone.num_clients = 1
+    else:
+        raise UserError(
+            f"dataset.members.{member}.natural_attribute=null: this partition needs an attribute to part {member} by; "
+            "expected partition=natural, partition=iid or partition=size_skewed"
+        )
+    return alone
+
+
+def clients_of(config: DictConfig, num_clients: int | None = None) -> dict[str, int]:
+    """How many clients hold each data set of the federation; clients are numbered through in this order.
+
+    Args:
+        config: the run's config.
+        num_clients: how many there are in all; None for what the config says, else what the partition itself fixes,
+            else the runtime's default, shared out evenly over the data sets.
+
+    Raises:
+        UserError: another number than the partition makes, or fewer than there are data sets.
+    """
+    alone = members(config)
+    caches = {name: open_data(one) for name, one in alone.items()}
+    total = num_clients or config.num_clients
+    if "members" in config.dataset and not partition.is_natural(config):
+        total = int(total or config.runtime.get("num_supernodes", 4))
+        if total < len(alone):
+            raise UserError(f"num_clients={total}: expected at least {len(alone)}, one for each of {', '.join(alone)}")
+        each, rest = divmod(total, len(alone))
+        return {name: each + (place < rest) for place, name in enumerate(alone)}
+    counts = {name: partition.number_of_clients(one, caches[name]) for name, one in alone.items()}
+    if "members" not in config.dataset:
+        return {name: total or count for name, count in counts.items()}
+    made = sum(counts.values())
+    if total not in (None, made):
+        raise UserError(f"num_clients={total}: this partition makes {made} clients; expected num_clients={made}")
+    return counts
+
+
+def deal(config: DictConfig, num_clients: int) -> dict[str, Dealt]:
+    """Who holds what of each data set of the federation; computed, and kept for the clients, where it is new.
+
+    Raises UserError where a partition cannot be made.
+    """
+    alone, dealt = members(config), {}
+    for member, count in clients_of(config, num_clients).items():
+        cache = open_data(alone[member])
+        parts = partition.partition(alone[member], cache, count)
+        dealt[member] = Dealt(alone[member], cache, _labelled(config, member, parts))
+    return dealt
+
+
+def headline(config: DictConfig) -> str:
+    """Name of the federation's headline metric, such as PCK@0.2; of data sets that differ in it, each one's."""
+    return ", ".join(dict.fromkeys(load_spec(one.dataset.spec).headline for one in members(config).values()))
+
+
 def open_data(config: DictConfig, root: str | Path | None = None) -> CropCache:
     """The crop cache of the configured data set, built where it does not exist yet.
 
     Args:
-        config: the run's config.
+        config: the run's config; of a federation of several data sets, one of `members`.
         root: the data root that a node insists on, which wins over ``dataset.root``.
+
+    Raises:
+        UserError: the data are not there, or the config names several data sets.
     """
+    if "members" in config.dataset:
+        names = ", ".join(map(str, config.dataset.members))
+        raise UserError(
+            f"dataset={config.dataset.spec}: holds no images itself; expected one of its data sets: {names}"
+        )
     return _open_data(
         config.dataset.spec,
         Path(root or config.dataset.root).expanduser().resolve(),
@@ -106,32 +212,73 @@ def _open_data(
 def open_site(config: DictConfig, node_config: Mapping[str, Any]) -> Site:
     """The data of the client that ``node_config`` describes.
 
-    A node's ``data-root`` always wins over the config, so that a site decides what is read there. With
-    ``partition=site`` a node holds all that lies under its root; otherwise ``partition-id`` picks its part.
+    A node's ``data-root`` always wins over the config, so that a site decides what is read there; ``speed`` says how
+    fast it is. With ``partition=site`` a node holds all that lies under its root, and where the federation has several
+    data sets it says with ``dataset`` which that is; otherwise ``partition-id`` picks its part.
+
+    Raises UserError where the node config does not fit the config, or no training image is there.
     """
     part = node_config.get("partition-id")
     name = str(node_config.get("name", "0" if part is None else part))
-    cache = open_data(config, node_config.get("data-root"))
+    root, speed = node_config.get("data-root"), _speed(config, node_config, name)
     if config.partition._target_ is None:
-        site = Site(name, name, cache, cache.indices("train"), cache.indices("test"))
+        cache = open_data(members(config)[_member(config, node_config, name)], root)
+        site = Site(name, name, cache, cache.indices("train"), cache.indices("test"), speed)
     else:
         if part is None or "num-partitions" not in node_config:
             raise UserError(
                 f"client {name}: its node config has no partition-id and num-partitions; expected both, "
                 "or partition=site for nodes that hold their own data"
             )
-        split = partition.stored(config, cache, int(node_config["num-partitions"]))
-        index = int(part)
+        member, index, count = _place(config, int(part), int(node_config["num-partitions"]))
+        if node_config.get("dataset", member) != member:
+            raise UserError(
+                f"client {name}: its node config says dataset={node_config['dataset']}, but part {part} of the "
+                f"partition is of {member}; expected partition=site for nodes that hold their own data"
+            )
+        alone = members(config)[member]
+        cache = open_data(alone, root)
+        split = _labelled(config, member, partition.stored(alone, cache, count))
         site = Site(
             name,
             split.labels[index],
             cache,
             np.asarray(split.train[index], dtype=np.int64),
             np.asarray(split.test[index], dtype=np.int64),
+            speed,
         )
     if len(site.train) == 0:
-        raise UserError(f"client {name}: no training image under {cache.spec.name}; expected at least 1")
+        raise UserError(f"client {name}: no training image under {site.cache.spec.name}; expected at least 1")
     return site
+
+
+def _speed(config: DictConfig, node_config: Mapping[str, Any], name: str) -> float:
+    """What the node says of itself, else what the config says of it."""
+    speed = node_config.get("speed", (config.runtime.get("speeds") or {}).get(name, 1.0))
+    if isinstance(speed, bool) or not isinstance(speed, int | float) or not 0 < speed < math.inf:
+        raise UserError(f"client {name}: speed={speed}; expected a number above 0, 1 for a client like the others")
+    return float(speed)
+
+
+def _member(config: DictConfig, node_config: Mapping[str, Any], name: str) -> str:
+    """Which of the federation's data sets a node holds that brings its own."""
+    known = list(members(config))
+    said = node_config.get("dataset", known[0] if len(known) == 1 else None)
+    if said not in known:
+        raise UserError(f"client {name}: its node config says dataset={said}; expected one of {', '.join(known)}")
+    return str(said)
+
+
+def _place(config: DictConfig, part: int, num_clients: int) -> tuple[str, int, int]:
+    """Of client number ``part``: its data set, its number among the clients of that, and how many those are."""
+    if "members" not in config.dataset:
+        return str(config.dataset.spec), part, num_clients
+    counts = clients_of(config, num_clients)
+    return [(member, index, count) for member, count in counts.items() for index in range(count)][part]
+
+
+def _labelled(config: DictConfig, member: str, parts: Partition) -> Partition:
+    return partition.labelled(parts, member) if "members" in config.dataset else parts
 
 
 def build_model(config: DictConfig, spec: DatasetSpec) -> nn.Module:

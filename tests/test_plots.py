@@ -42,8 +42,7 @@ def coloured(path: Path) -> int:
     return int((image.max(axis=2) - image.min(axis=2) > 40).sum())
 
 
-@pytest.mark.parametrize("clients", [1, 2, 4, 30])
-@pytest.mark.parametrize("rounds", [1, 25])
+@pytest.mark.parametrize(("clients", "rounds"), [(1, 1), (2, 25), (4, 1), (30, 25)])
 def test_every_plot_shows_colour(tmp_path: Path, clients: int, rounds: int) -> None:
     labels = {str(i): f"site {i}" for i in range(clients)}
     made = history(clients, rounds)
@@ -70,3 +69,69 @@ def test_nothing_to_draw_draws_nothing(tmp_path: Path) -> None:
     plots.cosine_matrices([Round(0)], {}, tmp_path / "c.png", "t")
     plots.weight_bars([Round(0)], {}, tmp_path / "d.png", "t")
     assert list(tmp_path.iterdir()) == []
+
+
+def asynchronous(clients: int, rounds: int) -> list[Round]:
+    """Every client's update comes late by its number; client 0 is used twice in each round."""
+    names = [str(i) for i in range(clients)]
+    labels = ["0", "0#2", *names[1:]]
+    pairs = [[None if i == j else 0.1 for j in labels] for i in labels]
+    made = [Round(0)]
+    for number in range(1, rounds + 1):
+        strategy = {
+            "clients": labels,
+            "cosines": pairs,
+            "staleness": {label: int(label.split("#")[0]) for label in labels},
+            "dropped": number % 2,
+            "c": dict.fromkeys(labels, 0.5 / clients),
+        }
+        half = {"0": names[: clients // 2], "1": names[clients // 2 :]}
+        made.append(Round(number, strategy=strategy, clusters={k: v for k, v in half.items() if v}))
+    return made
+
+
+@pytest.mark.parametrize(("clients", "rounds"), [(1, 1), (4, 25), (30, 25)])
+def test_late_updates_and_clusters_are_drawn(tmp_path: Path, clients: int, rounds: int) -> None:
+    labels = {str(i): f"site {i}" for i in range(clients)}
+    made = asynchronous(clients, rounds)
+    plots.staleness(made, labels, tmp_path / "staleness.png", "t")
+    plots.clusters(made, labels, tmp_path / "clusters.png", "t")
+    plots.cosine_matrices(made, labels, tmp_path / "cosines.png", "t")
+    plots.weight_bars(made, labels, tmp_path / "weights.png", "t")
+    assert sorted(path.stem for path in tmp_path.glob("*.png")) == ["clusters", "cosines", "staleness", "weights"]
+    for name in ("clusters", "cosines", "staleness"):
+        assert coloured(tmp_path / f"{name}.png") > 200, name
+
+
+def test_a_run_without_late_updates_or_clusters_has_no_such_picture(tmp_path: Path) -> None:
+    plots.staleness(history(4, 3), {}, tmp_path / "a.png", "t")
+    plots.clusters(history(4, 3), {}, tmp_path / "b.png", "t")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_updates_of_a_client_weigh_together(tmp_path: Path) -> None:
+    twice = Round(1, strategy={"c": {"0": 0.3, "0#2": 0.2, "1": 0.5}})
+    once = Round(1, strategy={"c": {"0": 0.5, "1": 0.5}})
+    for name, this in (("a", twice), ("b", once)):
+        plots.weight_bars([this], {"0": "left", "1": "right"}, tmp_path / f"{name}.png", "t")
+    assert (cv2.imread(str(tmp_path / "a.png")) == cv2.imread(str(tmp_path / "b.png"))).all()
+
+
+def test_a_rule_without_weights_has_its_conflicts_drawn(tmp_path: Path) -> None:
+    robust = [Round(n, strategy={"clients": ["0", "1"], "conflicting": 1.0}) for n in (1, 2)]
+    plots.weight_bars(robust, {}, tmp_path / "weights.png", "t")
+    grey = cv2.imread(str(tmp_path / "weights.png"))
+    assert ((grey > 100) & (grey < 200)).all(axis=2).sum() > 2000  # the bars
+
+
+def test_what_was_not_measured_leaves_a_gap(tmp_path: Path) -> None:
+    made = [
+        Round(
+            n, evaluate={"clients": {"per_keypoint": {"hip": value}, "pck": value, "by_client": {"0": {"pck": value}}}}
+        )
+        for n, value in enumerate([0.1, None, float("nan"), 0.4])
+    ]
+    plots.keypoint_curves(made, tmp_path / "keypoints.png", "t", "PCK@0.2")
+    plots.client_curves(made, {}, tmp_path / "clients.png", "t", "PCK@0.2")
+    assert coloured(tmp_path / "keypoints.png") > 100
+    assert coloured(tmp_path / "clients.png") > 100

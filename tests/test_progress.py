@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fedgh_app import storage
+from fedgh_app.config import compose_config
+from fedgh_app.federation import Round
+from fedgh_app.progress import Display, print_result
+
+
+def shown(directory: Path, *rounds: Round) -> list[str]:
+    said = StringIO()
+    display = Display(compose_config([]), directory, quiet=True)
+    display.console = Console(file=said, width=200)
+    for this in rounds:
+        storage.append_line(directory / "history.jsonl", vars(this))
+    display.update()
+    return said.getvalue().splitlines()
+
+
+def test_a_line_a_round(tmp_path: Path) -> None:
+    plain = Round(1, train={"loss": 2.0}, evaluate={"central": {"pck": 0.5}}, seconds={"total": 3.0})
+    conflicts = {"conflicting": 0.5, "conflicting_per_tensor": {"a": 0.0, "b": 1.0}}
+    lines = shown(tmp_path, Round(0), plain, Round(2, strategy=conflicts))
+    assert lines == [
+        "round   0",
+        "round   1  loss 2.0000  PCK  50.0 %  3.0 s",
+        "round   2  50 % of pairs in conflict (50 % by tensor)",
+    ]
+
+
+def test_late_updates_clusters_and_rejections_are_told(tmp_path: Path) -> None:
+    late = Round(1, strategy={"staleness": {"0": 0, "0#2": 3}, "dropped": 2})
+    clusters = Round(2, clusters={"0": ["0"], "1": ["1", "2"]})
+    rejected = Round(3, rejected=[{"round": 3, "client": "1", "reason": "out [of] memory"}])
+    assert shown(tmp_path, late, clusters, rejected) == [
+        "round   1  updates up to 3 aggregations late  2 dropped as too late",
+        "round   2  2 clusters",
+        "round   3  rejected 1: out [of] memory",
+    ]
+
+
+def test_the_result_names_its_metric(tmp_path: Path) -> None:
+    result: dict[str, Any] = {
+        "pck": 0.75,
+        "per_keypoint": {"elbow": 0.5, "knee": None},
+        "evaluated": "clients",
+        "before": {"elbow": 0.25},
+        "rounds": 2,
+        "seconds": {"rounds": 7.0},
+        "rejected": [],
+        "clients": {"0": {"label": "arm front", "examples": 5}, "1": {"label": "lspet", "examples": 9}},
+        "clients_pck": {"0": 0.5, "1": None},
+    }
+    said = StringIO()
+    print_result(result, tmp_path, "PCKh@0.5", Console(file=said, width=120))
+    told = " ".join(said.getvalue().split())
+    for words in ("PCKh@0.5 on the clients' own test images", "elbow", "25.0", "75.0", "arm front", "2 in 7 s"):
+        assert words in told
