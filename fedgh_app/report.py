@@ -14,8 +14,10 @@ from rich.table import Table
 from fedgh_app import storage
 from fedgh_app.pose.errors import UserError
 
-# What differs between runs of one setting.
-SEEDED = ("seed", "run_dir", "strategy.seed", "partition.seed", "tracking.group")
+# What differs between runs of one setting, beside every key that ends in "seed".
+SEEDED = ("run_dir", "tracking.group")
+# Which keys say what was chosen in a group.
+CHOICES = ("_target_", "name", "spec")
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
@@ -47,6 +49,7 @@ def compare(folders: Sequence[Path]) -> list[dict[str, Any]]:
     configs = [_flat(OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))) for run in runs]
     results = [storage.read_json(run / "result.json") for run in runs]
     keys = sorted({key for config in configs for key in config} - set(SEEDED))
+    keys = [key for key in keys if key.rpartition(".")[2] != "seed"]
     telling = [key for key in keys if len({str(config.get(key)) for config in configs}) > 1]
     rows: dict[str, list[dict[str, Any]]] = {}
     for config, result in zip(configs, results, strict=True):
@@ -67,15 +70,30 @@ def _kind(config: Mapping[str, Any]) -> str:
 
 
 def _name(config: Mapping[str, Any], configs: Sequence[Mapping[str, Any]], telling: Sequence[str]) -> str:
-    """The kind of run, and every other value by which the runs of this kind differ."""
+    """The kind of run, and every other value by which it differs from others of this kind."""
     kind = _kind(config)
     alike = [other for other in configs if _kind(other) == kind]
     extras = [
-        f"{key}={config.get(key)}"
+        _told(key, config[key])
         for key in telling
-        if not key.startswith("runtime.") and len({str(other.get(key)) for other in alike}) > 1
+        if key in config
+        and not key.startswith("runtime.")
+        and len({str(other.get(key)) for other in _peers(key, config, alike)}) > 1
     ]
     return " ".join([kind, *extras])
+
+
+def _peers(key: str, config: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The runs that made the same choice in the key's group: another choice has keys of its own."""
+    group, _, last = key.rpartition(".")
+    choices = () if last in CHOICES else tuple(f"{group}.{word}" for word in CHOICES)
+    return [other for other in alike if all(other.get(choice) == config.get(choice) for choice in choices)]
+
+
+def _told(key: str, value: Any) -> str:
+    """``objective=Prox`` or ``topology=flat`` for the choice of a group, else ``objective.mu=0.1``."""
+    group, _, last = key.rpartition(".")
+    return f"{group}={str(value).rsplit('.', 1)[-1]}" if group and last in CHOICES else f"{key}={value}"
 
 
 def _row(name: str, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -43,7 +43,9 @@ class Tracker:
             step=this.round,
             commit=False,
         )
-        self.run.log(flatten({"train": this.train, "strategy": this.strategy}), step=this.round)
+        parts = {"train": this.train, "strategy": this.strategy, "clusters": _clusters(this)}
+        axes = {"selection": this.selection, "distillation": this.distillation}
+        self.run.log(flatten({**parts, **axes}), step=this.round)
 
     def close(self, run: Federation, failure: str | None) -> None:
         """Log the plots, finish, and say where the run lies."""
@@ -80,6 +82,13 @@ class Tracker:
             config=dict(OmegaConf.to_container(run.config)),  # type: ignore[arg-type]
             settings=wandb.Settings(console="off", silent=True, x_disable_stats=True),
         )
+
+
+def _clusters(this: Round) -> dict[str, Any]:
+    """How many clusters there are, and the number of each client's, which can be drawn over the rounds."""
+    numbers = {name: place for place, name in enumerate(this.clusters)}
+    of_client = {client: numbers[name] for name, members in this.clusters.items() for client in members}
+    return {"count": len(numbers), "of": of_client} if numbers else {}
 
 
 def has_key() -> bool:

@@ -78,3 +78,14 @@ def test_baselines_go_by_their_runtime(tmp_path: Path) -> None:
 def test_a_folder_without_runs_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no result\.json"):
         compare([tmp_path])
+
+
+def test_a_choice_goes_by_its_name_and_its_seed_tells_nothing(tmp_path: Path) -> None:
+    run(tmp_path / "0", ["selection=oort", "selection.seed=1"], 0.4)
+    run(tmp_path / "1", ["selection=oort", "selection.seed=2"], 0.6)
+    run(tmp_path / "2", ["selection=random", "selection.fraction=0.5", "selection.seed=3"], 0.5)
+    rows = compare([tmp_path])
+    assert [(row["setting"], row["runs"]) for row in rows] == [
+        ("FedGH selection=Oort", 2),
+        ("FedGH selection=Random", 1),
+    ]

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from typing import Any
+
+from fedgh_app.federation import Round
+from fedgh_app.tracking import Tracker, flatten
+
+
+class Log:
+    """Stands in for a W&B run; keeps what is logged."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+
+    def log(self, values: dict[str, float], **_: Any) -> None:
+        self.values |= values
+
+
+def logged(this: Round) -> dict[str, float]:
+    tracker = Tracker()
+    tracker.run = Log()
+    tracker.after_round(None, this)  # type: ignore[arg-type]
+    return dict(tracker.run.values)
+
+
+def test_numbers_are_flattened_and_words_and_matrices_left_out() -> None:
+    tree = {"a": {"b": 1, "c": {"d": 2.5}}, "e": "word", "f": [[1.0]], "g": None, "h": True}
+    assert flatten(tree) == {"a/b": 1, "a/c/d": 2.5}
+
+
+def test_every_number_of_a_round_is_logged() -> None:
+    this = Round(
+        3,
+        train={"loss": 2.0, "clients": {"0": {"loss": 1.0}}},
+        strategy={"staleness": {"0": 0, "0#2": 4}, "dropped": 1, "c": {"0": 0.5}, "cosines": [[1.0, None]]},
+        clusters={"0": ["0", "2"], "1": ["1"]},
+        selection={"chosen": [["0"]], "asked": {"clients": ["0"], "bytes": 12}},
+        distillation={"global": 0.25},
+    )
+    assert logged(this) == {
+        "train/loss": 2.0,
+        "train/clients/0/loss": 1.0,
+        "strategy/staleness/0": 0,
+        "strategy/staleness/0#2": 4,
+        "strategy/dropped": 1,
+        "strategy/c/0": 0.5,
+        "clusters/count": 2,
+        "clusters/of/0": 0,
+        "clusters/of/2": 0,
+        "clusters/of/1": 1,
+        "selection/asked/bytes": 12,
+        "distillation/global": 0.25,
+    }
+
+
+def test_axes_that_are_off_log_nothing() -> None:
+    assert logged(Round(1, train={"loss": 2.0})) == {"train/loss": 2.0}
