@@ -3,6 +3,19 @@
 from strategies.fedavg import FedAvg
 from strategies.fedaw import FedAW
 from strategies.fedcdw import FedCDW
+from strategies.feddyn import FedDyn
 from strategies.fedgh import FedGH
+from strategies.robust import Bulyan, FedMedian, FedTrimmedAvg, Krum, MultiKrum
 
-__all__ = ["FedAW", "FedAvg", "FedCDW", "FedGH"]
+__all__ = [
+    "Bulyan",
+    "FedAW",
+    "FedAvg",
+    "FedCDW",
+    "FedDyn",
+    "FedGH",
+    "FedMedian",
+    "FedTrimmedAvg",
+    "Krum",
+    "MultiKrum",
+]

@@ -4,6 +4,7 @@ from typing import Any
 
 from strategies.fedaw import FedAW
 from strategies.gramian import SCHEMES, harmonize, rescale
+from strategies.options import one_of
 from strategies.randomness import generator
 from strategies.updates import ClientUpdates
 from strategies.weights import Weights
@@ -41,10 +42,10 @@ class FedGH(FedAW):
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
-        self.granularity = _choice("granularity", granularity, ("model", "layer"))
-        self.scheme = _choice("scheme", scheme, SCHEMES)
-        self.rescale = _choice("rescale", rescale, ("none", "norm"))
-        self.weighting = _choice("weighting", weighting, ("adaptive", "examples"))
+        self.granularity = one_of("granularity", granularity, ("model", "layer"))
+        self.scheme = one_of("scheme", scheme, SCHEMES)
+        self.rescale = one_of("rescale", rescale, ("none", "norm"))
+        self.weighting = one_of("weighting", weighting, ("adaptive", "examples"))
         if not -1.0 < threshold < 1.0 or (scheme == "pairwise" and threshold != 0.0):
             raise ValueError(f"threshold is a cosine in (-1, 1), and 0 for scheme 'pairwise'; got {threshold}")
         self.conflict_threshold = self.threshold = threshold
@@ -58,9 +59,3 @@ class FedGH(FedAW):
         if self.rescale == "none":
             return Weights(convex=psi, combination=c)
         return Weights(convex=psi, combination=rescale(gramian, c, psi), projected=c)
-
-
-def _choice(option: str, value: str, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        raise ValueError(f"{option} is one of {', '.join(choices)}, got {value!r}")
-    return value
