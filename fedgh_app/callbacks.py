@@ -8,14 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from logging import INFO
-from typing import Any
+from pathlib import Path
 
 from flwr.common.logger import log
 from omegaconf import DictConfig
 from torch import nn
 
 from fedgh_app import plots, site, storage
-from fedgh_app.federation import Callback, Federation, Round
+from fedgh_app.combinations import is_central
+from fedgh_app.federation import Callback, Federation, Round, tensors
 from fedgh_app.instantiation import instantiate
 from fedgh_app.pose.batches import Batches
 from fedgh_app.pose.errors import UserError
@@ -26,7 +27,7 @@ from fedgh_app.tracking import Tracker
 
 def usual_callbacks(config: DictConfig) -> Iterator[Callback]:
     """The callbacks of every run, in their order: what adds to a round comes before what records it."""
-    if config.evaluate.central_every:
+    if config.evaluate.central_every and is_central(config):
         yield CentralEvaluation()
     if config.keep_checkpoints:
         yield Checkpoint(config.keep_checkpoints)
@@ -90,17 +91,16 @@ class Checkpoint(Habit):
         folder = run.directory / "checkpoints"
         folder.mkdir(exist_ok=True)
         stem = f"round-{this.round:04d}"
-        _save(run, folder / f"{stem}.safetensors", this.round)
-        state = run.strategy.state_dict() if hasattr(run.strategy, "state_dict") else {}
-        storage.write_json(folder / f"{stem}.json", {"round": this.round, "strategy": state})
+        _save(run, folder, stem, this.round)
+        storage.save_state(folder / f"{stem}.json", {"round": this.round, **run.server_state()})
         headline = this.evaluate.get("central") or this.evaluate.get("clients") or {}
-        pck = headline.get("pck")
+        pck = headline.get("pck") if "central" in this.evaluate else headline.get("weighted", {}).get("pck")
         if pck is not None and (self.best is None or pck > self.best[0]):
             self.best = (pck, this.round)
             storage.write_json(folder / "best.json", {"round": this.round, "pck": pck})
         kept = {this.round - back for back in range(self.keep)} | ({self.best[1]} if self.best else set())
         for file in folder.glob("round-*"):
-            if int(file.stem.removeprefix("round-")) not in kept:
+            if int(file.name.removeprefix("round-")[:4]) not in kept:
                 file.unlink()
 
 
@@ -119,8 +119,8 @@ class Model:
         """Nothing yet: checkpoints hold the rounds."""
 
     def close(self, run: Federation, failure: str | None) -> None:
-        """Write the global model."""
-        _save(run, run.directory / "model.safetensors", run.history[-1].round if run.history else 0)
+        """Write the model of all clients, or each cluster's."""
+        _save(run, run.directory, "model", run.history[-1].round if run.history else 0)
 
 
 class Progress(Habit):
@@ -158,7 +158,7 @@ class Plots:
         plots.client_curves(run.history, labels, folder / "clients.png", title, run.spec.headline)
         plots.cosine_matrices(run.history, labels, folder / "cosines.png", title)
         plots.weight_bars(run.history, labels, folder / "weights.png", title)
-        if run.config.evaluate.central_every:
+        if run.config.evaluate.central_every and run.is_central:
             try:
                 cache = site.open_data(run.config)
             except UserError:
@@ -168,12 +168,16 @@ class Plots:
             plots.predictions(model, cache, folder / "predictions.png")
 
 
-def _save(run: Federation, path: Any, rounds: int) -> None:
+def _save(run: Federation, folder: Path, stem: str, rounds: int) -> None:
+    """Write ``<stem>.safetensors``, or of clusters ``<stem>.<cluster>.safetensors`` each."""
     model = json.loads(json.dumps(storage.plain(dict(run.config.model))))
-    storage.save_model(
-        path,
-        run.state_dict(),
-        model={**model, "num_keypoints": len(run.spec.keypoints)},
-        dataset=run.spec.name,
-        rounds=rounds,
-    )
+    clustered = run.config.clustering.name != "none"
+    models = run.cohorts.models if clustered else {"": run.arrays}
+    for cohort, arrays in models.items():
+        storage.save_model(
+            folder / ".".join(filter(None, (stem, cohort, "safetensors"))),
+            tensors(arrays),
+            model={**model, "num_keypoints": len(run.spec.keypoints)},
+            dataset=run.spec.name,
+            rounds=rounds,
+        )

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import functools
 import json
+from pathlib import Path
 
 import numpy as np
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.typing import Scalar
-from torch import nn
+from torch import Tensor, nn
 
 from fedgh_app.client import PoseClient
+from fedgh_app.local_state import LocalState, file_of
+from fedgh_app.modes import CONTROL
+from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.records import load_spec
 from fedgh_app.site import Site, build_model, config_of, limit_threads, open_site
 
@@ -28,44 +33,59 @@ def query(message: Message, context: Context) -> Message:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the received model; reply with the trained one under the received keys."""
-    client = _client(context)
-    received: ArrayRecord = message.content["arrays"]  # type: ignore[assignment]
-    parameters, examples, metrics = client.fit(
-        _parameters(client, received),
-        dict(message.content["config"]),  # type: ignore[arg-type]
-    )
-    trained = ArrayRecord({key: Array(array) for key, array in zip(client.model.state_dict(), parameters, strict=True)})
+    client = _client(context, message)
+    parameters, examples, metrics = client.fit(_parameters(client, message), _config(message))
+    if client.keeps_state:
+        client.local.store(context.state, _file(client, message))
+    trained = ArrayRecord({key: Array(array) for key, array in zip(client.shared_keys, parameters, strict=True)})
     measured = MetricRecord({"num-examples": examples, **_numbers(metrics)})
     return Message(RecordDict({"arrays": trained, "metrics": measured}), reply_to=message)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Test the received model on this client's own test images."""
-    client = _client(context)
-    loss, examples, metrics = client.evaluate(
-        _parameters(client, message.content["arrays"]),  # type: ignore[arg-type]
-        dict(message.content["config"]),  # type: ignore[arg-type]
-    )
+    """Test the received model on this client's own images."""
+    client = _client(context, message)
+    loss, examples, metrics = client.evaluate(_parameters(client, message), _config(message))
     measured = MetricRecord({"num-examples": examples, "loss": loss, **_numbers(metrics)})
     return Message(RecordDict({"metrics": measured}), reply_to=message)
 
 
-def _parameters(client: PoseClient, received: ArrayRecord) -> list[np.ndarray]:
+def _config(message: Message) -> dict[str, Scalar]:
+    return dict(message.content.config_records["config"])  # type: ignore[arg-type]
+
+
+def _parameters(client: PoseClient, message: Message) -> list[np.ndarray]:
     """The received arrays in the order of the client's own state dict, whatever order they came in."""
-    return [received[key].numpy() for key in client.model.state_dict()]
+    received = message.content.array_records["arrays"]
+    if missing := [key for key in client.shared_keys if key not in received]:
+        raise UserError(f"array {missing[0]} was not sent; expected the {len(client.shared_keys)} shared ones")
+    return [received[key].numpy() for key in client.shared_keys]
 
 
 def _numbers(metrics: dict[str, Scalar]) -> dict[str, int | float]:
     return {key: value for key, value in metrics.items() if isinstance(value, int | float)}
 
 
-def _client(context: Context) -> PoseClient:
+def _client(context: Context, message: Message | None = None) -> PoseClient:
+    """The client of this node; with ``message``, as it stands when it gets that message."""
     overrides = str(context.run_config["overrides"])
     config = config_of(overrides)
     limit_threads(config.runtime.client_cpus)
     site = _site(overrides, json.dumps(dict(context.node_config), sort_keys=True))
-    return PoseClient(config, site, _model(overrides))
+    model, initial = _model(overrides, site.cache.spec.name)
+    client = PoseClient(config, site, model, initial)
+    if message is not None and client.keeps_state:
+        client.local = LocalState.open(context.state, _file(client, message))
+        client.local.acknowledge(int(_config(message)["acknowledged"]))
+    if message is not None and CONTROL in message.content:
+        control = message.content.array_records[CONTROL]
+        client.control = {key: torch.as_tensor(array.numpy()).clone() for key, array in control.items()}
+    return client
+
+
+def _file(client: PoseClient, message: Message) -> Path:
+    return file_of(str(_config(message)["run"]), client.site.name)
 
 
 # One process serves many messages, and in simulation many clients: what does not change is built once.
@@ -74,7 +94,8 @@ def _site(overrides: str, node_config: str) -> Site:
     return open_site(config_of(overrides), json.loads(node_config))
 
 
-@functools.lru_cache(maxsize=1)
-def _model(overrides: str) -> nn.Module:
-    config = config_of(overrides)
-    return build_model(config, load_spec(config.dataset.spec))
+@functools.lru_cache(maxsize=2)
+def _model(overrides: str, dataset: str) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A model for the data set's keypoints, and a copy of its state before training."""
+    model = build_model(config_of(overrides), load_spec(dataset))
+    return model, {key: tensor.clone() for key, tensor in model.state_dict().items()}

@@ -1,34 +1,68 @@
-"""What a federation is while it runs: its clients, its global model, its rounds; and what a callback may hook into."""
+"""What a federation is while it runs: its clients, the models they are sent, its rounds, its axes; and what a callback
+may hook into."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, Message
 from omegaconf import DictConfig
+from torch import Tensor
 
+from fedgh_app.combinations import is_central
 from fedgh_app.pose.records import DatasetSpec
+
+if TYPE_CHECKING:
+    from fedgh_app.screening import ScreeningGrid
+
+GLOBAL = "global"
 
 
 @dataclass(frozen=True)
 class ClientInfo:
-    """What a client said of itself at the start."""
+    """What a client said of itself at the start.
+
+    Attributes:
+        speed: how fast it declares to train, relative to the others.
+    """
 
     name: str
     label: str
     examples: int
     test_examples: int
+    keypoints: tuple[str, ...] = ()
+    speed: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """One client's training that the server accepted.
+
+    Attributes:
+        start: the model that the client was sent.
+        staleness: aggregations between then and now.
+        scale: what its staleness leaves of it.
+    """
+
+    client: str
+    reply: Message
+    start: ArrayRecord
+    staleness: int = 0
+    scale: float = 1.0
 
 
 @dataclass
 class Round:
-    """What happened in one round; round 0 is the evaluation before training. One line of ``history.jsonl``."""
+    """What happened in one round; round 0 is the evaluation before training. One line of ``history.jsonl``.
+
+    ``clusters`` (who is in which), ``selection`` and ``distillation`` are filled by the axes that are on.
+    """
 
     round: int
     train: dict[str, Any] = field(default_factory=dict)
@@ -37,6 +71,9 @@ class Round:
     seconds: dict[str, float] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
     rejected: list[dict[str, Any]] = field(default_factory=list)
+    clusters: dict[str, list[str]] = field(default_factory=dict)
+    selection: dict[str, Any] = field(default_factory=dict)
+    distillation: dict[str, Any] = field(default_factory=dict)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -48,18 +85,55 @@ class Round:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
 
 
+class Cohorts:
+    """Which clients share a model: all of them one, or each cluster or edge its own.
+
+    Attributes:
+        models: the shared arrays by cohort.
+        of: cohort by client name.
+    """
+
+    def __init__(self, clients: Iterable[str], arrays: ArrayRecord) -> None:
+        self.models = {GLOBAL: arrays}
+        self.of = dict.fromkeys(clients, GLOBAL)
+
+    def __getitem__(self, client: str) -> ArrayRecord:
+        """The model that a client is sent."""
+        return self.models[self.of[client]]
+
+    def members(self, clients: Iterable[str] | None = None) -> dict[str, list[str]]:
+        """Client names by cohort, of ``clients`` or of all, in the order of names; cohorts without any are left out."""
+        found: dict[str, list[str]] = {}
+        for client in sorted(self.of if clients is None else clients):
+            found.setdefault(self.of[client], []).append(client)
+        return dict(sorted(found.items()))
+
+    def regroup(self, models: Mapping[str, ArrayRecord], of: Mapping[str, str]) -> None:
+        """Take other cohorts."""
+        self.models, self.of = dict(models), dict(of)
+
+    def share(self, arrays: ArrayRecord) -> None:
+        """Give every cohort the same model."""
+        self.models = dict.fromkeys(self.models, arrays)
+
+
 @dataclass
 class Federation:
-    """A run as callbacks see it.
+    """A run as its parts see it.
 
     Attributes:
         config: the composed config.
         directory: the run directory.
-        spec: the data set.
+        spec: the data set; of several, the first.
         clients: the clients by name, in the order of their names.
-        strategy: the Flower strategy.
-        arrays: the global model.
+        strategy: the Flower strategy whose model is evaluated.
+        client_strategy: the one whose messages clients answer; at the edge it may be another.
+        cohorts: which clients share which model.
+        mode: when the server goes on.
+        id: what clients file their own state under, unique to the run.
+        axes: the other parts of the server that carry something from round to round, by config group.
         history: rounds so far, round 0 first.
+        accepted: the draw of the last update that was accepted from each client.
     """
 
     config: DictConfig
@@ -67,16 +141,69 @@ class Federation:
     spec: DatasetSpec
     clients: dict[str, ClientInfo]
     strategy: Any
-    arrays: ArrayRecord
+    client_strategy: Any
+    cohorts: Cohorts
+    mode: Mode
+    id: str = ""
+    axes: dict[str, Any] = field(default_factory=dict)
     history: list[Round] = field(default_factory=list)
+    accepted: dict[str, int] = field(default_factory=dict)
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """The global model as tensors."""
-        return {key: torch.from_numpy(array.numpy()) for key, array in self.arrays.items()}
+    @property
+    def is_central(self) -> bool:
+        """See `is_central`."""
+        return is_central(self.config)
+
+    @property
+    def arrays(self) -> ArrayRecord:
+        """The model of all clients; ValueError where there is more than one."""
+        models = list({id(model): model for model in self.cohorts.models.values()}.values())
+        if len(models) != 1:
+            raise ValueError(f"{len(models)} models, one a cohort; there is no model of all clients")
+        return models[0]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The model of all clients as tensors."""
+        return tensors(self.arrays)
+
+    def server_state(self) -> dict[str, Any]:
+        """What the server carries from round to round beside the models; tensors at the leaves."""
+        edge = {} if self.client_strategy is self.strategy else {"edge": self.client_strategy.state_dict()}
+        parts = {**self.axes, "mode": self.mode}
+        return {
+            "id": self.id,
+            "strategy": self.strategy.state_dict(),
+            **edge,
+            "axes": {name: part.state_dict() for name, part in parts.items() if hasattr(part, "state_dict")},
+            "accepted": dict(self.accepted),
+            "cohorts": dict(self.cohorts.of),
+        }
 
     def due(self, every: int, server_round: int) -> bool:
         """Whether something done every ``every`` rounds, and after the last, is done after this one."""
         return every > 0 and (server_round % every == 0 or server_round == self.config.rounds)
+
+
+def tensors(arrays: ArrayRecord) -> dict[str, Tensor]:
+    """The arrays as tensors over the same memory; not to be written to."""
+    return {key: torch.from_numpy(array.numpy()) for key, array in arrays.items()}
+
+
+class Topology(Protocol):
+    """How the updates of a round become the next models."""
+
+    def run_round(self, run: Federation, grid: ScreeningGrid, this: Round) -> None:
+        """Let clients train and give every cohort its next model."""
+
+
+class Mode(Protocol):
+    """When the server goes on: after everybody whom it asked, or after the first few."""
+
+    def updates(self, run: Federation, grid: ScreeningGrid, this: Round, draw: int) -> Sequence[Update]:
+        """The next updates to aggregate, in the order of names."""
+
+    def idle(self, run: Federation) -> list[str]:
+        """Names of the clients that nobody waits for."""
 
 
 class Callback(Protocol):

@@ -22,6 +22,11 @@ TARGETS = {
     "augmentation": ("fedgh_app.pose.batches",),
     "optimizer": ("torch.optim", "timm.optim"),
     "schedule": ("fedgh_app.pose.schedules",),
+    "server_optimizer": ("torch.optim", "timm.optim"),
+    "objective": ("fedgh_app.pose.objectives",),
+    "sharing": ("fedgh_app.pose.sharing",),
+    "mode": ("fedgh_app.modes",),
+    "selection": ("fedgh_app.selection",),
     "partition": ("flwr_datasets.partitioner",),
 }
 HYDRA_KEYS = ("_target_", "_args_", "_recursive_", "_convert_", "_method_")
@@ -29,8 +34,8 @@ HYDRA_KEYS = ("_target_", "_args_", "_recursive_", "_convert_", "_method_")
 
 def check_target(group: str, target: Any) -> None:
     """Refuse (UserError) a ``_target_`` that this group may not build."""
-    if target is None and group == "partition":
-        return  # every site holds its own data: nothing to build
+    if target is None and group in ("partition", "server_optimizer"):
+        return  # every site holds its own data, and no server optimizer: nothing to build
     module, _, name = str(target).rpartition(".")
     allowed = TARGETS[group]
     if not name[:1].isupper() or not any(module == base or module.startswith(f"{base}.") for base in allowed):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class ScreeningGrid(Grid):
         round: the round that rejections are booked under.
         rejected: every rejected reply of the run.
         traffic: bytes since it was last set.
-        expected: the metrics that a reply to each message type must hold; a type that is not listed is not checked.
+        expected: names the metrics that the named client's reply to a message type must hold; None to accept any.
         stop_file: once this file exists, waiting ends with `RunFailed`: somebody wants the run to stop.
     """
 
@@ -66,47 +66,75 @@ class ScreeningGrid(Grid):
     round: int = 0
     rejected: list[Rejected] = field(default_factory=list)
     traffic: Traffic = field(default_factory=Traffic)
-    expected: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    expected: Callable[[str, str], frozenset[str] | None] = lambda client, kind: None
     stop_file: Path | None = None
+    _waiting: dict[str, tuple[Message, float]] = field(default_factory=dict)  # with the time.monotonic() of its end
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send, wait for at most ``timeout`` seconds, and return the good replies in the order of sending."""
+        ids = self.post(messages, timeout=timeout)
+        replies: dict[str, Message] = {}
+        while any(number in self._waiting for number in ids):
+            replies |= {reply.metadata.reply_to_message_id: reply for _, reply in self.arrivals(ids)}
+        return [replies[number] for number in ids if number in replies]
+
+    def post(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[str]:
+        """Send without waiting; a message has ``timeout`` seconds to be answered. Returns the messages' ids."""
         sent = list(messages)
         self.inner.push_messages(sent)
-        # An error reply may carry the SuperLink's node id: only the message that it answers tells whose it is.
-        waiting = {message.metadata.message_id: message for message in sent}
+        end = math.inf if timeout is None else time.monotonic() + timeout
         for message in sent:
+            # An error reply may carry the SuperLink's node id: only the message that it answers tells whose it is.
+            self._waiting[message.metadata.message_id] = (message, end)
             self.traffic.down += array_bytes(message.content)
-        order = {message.metadata.message_id: place for place, message in enumerate(sent)}
-        replies: list[Message] = []
-        end = None if timeout is None else time.monotonic() + timeout
-        while waiting:
-            arrived = list(self.inner.pull_messages(list(waiting)))
-            for reply in arrived:
-                asked = waiting.pop(reply.metadata.reply_to_message_id)
-                if reply.has_content():
-                    self.traffic.up += array_bytes(reply.content)
-                if reason := fault(asked, reply, self.expected.get(asked.metadata.message_type)):
-                    self.reject(asked, reason)
-                else:
-                    replies.append(reply)
+        return [message.metadata.message_id for message in sent]
+
+    def arrivals(self, ids: Iterable[str]) -> list[tuple[Message, Message]]:
+        """Wait until some of the posted messages ``ids`` are answered or overdue; the good replies, each after what it
+        answers. Empty where all that came was bad, or nothing is waited for.
+        """
+        asked_for = [number for number in ids if number in self._waiting]
+        good: list[tuple[Message, Message]] = []
+        while asked_for:
             if self.stop_file is not None and self.stop_file.exists():
                 raise RunFailed("stopped")
-            if not arrived:
-                if end is not None and time.monotonic() > end:
-                    break
-                time.sleep(POLL_SECONDS)
-        for asked in waiting.values():
-            self.reject(asked, f"no reply within {timeout:g} seconds")
+            arrived = list(self.inner.pull_messages(asked_for))
+            for reply in arrived:
+                asked, _ = self._waiting.pop(reply.metadata.reply_to_message_id)
+                if reply.has_content():
+                    self.traffic.up += array_bytes(reply.content)
+                client = self.name_of(asked)
+                if reason := fault(asked, reply, self.expected(client, asked.metadata.message_type)):
+                    self.reject(asked, reason)
+                else:
+                    good.append((asked, reply))
+            now = time.monotonic()
+            overdue = [number for number in asked_for if number in self._waiting and self._waiting[number][1] < now]
+            for number in overdue:
+                self.reject(self._waiting.pop(number)[0], "no reply within the time it had")
+            if arrived or overdue:
+                break
+            time.sleep(POLL_SECONDS)
         # By name, as everything: not by who failed first.
         self.rejected.sort(key=lambda item: (item.round, item.client))
-        replies.sort(key=lambda reply: order[reply.metadata.reply_to_message_id])
-        return replies
+        return good
+
+    def waits_for(self, number: str) -> bool:
+        """Whether the posted message of this id is neither answered nor overdue."""
+        return number in self._waiting
+
+    def only(self, node_ids: Iterable[int]) -> Grid:
+        """This grid as somebody sees it for whom ``node_ids`` are all nodes."""
+        return _Part(self, list(node_ids))
+
+    def name_of(self, message: Message) -> str:
+        """Name of the client that a message is for; its node id before the query."""
+        node = message.metadata.dst_node_id
+        return self.client_names.get(node, str(node))
 
     def reject(self, asked: Message, reason: str) -> None:
         """Book the reply to ``asked`` as rejected."""
-        node = asked.metadata.dst_node_id
-        self.rejected.append(Rejected(self.round, self.client_names.get(node, str(node)), reason))
+        self.rejected.append(Rejected(self.round, self.name_of(asked), reason))
 
     def set_run(self, run: Any) -> None:
         """See `Grid`."""
@@ -136,6 +164,18 @@ class ScreeningGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """See `Grid`."""
         return self.inner.pull_messages(message_ids)
+
+
+class _Part(ScreeningGrid):
+    """A grid with only some of another's nodes."""
+
+    def __init__(self, whole: ScreeningGrid, node_ids: list[int]) -> None:
+        vars(self).update(vars(whole))  # the same books: what is rejected or sent is the whole grid's
+        self._node_ids = node_ids
+
+    def get_node_ids(self) -> list[int]:
+        """The nodes of this part."""
+        return self._node_ids
 
 
 def fault(asked: Message, reply: Message, expected: frozenset[str] | None = None) -> str | None:
@@ -172,9 +212,11 @@ def _query_fault(content: RecordDict) -> str | None:
     said = next(iter(content.config_records.values()), None)
     if len(content.config_records) != 1 or said is None:
         return f"{len(content.config_records)} ConfigRecords; expected 1 that describes the client"
-    for key, kind in (("name", str), ("label", str), ("keypoints", str), ("num-examples", int), ("num-test", int)):
+    kinds = {"name": str, "label": str, "keypoints": str, "num-examples": int, "num-test": int, "speed": float}
+    names = {str: "text", int: "a whole number", float: "a number"}
+    for key, kind in kinds.items():
         if not isinstance(said.get(key), kind):
-            return f"{key} is {said.get(key)!r}; expected {'text' if kind is str else 'a whole number'}"
+            return f"{key} is {said.get(key)!r}; expected {names[kind]}"
     return None
 
 

@@ -6,30 +6,37 @@ hook between rounds and waits without end for missing nodes.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from logging import ERROR, INFO
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 from omegaconf import DictConfig, OmegaConf
 
 from fedgh_app import partition, plots, site, storage
+from fedgh_app.aggregation import EdgeCloud, Finch, Flat, edges_of
 from fedgh_app.callbacks import usual_callbacks
 from fedgh_app.config import compose_config, run_name, split_overrides
 from fedgh_app.errors import RunFailed
-from fedgh_app.federation import Callback, ClientInfo, Federation, Round
+from fedgh_app.federation import Callback, ClientInfo, Cohorts, Federation, Round, Topology
 from fedgh_app.instantiation import build_optimizer, instantiate
+from fedgh_app.knowledge import PublicImages, ServerDistillation
+from fedgh_app.modes import CONTROL, book, evaluation_messages
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.metrics import spread
 from fedgh_app.pose.records import DatasetSpec, load_spec
 from fedgh_app.pose.tally import Count, Tally
-from fedgh_app.screening import STOP_FILE, ScreeningGrid, Traffic
+from fedgh_app.screening import STOP_FILE, ScreeningGrid
+from strategies.scaffold import ControlVariate
+from strategies.server_optimizer import ServerOptimizer
 
 app = ServerApp()
 
@@ -111,7 +118,7 @@ def check(config: DictConfig) -> None:
     Raises UserError.
     """
     spec = load_spec(config.dataset.spec)
-    for part in ("strategy", "loss", "augmentation", "schedule"):
+    for part in ("strategy", "loss", "augmentation", "schedule", "objective", "sharing", "selection", "mode"):
         instantiate(config[part], part)
     site.initial_state(config, spec)
     build_optimizer(config, site.build_model(config, spec).parameters())
@@ -146,12 +153,10 @@ def federate(
     spec = load_spec(config.dataset.spec)
     started = time.perf_counter()
     OmegaConf.save(config, directory / "config.yaml")
-    screen = ScreeningGrid(grid, expected=expected_metrics(spec), stop_file=directory / STOP_FILE)
+    screen = ScreeningGrid(grid, stop_file=directory / STOP_FILE)
     clients = query(screen, config, spec)
-    strategy = instantiate(config.strategy, "strategy")
-    strategy.client_names = dict(screen.client_names)
-    initial = {key: Array(tensor.numpy()) for key, tensor in site.initial_state(config, spec).items()}
-    run = Federation(config, directory, spec, clients, strategy, ArrayRecord(initial))
+    screen.expected = functools.partial(expected_metrics, clients)
+    run, topology = assemble(config, directory, spec, clients, screen)
     hooks = list(usual_callbacks(config) if callbacks is None else callbacks)
     failure: str | None = "stopped"
     first_round = started
@@ -162,7 +167,10 @@ def federate(
             this = Round(server_round)
             with this.timed("total"):
                 if server_round:
-                    train_round(run, screen, this)
+                    screen.round = server_round
+                    topology.run_round(run, screen, this)
+                # Before training, what the clients find is of interest where nobody else can look.
+                if server_round or not run.is_central:
                     evaluate_clients(run, screen, this)
             run.history.append(this)
             for hook in hooks:
@@ -184,13 +192,55 @@ def federate(
     return run
 
 
-def expected_metrics(spec: DatasetSpec) -> dict[str, frozenset[str]]:
-    """The metrics that a reply must hold, by the message type it answers, beside what the strategy asks for."""
-    counts = Tally({name: Count() for name in spec.keypoints}).as_scalars()
-    return {
-        MessageType.TRAIN: frozenset({"num-examples", "loss", "steps", "seconds"}),
-        MessageType.EVALUATE: frozenset({"num-examples", "loss", "loss-terms", *counts}),
-    }
+def assemble(
+    config: DictConfig, directory: Path, spec: DatasetSpec, clients: dict[str, ClientInfo], grid: ScreeningGrid
+) -> tuple[Federation, Topology]:
+    """The server's parts of a run, from the config's groups."""
+    initial = site.initial_state(config, spec)
+    local = set(instantiate(config.sharing, "sharing").local_keys(site.build_model(config, spec)))
+    shared = ArrayRecord({key: Array(tensor.numpy()) for key, tensor in initial.items() if key not in local})
+    strategy = instantiate(config.strategy, "strategy")
+    strategy.client_names = dict(grid.client_names)
+    run = Federation(
+        config,
+        directory,
+        spec,
+        clients,
+        strategy,
+        client_strategy=strategy,
+        cohorts=Cohorts(clients, shared),
+        mode=instantiate(config.mode, "mode"),
+        id=uuid.uuid4().hex,
+    )
+    run.axes["selection"] = instantiate(config.selection, "selection")
+    if config.server_optimizer._target_ is not None:
+        run.axes["server_optimizer"] = ServerOptimizer(instantiate(config.server_optimizer, "server_optimizer"))
+    if instantiate(config.objective, "objective").needs_control:
+        run.axes[CONTROL] = ControlVariate(shared, len(clients))
+    if config.distillation.name == "server":
+        node = config.distillation
+        images = PublicImages(config, node.public, node.images, "distillation.public")
+        run.axes["distillation"] = ServerDistillation(images, node.every, node.output, node.learning_rate_factor)
+    topology: Topology = Flat()
+    if config.clustering.name == "finch":
+        node = config.clustering
+        topology = run.axes["clustering"] = Finch(PublicImages(config, node.public, node.images, "clustering.public"))
+    elif config.topology.name == "edge_cloud":
+        edges = edges_of(list(clients), config.topology.edges)
+        topology = EdgeCloud(config.topology.edge_rounds, edges)
+        run.client_strategy = instantiate(config.topology.edge_strategy, "strategy")
+        run.client_strategy.client_names = dict(grid.client_names)
+    return run, topology
+
+
+def expected_metrics(clients: Mapping[str, ClientInfo], client: str, kind: str) -> frozenset[str] | None:
+    """The metrics that a client's reply must hold, by the message type it answers, beside what it was asked for."""
+    if kind == MessageType.TRAIN:
+        return frozenset({"num-examples", "loss", "steps", "learning-rate", "seconds"})
+    if kind == MessageType.EVALUATE:
+        counts = Tally({name: Count() for name in clients[client].keypoints}).as_scalars()
+        return frozenset({"num-examples", "loss", "loss-terms", *counts})
+    return None
 
 
 def query(grid: ScreeningGrid, config: DictConfig, spec: DatasetSpec) -> dict[str, ClientInfo]:
@@ -212,50 +262,42 @@ def query(grid: ScreeningGrid, config: DictConfig, spec: DatasetSpec) -> dict[st
             raise UserError(
                 f"client name {name!r} is used by two nodes; expected a different `name` in each node config"
             )
-        if said["keypoints"] != ",".join(spec.keypoints):
-            raise UserError(f"client {name}: keypoints {said['keypoints']!s}; expected {','.join(spec.keypoints)}")
-        clients[name] = ClientInfo(name, str(said["label"]), int(said["num-examples"]), int(said["num-test"]))  # type: ignore[arg-type]
+        keypoints = tuple(str(said["keypoints"]).split(","))
+        if keypoints != spec.keypoints and not _fits_any_keypoints(config, spec):
+            raise UserError(
+                f"client {name}: keypoints {','.join(keypoints)}; expected {','.join(spec.keypoints)}, "
+                "or sharing=fedpav, which leaves each client its own head"
+            )
+        examples, tests = int(said["num-examples"]), int(said["num-test"])  # type: ignore[arg-type]
+        clients[name] = ClientInfo(name, str(said["label"]), examples, tests, keypoints, float(said["speed"]))  # type: ignore[arg-type]
         grid.client_names[nodes[reply.metadata.reply_to_message_id]] = name
     return dict(sorted(clients.items()))
 
 
-def train_round(run: Federation, grid: ScreeningGrid, this: Round) -> None:
-    """Send the model, wait for the trained ones, aggregate."""
-    grid.round, grid.traffic = this.round, Traffic()
-    rejected = len(grid.rejected)
-    with this.timed("train"):
-        messages = run.strategy.configure_train(this.round, run.arrays, ConfigRecord(), grid)
-        replies = list(grid.send_and_receive(messages, timeout=run.config.round_timeout))
-    this.rejected = [vars(item) for item in grid.rejected[rejected:]]
-    this.bytes = {"down": grid.traffic.down, "up": grid.traffic.up}
-    if len(replies) < run.config.min_clients:
-        reasons = "; ".join(f"client {item['client']}: {item['reason']}" for item in this.rejected)
-        raise RunFailed(
-            f"round {this.round}: {len(replies)} good replies, expected at least {run.config.min_clients} ({reasons})"
-        )
-    this.train = {"clients": reply_metrics(grid, replies)}
-    with this.timed("aggregate"):
-        arrays, metrics = run.strategy.aggregate_train(this.round, replies)
-    if arrays is not None:
-        run.arrays = arrays
-    this.train.update(dict(metrics or {}))
-    this.strategy = dict(getattr(run.strategy, "diagnostics", {}))
+def _fits_any_keypoints(config: DictConfig, spec: DatasetSpec) -> bool:
+    """Whether what is shared of the model is the same for any number of keypoints."""
+    shapes = []
+    for count in (len(spec.keypoints), len(spec.keypoints) + 1):
+        model = instantiate(config.model, "model", num_keypoints=count)
+        local = set(instantiate(config.sharing, "sharing").local_keys(model))
+        shapes.append({key: tensor.shape for key, tensor in model.state_dict().items() if key not in local})
+    return shapes[0] == shapes[1]
 
 
 def evaluate_clients(run: Federation, grid: ScreeningGrid, this: Round) -> None:
-    """Let every client that has test images test the new model on them."""
+    """Let every client that has test images, and does not train just now, test its model on them.
+
+    After the last round nobody's training is waited for any more, and all are asked.
+    """
     if not run.due(run.config.evaluate.clients_every, this.round):
         return
-    grid.traffic = Traffic()
-    rejected = len(grid.rejected)
+    free = list(run.clients) if this.round == run.config.rounds else run.mode.idle(run)
+    able = [name for name in free if run.clients[name].test_examples]
     with this.timed("evaluate_clients"):
-        messages = run.strategy.configure_evaluate(this.round, run.arrays, ConfigRecord(), grid)
-        names = grid.client_names
-        able = [message for message in messages if run.clients[names[message.metadata.dst_node_id]].test_examples]
-        replies = list(grid.send_and_receive(able, timeout=run.config.round_timeout))
-        run.strategy.aggregate_evaluate(this.round, replies)
-    this.bytes["down"] = this.bytes.get("down", 0) + grid.traffic.down
-    this.rejected += [vars(item) for item in grid.rejected[rejected:]]
+        messages = evaluation_messages(run, grid, this, able, "test")
+        replies = list(grid.send_and_receive(messages, timeout=run.config.round_timeout))
+        run.client_strategy.aggregate_evaluate(this.round, replies)
+    book(grid, this)
     this.evaluate["clients"] = summary_of_clients(reply_metrics(grid, replies))
 
 
@@ -284,17 +326,38 @@ def summary_of_clients(metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
     pooled = sum(tallies.values(), Tally({}))
     terms = sum(values["loss-terms"] for values in metrics.values())
     weighed = sum(values["loss-terms"] * values["loss"] for values in metrics.values())
-    measured = {name: values for name, values in each.items() if not math.isnan(values["pck"])}
-    examples = sum(values["examples"] for values in measured.values())
     differ = spread({name: values["pck"] for name, values in each.items()})
     return {
         **pooled.summary(),
         "loss": weighed / terms if terms else float("nan"),
-        "weighted_pck": sum(v["examples"] * v["pck"] for v in measured.values()) / examples if examples else None,
+        "weighted": weighted_mean(each),
         "std_pck": differ.std,
         "worst_client": differ.worst_client,
         "worst_pck": differ.worst,
         "by_client": each,
+    }
+
+
+def weighted_mean(each: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean of the clients' own results, weighted by their test examples; each keypoint over the clients that have it.
+
+    The headline of a federation without a model of all clients. A client that a number does not exist for is not in
+    its mean.
+    """
+
+    def mean(pick: Callable[[Mapping[str, Any]], float]) -> float:
+        known = [(values["examples"], pick(values)) for values in each.values()]
+        known = [(examples, value) for examples, value in known if not math.isnan(value)]
+        total = sum(examples for examples, _ in known)
+        return sum(examples * value for examples, value in known) / total if total else math.nan
+
+    keypoints = dict.fromkeys(name for values in each.values() for name in values["per_keypoint"])
+    return {
+        **{key: mean(lambda values, key=key: values[key]) for key in ("pck", "auc", "heatmap_accuracy")},  # type: ignore[misc]
+        "per_keypoint": {
+            name: mean(lambda values, name=name: values["per_keypoint"].get(name, math.nan))  # type: ignore[misc]
+            for name in keypoints
+        },
     }
 
 
@@ -306,6 +369,8 @@ def write_result(run: Federation, grid: ScreeningGrid, seconds: dict[str, float]
     last = run.history[-1].evaluate
     evaluated = "central" if "central" in last else "clients"
     headline = last.get(evaluated, {})
+    if evaluated == "clients" and headline:
+        headline = {**headline, **headline["weighted"]}
     storage.write_json(
         run.directory / "result.json",
         {

@@ -97,6 +97,57 @@ def save_model(path: Path, state: Mapping[str, torch.Tensor], *, model: Any, dat
         save_file(tensors, draft, metadata=metadata)
 
 
+TENSOR = "tensor:"
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write what a server carries from round to round: ``path`` as JSON, and the tensors at its leaves beside it.
+
+    A tensor is a name in the JSON, under which ``<stem>.state.safetensors`` holds it; without tensors there is no such
+    file. `load_state` undoes it.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+
+    def outline(value: Any, name: str) -> Any:
+        if isinstance(value, torch.Tensor):
+            tensors[name] = value.detach().cpu().contiguous().clone()
+            return TENSOR + name
+        if isinstance(value, Mapping):
+            # A list of pairs would lose nothing either, but nobody could read it; torch's optimizers number theirs.
+            numbered = {"int-keys": True} if value and all(type(key) is int for key in value) else {}
+            return numbered | {str(key): outline(item, f"{name}/{key}") for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [outline(item, f"{name}/{place}") for place, item in enumerate(value)]
+        return value
+
+    written = outline(state, "")
+    if tensors:
+        with replacing(path.with_name(f"{path.stem}.state.safetensors")) as draft:
+            save_file(tensors, draft)
+    write_json(path, written)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """What `save_state` wrote."""
+    beside = path.with_name(f"{path.stem}.state.safetensors")
+    tensors: dict[str, torch.Tensor] = {}
+    if beside.exists():
+        with safe_open(beside, framework="pt") as stored:
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+
+    def restore(value: Any) -> Any:
+        if isinstance(value, str) and value.startswith(TENSOR):
+            return tensors[value.removeprefix(TENSOR)]
+        if isinstance(value, dict):
+            numbered = value.get("int-keys", False)
+            return {int(k) if numbered else k: restore(item) for k, item in value.items() if k != "int-keys"}
+        if isinstance(value, list):
+            return [restore(item) for item in value]
+        return value
+
+    return dict(restore(read_json(path)))
+
+
 def load_model(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """State dict and metadata of a model file, or of the run directory that holds one.
 

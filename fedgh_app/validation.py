@@ -10,6 +10,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from fedgh_app.combinations import check_combinations
 from fedgh_app.instantiation import HYDRA_KEYS, TARGETS, check_target
 from fedgh_app.pose.errors import UserError
 
@@ -67,6 +68,7 @@ def check_config(base: DictConfig, config: DictConfig) -> None:
     _check_types(base, config)
     _check_targets(config)
     _check_values(config)
+    check_combinations(config)
 
 
 def _check_types(base: DictConfig, config: DictConfig, path: str = "") -> None:
@@ -103,14 +105,27 @@ def _type_name(value: Any) -> str:
     return next((name for kind, name in names.items() if isinstance(value, kind)), type(value).__name__)
 
 
+# Nodes below a group that describe an object of another group.
+_NESTED = {"topology": {"edge_strategy": "strategy"}}
+
+
 def _check_targets(config: DictConfig) -> None:
     for key, value in config.items():
         if key == "hydra":
             continue
-        if key in TARGETS and isinstance(value, DictConfig):
-            check_target(str(key), value.get("_target_"))
-            value = {name: item for name, item in value.items() if name != "_target_"}
+        value = _checked_target(str(key), value)
+        for name, group in _NESTED.get(str(key), {}).items():
+            if name in value:
+                value = {**value, name: _checked_target(group, value[name])}
         _check_no_target(value, str(key))
+
+
+def _checked_target(group: str, node: Any) -> Any:
+    """The node of a group without its own `_target_`, which was found to be allowed."""
+    if group not in TARGETS or not isinstance(node, DictConfig):
+        return node
+    check_target(group, node.get("_target_"))
+    return {name: item for name, item in node.items() if name != "_target_"}
 
 
 def _check_no_target(node: Any, path: str) -> None:
@@ -137,6 +152,9 @@ _AT_LEAST = {
     "runtime.client_cpus": 1,
     "runtime.server_cpus": 1,
     "runtime.num_supernodes": 1,
+    "distillation.images": 1,
+    "clustering.images": 1,
+    "topology.edge_rounds": 1,
 }
 
 

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from fedgh_app.pose.records import DatasetSpec
 
 # Tests measure nothing; one thread each keeps them from fighting over two cores.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -57,3 +61,33 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the real photographs in {SHARED.relative_to(REPOSITORY.parent)}")
     return SHARED
+
+
+class ToyPose(nn.Module):
+    """The names of a pose network's parts, and next to none of its arithmetic: for tests of what is around it."""
+
+    def __init__(self, num_keypoints: int) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 4, stride=4), nn.BatchNorm2d(4), nn.ReLU())
+        self.head = nn.Sequential(nn.Conv2d(4, num_keypoints, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.backbone(images))  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def toy(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Overrides of a run in-process that trains a toy model and takes a blink."""
+
+    def build(config: DictConfig, spec: DatasetSpec) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            return ToyPose(len(spec.keypoints))
+
+    from fedgh_app import client_app, site
+
+    monkeypatch.setattr(site, "build_model", build)
+    monkeypatch.setattr(client_app, "build_model", build)
+    client_app._model.cache_clear()
+    yield [*TINY, "runtime=inprocess"]
+    client_app._model.cache_clear()

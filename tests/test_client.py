@@ -19,14 +19,15 @@ def client(*overrides: str, part: int = 0) -> PoseClient:
     config = compose_config([*SMALL, *overrides])
     partition.partition(config, site.open_data(config), 4)
     held = site.open_site(config, {"partition-id": part, "num-partitions": 4})
-    return PoseClient(config, held, site.build_model(config, load_spec("arm")))
+    model = site.build_model(config, load_spec("arm"))
+    return PoseClient(config, held, model, {key: tensor.clone() for key, tensor in model.state_dict().items()})
 
 
 def test_training_leaves_the_received_arrays_alone(home: Path) -> None:
     one = client()
     sent = [array.copy() for array in one.get_parameters({})]
     kept = [array.copy() for array in sent]
-    trained, examples, metrics = one.fit(sent, {"server-round": 1})
+    trained, examples, metrics = one.fit(sent, {"server-round": 1, "draw": 1})
     assert examples == len(one.site.train)
     assert all(np.array_equal(a, b) for a, b in zip(sent, kept, strict=True))
     assert any(not np.array_equal(a, b) for a, b in zip(trained, kept, strict=True))
@@ -38,7 +39,7 @@ def test_a_round_draws_the_same_again_and_another_round_does_not(home: Path) -> 
     sent = [array.copy() for array in one.get_parameters({})]
 
     def losses(server_round: int) -> object:
-        return one.fit(sent, {"server-round": server_round})[2]["loss"]
+        return one.fit(sent, {"server-round": server_round, "draw": server_round})[2]["loss"]
 
     assert losses(1) == losses(1)
     assert losses(1) != losses(2)
@@ -47,10 +48,10 @@ def test_a_round_draws_the_same_again_and_another_round_does_not(home: Path) -> 
 def test_cosine_distance_is_measured_when_asked(home: Path) -> None:
     one = client("optimizer.lr=0.01")
     sent = [array.copy() for array in one.get_parameters({})]
-    _, _, metrics = one.fit(sent, {"server-round": 1, "report": ["cosine-distance"]})  # type: ignore[dict-item]
+    _, _, metrics = one.fit(sent, {"server-round": 1, "draw": 1, "report": ["cosine-distance"]})  # type: ignore[dict-item]
     assert 0 < float(metrics["cosine-distance"]) <= 2
     standing = client("optimizer=sgd", "optimizer.lr=0.0", "optimizer.momentum=0.0")
-    _, _, metrics = standing.fit(sent, {"server-round": 1, "report": ["cosine-distance"]})  # type: ignore[dict-item]
+    _, _, metrics = standing.fit(sent, {"server-round": 1, "draw": 1, "report": ["cosine-distance"]})  # type: ignore[dict-item]
     moved_by_statistics_alone = float(metrics["cosine-distance"])
     assert moved_by_statistics_alone < 2
 
@@ -67,7 +68,7 @@ def test_the_schedule_sets_the_learning_rate_of_the_round(home: Path, monkeypatc
     one = client("schedule=step", "schedule.milestones=[2]", "schedule.gamma=0.1", "optimizer.lr=0.5", "rounds=4")
     sent = [array.copy() for array in one.get_parameters({})]
     for server_round in (1, 2, 3):
-        one.fit(sent, {"server-round": server_round})
+        one.fit(sent, {"server-round": server_round, "draw": server_round})
     assert seen[0] == 0.5
     assert seen[2] == pytest.approx(0.05)
 

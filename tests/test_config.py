@@ -14,10 +14,20 @@ from fedgh_app.config import (
 from fedgh_app.pose.errors import UserError
 
 
+# What some choices need beside themselves.
+BESIDE = {
+    "feddyn": ["objective=dyn"],
+    "dyn": ["strategy=feddyn"],
+    "scaffold": ["optimizer=sgd", "optimizer.momentum=0"],
+    "arm_lspet": ["sharing=fedpav"],
+}
+
+
 def test_every_choice_of_every_group_composes() -> None:
     for group, choices in groups().items():
         for choice in choices:
-            compose_config([f"{group}={choice}", "partition=iid"] if group != "partition" else [f"{group}={choice}"])
+            beside = BESIDE.get(choice, []) + (["partition=iid"] if group != "partition" else [])
+            compose_config([f"{group}={choice}", *beside])
 
 
 def test_values_and_choices_arrive() -> None:

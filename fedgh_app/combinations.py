@@ -1,0 +1,207 @@
+"""Which choices do not go together, and why. Everything that is not refused here combines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from omegaconf import DictConfig
+
+from fedgh_app.pose.errors import UserError
+
+Condition = Callable[[DictConfig], bool]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Two choices that mean nothing together.
+
+    Attributes:
+        first: what the one is called on the command line.
+        second: what the other is called.
+        applies: whether a config has both.
+        reason: why, and what would do instead.
+    """
+
+    first: str
+    second: str
+    applies: Condition
+    reason: str
+
+
+def _builds(group: str, name: str) -> Condition:
+    return lambda config: str(config[group].get("_target_")).endswith(f".{name}")
+
+
+def _is(group: str, name: str) -> Condition:
+    return lambda config: bool(config[group].get("name") == name)
+
+
+def _both(*conditions: Condition) -> Condition:
+    return lambda config: all(condition(config) for condition in conditions)
+
+
+def _not(condition: Condition) -> Condition:
+    return lambda config: not condition(config)
+
+
+def _partial(config: DictConfig) -> bool:
+    """Whether some clients sit out some rounds."""
+    return not (_builds("selection", "Random")(config) and config.selection.fraction == 1)
+
+
+def _plain_sgd(config: DictConfig) -> bool:
+    node = config.optimizer
+    extras = [node.get(key) for key in ("momentum", "weight_decay", "nesterov")]
+    return str(node._target_) == "torch.optim.SGD" and not any(extras)
+
+
+feddyn, dyn = _builds("strategy", "FedDyn"), _builds("objective", "Dyn")
+scaffold = _builds("objective", "Scaffold")
+asynchronous = _builds("mode", "Async")
+clustered, edges = _is("clustering", "finch"), _is("topology", "edge_cloud")
+distils, fedpav = _is("distillation", "server"), _builds("sharing", "FedPav")
+
+
+def is_central(config: DictConfig) -> bool:
+    """Whether the server of such a run holds one whole model: nothing stays on the clients, and all share one."""
+    return keeps_nothing(config) and config.clustering.name == "none"
+
+
+def keeps_nothing(config: DictConfig) -> bool:
+    """Whether clients send all of their model (``sharing=all``)."""
+    return str(config.sharing._target_).endswith(".All")
+
+
+def optimises(config: DictConfig) -> bool:
+    """Whether there is a server optimizer."""
+    return config.server_optimizer._target_ is not None
+
+
+def gradvac(config: DictConfig) -> bool:
+    """Whether the strategy keeps state by the place of a client in the round."""
+    return bool(config.strategy.get("weighting") == "GradVac")
+
+
+REFUSALS = (
+    Refusal(
+        "strategy=feddyn",
+        "another objective",
+        _both(feddyn, _not(dyn)),
+        "the server's half of FedDyn corrects what the clients' half adds; expected objective=dyn",
+    ),
+    Refusal(
+        "objective=dyn",
+        "another strategy",
+        _both(dyn, _not(feddyn)),
+        "the clients' half of FedDyn needs the server's; expected strategy=feddyn",
+    ),
+    Refusal(
+        "strategy=feddyn",
+        "mode=async",
+        _both(feddyn, asynchronous),
+        "FedDyn's server state counts every update once, against the model of its own round; expected mode=sync",
+    ),
+    Refusal(
+        "strategy=feddyn",
+        "topology=edge_cloud",
+        _both(feddyn, edges),
+        "FedDyn's server state is a sum over clients, which the cloud does not see; expected topology=flat",
+    ),
+    Refusal(
+        "strategy=feddyn",
+        "clustering=finch",
+        _both(feddyn, clustered),
+        "FedDyn's server state belongs to one model, and clusters come and go; expected clustering=none",
+    ),
+    Refusal(
+        "strategy=feddyn",
+        "server_optimizer",
+        _both(feddyn, optimises),
+        "FedDyn's step is not a gradient but the minimum of its own objective; expected server_optimizer=none",
+    ),
+    Refusal(
+        "objective=scaffold",
+        "optimizer other than plain SGD",
+        _both(scaffold, _not(_plain_sgd)),
+        "SCAFFOLD reads the mean gradient off the update, which holds for plain SGD alone; "
+        "expected optimizer=sgd optimizer.momentum=0",
+    ),
+    Refusal(
+        "objective=scaffold",
+        "mode=async",
+        _both(scaffold, asynchronous),
+        "SCAFFOLD's control variate is the mean gradient at one model, and clients here start from many; "
+        "expected mode=sync",
+    ),
+    Refusal(
+        "objective=scaffold",
+        "clustering=finch",
+        _both(scaffold, clustered),
+        "SCAFFOLD's control variate is the mean gradient at one model, and each cluster has its own; "
+        "expected clustering=none",
+    ),
+    Refusal(
+        "strategy.weighting=GradVac",
+        "partial participation",
+        _both(gradvac, _partial),
+        "GradVac remembers every pair of clients by their place in the round; "
+        "expected selection=random selection.fraction=1",
+    ),
+    Refusal(
+        "strategy.weighting=GradVac",
+        "mode=async",
+        _both(gradvac, asynchronous),
+        "GradVac remembers every pair of clients by their place in the round; expected mode=sync",
+    ),
+    Refusal(
+        "strategy.weighting=GradVac",
+        "clustering=finch",
+        _both(gradvac, clustered),
+        "GradVac remembers every pair of clients by their place in the round; expected clustering=none",
+    ),
+    Refusal(
+        "clustering=finch",
+        "topology=edge_cloud",
+        _both(clustered, edges),
+        "both say whose updates are aggregated together; expected one of them",
+    ),
+    Refusal(
+        "clustering=finch",
+        "server_optimizer",
+        _both(clustered, optimises),
+        "an optimizer's state belongs to one model, and clusters come and go; expected server_optimizer=none",
+    ),
+    Refusal(
+        "topology=edge_cloud",
+        "mode=async",
+        _both(edges, asynchronous),
+        "an edge round waits for the clients of the edge; expected mode=sync",
+    ),
+    Refusal(
+        "distillation.output=heatmaps",
+        "sharing=fedpav",
+        _both(distils, fedpav, lambda config: config.distillation.output == "heatmaps"),
+        "the server has no client's head, so no heatmaps; expected distillation.output=features",
+    ),
+    Refusal(
+        "dataset with members",
+        "sharing other than fedpav",
+        _both(lambda config: bool(config.dataset.get("members")), _not(fedpav)),
+        "clients with different keypoints cannot share a head; expected sharing=fedpav",
+    ),
+    Refusal(
+        "evaluate.clients_every=0",
+        "no model of all clients",
+        lambda config: config.evaluate.clients_every == 0 and not is_central(config),
+        "where clients keep a part of the model, or each cluster has its own, nobody else can evaluate it; "
+        "expected at least 1",
+    ),
+)
+
+
+def check_combinations(config: DictConfig) -> None:
+    """Refuse (UserError) choices that mean nothing together, with the reason."""
+    for refusal in REFUSALS:
+        if refusal.applies(config):
+            raise UserError(f"{refusal.first} with {refusal.second}: {refusal.reason}")

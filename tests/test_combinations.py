@@ -1,0 +1,176 @@
+"""What is refused, with its reason; and every pair of choices that is not, run on a toy model."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY
+
+from fedgh_app import partition, site, storage
+from fedgh_app.callbacks import CentralEvaluation, Checkpoint, History, Model
+from fedgh_app.client_app import app as client_app
+from fedgh_app.combinations import REFUSALS, is_central
+from fedgh_app.config import compose_config, join_overrides
+from fedgh_app.inprocess import InProcessGrid
+from fedgh_app.pose.errors import UserError
+from fedgh_app.server_app import federate
+
+FEDDYN = ["strategy=feddyn", "objective=dyn"]
+GRADVAC = ["strategy=conflict_averse", "strategy.weighting=GradVac"]
+SGD = ["optimizer=sgd", "optimizer.momentum=0"]
+
+# One config that has both choices, for every refusal.
+REFUSED = {
+    ("strategy=feddyn", "another objective"): ["strategy=feddyn"],
+    ("objective=dyn", "another strategy"): ["objective=dyn"],
+    ("strategy=feddyn", "mode=async"): [*FEDDYN, "mode=async"],
+    ("strategy=feddyn", "topology=edge_cloud"): [*FEDDYN, "topology=edge_cloud"],
+    ("strategy=feddyn", "clustering=finch"): [*FEDDYN, "clustering=finch"],
+    ("strategy=feddyn", "server_optimizer"): [*FEDDYN, "server_optimizer=sgd"],
+    ("objective=scaffold", "optimizer other than plain SGD"): ["objective=scaffold", "optimizer=sgd"],
+    ("objective=scaffold", "mode=async"): ["objective=scaffold", *SGD, "mode=async"],
+    ("objective=scaffold", "clustering=finch"): ["objective=scaffold", *SGD, "clustering=finch"],
+    ("strategy.weighting=GradVac", "partial participation"): [*GRADVAC, "selection.fraction=0.5"],
+    ("strategy.weighting=GradVac", "mode=async"): [*GRADVAC, "mode=async"],
+    ("strategy.weighting=GradVac", "clustering=finch"): [*GRADVAC, "clustering=finch"],
+    ("clustering=finch", "topology=edge_cloud"): ["clustering=finch", "topology=edge_cloud"],
+    ("clustering=finch", "server_optimizer"): ["clustering=finch", "server_optimizer=adam"],
+    ("topology=edge_cloud", "mode=async"): ["topology=edge_cloud", "mode=async"],
+    ("distillation.output=heatmaps", "sharing=fedpav"): ["distillation=server", "sharing=fedpav"],
+    ("dataset with members", "sharing other than fedpav"): ["dataset=arm_lspet"],
+    ("evaluate.clients_every=0", "no model of all clients"): ["sharing=fedbn", "evaluate.clients_every=0"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: f"{refusal.first} with {refusal.second}")
+def test_what_means_nothing_is_refused_with_the_reason(refusal: Any) -> None:
+    with pytest.raises(UserError) as error:
+        compose_config(REFUSED[refusal.first, refusal.second])
+    assert str(error.value) == f"{refusal.first} with {refusal.second}: {refusal.reason}"
+    assert "\n" not in str(error.value)
+
+
+def test_only_what_means_nothing_is_refused() -> None:
+    assert REFUSED.keys() == {(refusal.first, refusal.second) for refusal in REFUSALS}
+
+
+# Every axis and its choices, the default first; a choice may need more than its own override.
+STRATEGIES = ["fedgh", "fedavg", "fedaw", "fedcdw", "conflict_averse"]
+ROBUST = ["krum", "multikrum", "bulyan", "fedmedian", "fedtrimmedavg"]
+AXES: dict[str, dict[str, list[str]]] = {
+    "strategy": {name: [f"strategy={name}"] for name in STRATEGIES + ROBUST}
+    | {
+        "fedgh layer": ["strategy=fedgh", "strategy.granularity=layer"],
+        "feddyn": FEDDYN,
+        "gradvac": GRADVAC,
+    },
+    "server_optimizer": {name: [f"server_optimizer={name}"] for name in ("none", "sgd", "adam")},
+    "objective": {name: [f"objective={name}"] for name in ("plain", "prox")}
+    | {"scaffold": ["objective=scaffold", *SGD]},
+    "sharing": {name: [f"sharing={name}"] for name in ("all", "fedbn", "fedpav")},
+    "distillation": {
+        "none": [],
+        "heatmaps": ["distillation=server", "distillation.every=1", "distillation.images=8"],
+        "features": [
+            "distillation=server",
+            "distillation.every=1",
+            "distillation.images=8",
+            "distillation.output=features",
+        ],
+    },
+    "clustering": {"none": [], "finch": ["clustering=finch", "clustering.images=4"]},
+    "topology": {"flat": [], "edge_cloud": ["topology=edge_cloud"]},
+    "mode": {"sync": [], "async": ["mode=async"]},
+    "selection": {
+        name: [f"selection={name}"] + ([] if name == "random" else ["selection.fraction=0.7"])
+        for name in ("random", "power_of_choice", "oort")
+    },
+}
+
+Choice = tuple[str, str]
+
+
+def overrides_of(choices: dict[str, str]) -> list[str]:
+    """The overrides of one choice an axis; FedDyn brings its objective."""
+    found = {axis: AXES[axis][choice] for axis, choice in choices.items()}
+    if choices.get("strategy") == "feddyn":
+        found.pop("objective", None)
+    return list(itertools.chain.from_iterable(found.values()))
+
+
+def nodes_of(axis: str, name: str) -> dict[str, Any]:
+    """What a choice changes of a config, by top-level key."""
+    config = compose_config([*TINY, "runtime=inprocess", *AXES[axis][name]])
+    changed = {"optimizer"} if "scaffold" in name else set()
+    return {key: config[key] for key in {axis, *changed, *(["objective"] if name == "feddyn" else [])}}
+
+
+def covering_runs() -> list[dict[str, str]]:
+    """Few runs in which every allowed pair of choices stands at least once: greedy, from the allowed pairs."""
+    choices: list[Choice] = [(axis, name) for axis, names in AXES.items() for name in names]
+    pairs = [(one, other) for one, other in itertools.combinations(choices, 2) if one[0] != other[0]]
+    base = compose_config([*TINY, "runtime=inprocess"])
+    nodes = {choice: nodes_of(*choice) for choice in choices}
+    compatible = set()
+    for one, other in pairs:
+        config = base.copy()
+        for key, node in {
+            **nodes[other],
+            **nodes[one],
+        }.items():  # the strategies come first and win: FedDyn's objective
+            config[key] = node
+        if not any(refusal.applies(config) for refusal in REFUSALS):
+            compatible.add((one, other))
+    compatible |= {(other, one) for one, other in compatible}
+    left = {pair for pair in pairs if pair in compatible}
+    runs = []
+    while left:
+        first = max(left)
+        run = dict(first)
+        for axis, names in AXES.items():
+            if axis in run:
+                continue
+            fitting = [n for n in names if all(((axis, n), chosen) in compatible for chosen in run.items())]
+            gains = {
+                name: sum(((axis, name), chosen) in left or (chosen, (axis, name)) in left for chosen in run.items())
+                for name in fitting
+            }
+            if gains:
+                run[axis] = max(gains, key=lambda name: gains[name])
+        covered = {pair for pair in left if all(run.get(axis) == name for axis, name in pair)}
+        assert covered
+        left -= covered
+        runs.append(run)
+    return runs
+
+
+def federation(overrides: list[str], directory: Path) -> None:
+    """Five clients, without pictures."""
+    config = compose_config(overrides)
+    partition.partition(config, site.open_data(config), 5)
+    nodes = [{"partition-id": number, "num-partitions": 5} for number in range(5)]
+    directory.mkdir()
+    grid = InProcessGrid(client_app, nodes, {"overrides": join_overrides(overrides)})
+    evaluation = [CentralEvaluation()] if is_central(config) else []
+    federate(config, grid, directory, [*evaluation, Checkpoint(1), History(), Model()])
+
+
+def test_every_allowed_pair_of_choices_runs(toy: list[str], tmp_path: Path) -> None:
+    runs = covering_runs()
+    assert len(runs) >= len(AXES["strategy"]) * 2
+    for number, run in enumerate(runs):
+        overrides = overrides_of(run)
+        directory = tmp_path / str(number)
+        federation([*toy, "partition=iid", *overrides], directory)
+        result = storage.read_json(directory / "result.json")
+        central = run.get("sharing", "all") == "all" and run.get("clustering", "none") == "none"
+        assert result["evaluated"] == ("central" if central else "clients"), overrides
+        assert math.isfinite(result["pck"]), overrides
+        assert result["rejected"] == [], overrides
+        history = storage.read_lines(directory / "history.jsonl")
+        assert [line["round"] for line in history] == [0, 1, 2], overrides
+        assert all(math.isfinite(line["train"]["loss"]) for line in history[1:]), overrides
