@@ -211,7 +211,8 @@ def data_check(
     from fedgh_app.pose.check import check
     from fedgh_app.pose.records import load_spec
 
-    config = compose_config([f"dataset={dataset}", "partition=iid"])
+    # Of what a check does not look at: what every data set goes with.
+    config = compose_config([f"dataset={dataset}", "partition=iid", "sharing=fedpav"])
     if "members" in config.dataset:
         names = " or ".join(map(str, config.dataset.members))
         raise UserError(f"data check {dataset}: it holds several data sets; expected one of them: {names}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ import cv2
 import matplotlib
 import numpy as np
 import torch
-from matplotlib.colors import ListedColormap
+from matplotlib import colormaps
+from matplotlib.colors import ListedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
@@ -35,6 +37,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 LINES = ("-", ":", "-.")  # once round the colours
 MOST_CLIENTS = 12  # curves or matrix rows beyond this cannot be read
 MOST_ROUNDS = 10
+MOST_IN_LEGEND = 8
 
 Curves = dict[str, tuple[list[int], list[float]]]  # rounds and values by the name of the curve
 
@@ -61,7 +64,11 @@ def _curves(axes: Any, curves: Curves, metric: str) -> None:
     axes.set_ylim(0, 101)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="best", framealpha=0.8, edgecolor="none", ncols=1 + len(curves) // 9)
+    if len(curves) <= MOST_IN_LEGEND:
+        axes.legend(loc="best", framealpha=0.8, edgecolor="none")
+    else:  # beside the curves, which it would hide
+        axes.figure.set_figwidth(8.4)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 
 def _round_axis(axes: Any, rounds: Sequence[int]) -> None:
@@ -212,9 +219,14 @@ def weight_bars(history: Sequence[Round], labels: Mapping[str, str], path: Path,
 
 def _weight_lines(axes: Any, rounds: Sequence[int], weights: Mapping[str, list[float]], labels: Any) -> None:
     if len(weights) <= MOST_CLIENTS:
-        for place, name in enumerate(sorted(weights)):
+        for place, name in enumerate(sorted(weights, key=_counting)):
             colour = COLOURS[place % len(COLOURS)]
-            axes.plot(rounds, weights[name], marker="o", markersize=3.5, color=colour, label=_named(name, labels))
+            values = np.array(weights[name])
+            took_part = np.isfinite(values)
+            # A little beside each other: equal weights would hide each other.
+            at = np.array(rounds) + 0.06 * (place - (len(weights) - 1) / 2)
+            style = {"marker": "o", "markersize": 3.5, "color": colour, "label": _named(name, labels)}
+            axes.plot(at[took_part], values[took_part], **style)
         axes.set_ylabel("weight of the client's update")
         axes.legend(frameon=False, fontsize=8, loc="upper left", title="weight (left axis)", title_fontsize=8)
     values = np.concatenate([*weights.values()])
@@ -259,7 +271,7 @@ def staleness(history: Sequence[Round], labels: Mapping[str, str], path: Path, t
 
 def clusters(history: Sequence[Round], labels: Mapping[str, str], path: Path, title: str) -> None:
     """Which cluster each client was in, by round."""
-    names = sorted({name for this in history for name in this.clusters}, key=lambda name: (len(name), name))
+    names = sorted({name for this in history for name in this.clusters}, key=_counting)
     if not names:
         return
     membership = {
@@ -269,7 +281,9 @@ def clusters(history: Sequence[Round], labels: Mapping[str, str], path: Path, ti
         for client in members
     }
     clients, rounds, table = _by_client_and_round(membership)
-    colours = [COLOURS[place % len(COLOURS)] for place in range(len(names))]
+    colours = [*COLOURS[: len(names)]]
+    if len(names) > len(COLOURS):
+        colours = [to_hex(colour) for colour in colormaps["turbo"](np.linspace(0, 1, len(names)))]
     figure = _grid_figure(clients, rounds)
     axes = figure.subplots()
     _client_grid(axes, table, clients, rounds, labels, cmap=ListedColormap(colours), vmin=-0.5, vmax=len(names) - 0.5)
@@ -279,9 +293,14 @@ def clusters(history: Sequence[Round], labels: Mapping[str, str], path: Path, ti
     figure.savefig(path)
 
 
+def _counting(name: str) -> list[tuple[bool, int, str]]:
+    """A key that sorts names as people count: client 2 before client 10."""
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", name)]
+
+
 def _by_client_and_round(values: Mapping[tuple[str, int], float]) -> tuple[list[str], list[int], np.ndarray]:
-    """Clients in order of names, all rounds from the first to the last, and the (clients, rounds) table of values."""
-    clients = sorted({client for client, _ in values})
+    """Clients in counting order, all rounds from the first to the last, and the (clients, rounds) table of values."""
+    clients = sorted({client for client, _ in values}, key=_counting)
     numbers = [number for _, number in values]
     rounds = list(range(min(numbers), max(numbers) + 1))
     table = np.full((len(clients), len(rounds)), np.nan)
@@ -374,7 +393,8 @@ def holdings(dealt: Mapping[str, Dealt], path: Path, title: str) -> None:
     axes.margins(y=0.08)
     axes.spines[["top", "right"]].set_visible(False)
     attributes = {partition.attribute_of(one.config, one.cache) for one in dealt.values()} - {None}
-    heading = ", ".join(sorted(str(name) for name in attributes)) or None
+    # Values of one attribute, or of several data sets.
+    heading = next(iter(attributes)) if len(dealt) == 1 and attributes else None
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), title=heading)
     axes.set_title(f"{title}: who holds what")
     figure.savefig(path)

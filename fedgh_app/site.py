@@ -170,9 +170,14 @@ def deal(config: DictConfig, num_clients: int) -> dict[str, Dealt]:
     return dealt
 
 
+def specs(config: DictConfig) -> dict[str, DatasetSpec]:
+    """What each data set of the federation is, by name."""
+    return {name: load_spec(one.dataset.spec) for name, one in members(config).items()}
+
+
 def headline(config: DictConfig) -> str:
     """Name of the federation's headline metric, such as PCK@0.2; of data sets that differ in it, each one's."""
-    return ", ".join(dict.fromkeys(load_spec(one.dataset.spec).headline for one in members(config).values()))
+    return ", ".join(dict.fromkeys(spec.headline for spec in specs(config).values()))
 
 
 def open_data(config: DictConfig, root: str | Path | None = None) -> CropCache:
