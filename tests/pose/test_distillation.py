@@ -172,6 +172,20 @@ def test_distillation_never_touches_running_statistics(batch_statistics, trainin
     assert model.training is training
 
 
+@pytest.mark.parametrize("batch_statistics", [False, True])
+def test_the_student_learns_by_the_statistics_that_it_is_told_to_use(batch_statistics):
+    model, targets = small_network(), torch.randn(5, 2, 4, 4, generator=torch.Generator().manual_seed(2))
+    by_hand = copy.deepcopy(model).train(batch_statistics)
+    error = ((by_hand(images()) - targets) ** 2).mean()
+    error.backward()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss = distil(model, targets, [batch(images())], optimizer, batch_statistics=batch_statistics)
+    assert loss == pytest.approx(error.item(), rel=1e-5)
+    expected = {name: parameter - 0.1 * parameter.grad for name, parameter in by_hand.named_parameters()}
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), expected[name].detach(), rtol=1e-4, atol=1e-6)
+
+
 def test_batch_statistics_make_running_ones_irrelevant():
     model = small_network()
     teacher = small_network(1).state_dict()
