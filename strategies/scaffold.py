@@ -9,8 +9,7 @@ from flwr.app import Array, ArrayRecord, Message
 from torch import Tensor
 
 from strategies import npy
-from strategies.threads import one_thread
-from strategies.updates import ClientUpdates, client_name, number, parameters_of
+from strategies.updates import number, only_arrays, only_metrics, parameters_of
 
 STEPS = "steps"
 
@@ -26,17 +25,12 @@ class ControlVariate:
     ----------
     sent : the model that clients train; c is over its parameters, zero at first, float32 or wider.
     num_clients : N, all clients of the federation, whether they take part in a round or not.
-
-    Attributes
-    ----------
-    client_names : node id to client name; sums are taken in the order of the names.
     """
 
     def __init__(self, sent: Mapping[str, Array], num_clients: int) -> None:
         if num_clients < 1:
             raise ValueError(f"num_clients is at least 1, got {num_clients}")
         self.num_clients = num_clients
-        self.client_names: dict[int, str] = {}
         self._control: dict[str, Tensor] = {}
         for tensor in parameters_of(sent):
             head = npy.header(sent[tensor])
@@ -47,29 +41,26 @@ class ControlVariate:
         """c, as clients are sent it."""
         return ArrayRecord({tensor: Array(control.numpy()) for tensor, control in self._control.items()})
 
-    @one_thread()
     def absorb(self, start: Mapping[str, Array], replies: Sequence[Message], learning_rates: Sequence[float]) -> None:
         """Take the clients' changes Δc_k into c.
 
         Parameters
         ----------
         start : the model that these clients started from.
-        replies : their messages, sent when c was what it is now.
-        learning_rates : lr of each reply, in the order of the replies.
+        replies : their messages, sent when c was what it is now. Sums are taken in the order given: that of the
+            clients' names, for a run to repeat bit for bit.
+        learning_rates : lr of each reply.
 
-        Raises ``ValueError`` naming the client whose number of steps or learning rate is not positive.
+        Raises ``ValueError`` naming the node whose number of steps or learning rate is not positive.
         """
-        pairs = sorted(
-            zip(replies, learning_rates, strict=True), key=lambda pair: client_name(pair[0], self.client_names)
-        )
-        updates = ClientUpdates(start, [reply for reply, _ in pairs], client_names=self.client_names)
-        lengths = [
-            self._length(name, number(name, metrics, STEPS), learning_rate)
-            for name, metrics, (_, learning_rate) in zip(updates.names, updates.metrics, pairs, strict=True)
-        ]
-        moved = updates.weighted_sum(1 / torch.tensor(lengths, dtype=torch.float64))
+        trained = [only_arrays(_node(reply), reply) for reply in replies]
+        lengths = [_length(reply, rate) for reply, rate in zip(replies, learning_rates, strict=True)]
         for tensor, control in self._control.items():
-            control -= (len(updates) * control + moved[tensor]) / self.num_clients
+            c, origin = control.view(-1).numpy(), npy.flat(start[tensor])
+            change = -len(replies) * c
+            for arrays, length in zip(trained, lengths, strict=True):
+                change -= np.subtract(npy.flat(arrays[tensor]), origin, dtype=c.dtype) / length
+            c += change / self.num_clients
 
     def state_dict(self) -> dict[str, Any]:
         """Return c by tensor."""
@@ -79,8 +70,15 @@ class ControlVariate:
         """Take up the c that :meth:`state_dict` returned."""
         self._control = {tensor: control.clone() for tensor, control in state.items()}
 
-    @staticmethod
-    def _length(name: str, steps: float, learning_rate: float) -> float:
-        if steps <= 0 or learning_rate <= 0:
-            raise ValueError(f"client {name!r}: {steps:g} steps of learning rate {learning_rate:g}, expected both > 0")
-        return steps * learning_rate
+
+def _node(reply: Message) -> str:
+    return str(reply.metadata.src_node_id)
+
+
+def _length(reply: Message, learning_rate: float) -> float:
+    """Return how far a client could go, steps · lr."""
+    name = _node(reply)
+    steps = number(name, only_metrics(name, reply), STEPS)
+    if steps <= 0 or learning_rate <= 0:
+        raise ValueError(f"node {name}: {steps:g} steps of learning rate {learning_rate:g}, expected both > 0")
+    return steps * learning_rate

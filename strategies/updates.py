@@ -60,7 +60,7 @@ class ClientUpdates:
         self.names = tuple(client_name(reply, client_names) for reply in self.replies)
         self.labels = _labels(self.names)
         self.arrays = tuple(map(only_arrays, self.names, self.replies))
-        self.metrics = tuple(map(_only_metrics, self.names, self.replies))
+        self.metrics = tuple(map(only_metrics, self.names, self.replies))
         self.examples = _examples(self.names, self.metrics, weighted_by_key)
         self._headers = {tensor: npy.header(array) for tensor, array in self.sent.items()}
         for name, arrays in zip(self.names, self.arrays, strict=True):
@@ -277,7 +277,8 @@ def only_arrays(name: str, reply: Message) -> ArrayRecord:
     return records[0]
 
 
-def _only_metrics(name: str, reply: Message) -> MetricRecord:
+def only_metrics(name: str, reply: Message) -> MetricRecord:
+    """Return the one MetricRecord of a reply; ``ValueError`` if there is none or more than one."""
     records = list(reply.content.metric_records.values())
     if len(records) != 1:
         raise ValueError(f"client {name!r}: {len(records)} MetricRecords in the reply, expected 1")

@@ -35,20 +35,15 @@ def test_it_is_the_mean_of_the_clients_own():
         np.testing.assert_allclose(numpy_state(control.arrays)["w"], np.mean(own, axis=0), rtol=1e-12)
 
 
-def test_arrival_order_and_node_ids_change_no_bit():
+def test_node_ids_change_no_bit_and_the_dtype_is_wide():
     rng = np.random.default_rng(0)
-    start = {"w": rng.normal(size=50).astype(np.float16)}
-    states = {
-        name: ({"w": rng.normal(size=50).astype(np.float16)}, lr)
-        for name, lr in zip("abc", (0.1, 0.2, 0.3), strict=True)
-    }
+    start, *states = ({"w": rng.normal(size=50).astype(np.float16)} for _ in range(4))
     found = []
-    for order in ("abc", "cab"):
+    for nodes in ([1, 2, 3], [9, 5, 7]):
         control = ControlVariate(record(start), num_clients=5)
-        ids = {name: int(node) for name, node in zip(order, rng.permutation(100)[:3], strict=True)}
-        control.client_names = {node: name for name, node in ids.items()}
-        replies = [reply(ids[name], states[name][0], {"num-examples": 1, "steps": 2}) for name in order]
-        control.absorb(record(start), replies, [states[name][1] for name in order])
+        metrics = {"num-examples": 1, "steps": 2}
+        replies = [reply(node, state, metrics) for node, state in zip(nodes, states, strict=True)]
+        control.absorb(record(start), replies, [0.1, 0.2, 0.3])
         found.append(control.arrays["w"].data)
     assert found[0] == found[1]
     assert numpy_state(control.arrays)["w"].dtype == np.float32
@@ -68,8 +63,8 @@ def test_a_restored_one_is_the_same():
     ("metrics", "learning_rate", "message"),
     [
         ({"num-examples": 1}, 0.1, "client '7': metric 'steps'"),
-        ({"num-examples": 1, "steps": 0}, 0.1, "client '7': 0 steps"),
-        ({"num-examples": 1, "steps": 2}, 0.0, "client '7': 2 steps of learning rate 0"),
+        ({"num-examples": 1, "steps": 0}, 0.1, "node 7: 0 steps"),
+        ({"num-examples": 1, "steps": 2}, 0.0, "node 7: 2 steps of learning rate 0"),
     ],
 )
 def test_a_client_without_steps_is_named(metrics, learning_rate, message):
