@@ -1,8 +1,8 @@
 """Knowledge distillation on the server: the clients' models teach the aggregated one on images without labels.
 
-Zhuang et al., "Performance Optimization for Federated Person Re-identification via Benchmark Analysis", ACM MM 2020,
-where the mean of the clients' outputs on a shared set is a soft target, to which the global model is
-fine-tuned by mean squared error, with a hundredth of the clients' learning rate.
+Zhuang et al., "Performance Optimization for Federated Person Re-identification via Benchmark Analysis", ACM MM 2020:
+the mean of the clients' outputs on a shared set is a soft target, to which the global model is fine-tuned by mean
+squared error, with a hundredth of the clients' learning rate.
 """
 
 from collections.abc import Iterable, Mapping
@@ -107,7 +107,8 @@ def distil(
             seen += len(batch.images)
             if seen > len(targets):
                 raise ValueError(f"found {len(targets)} targets, expected one for each example, {seen} or more")
-            # Features are compared at length 1, like the targets': else most of the error would be their length.
+            # The student's features have length 1 here too, which they have not in the authors' code: most of the error
+            # would be their length, and a backbone that shrank them would no longer fit its head.
             value = mse_loss(_output(model, batch.images, output, device), target)
             optimizer.zero_grad(set_to_none=True)
             value.backward()
