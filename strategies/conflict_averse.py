@@ -123,16 +123,21 @@ class ConflictAverse(FedAvg):
         else:
             d = size * p
         preferred = d.unsqueeze(1) * gramian * d
+        if not preferred.isfinite().all():
+            raise ValueError("gramian holds values that are not finite: an update overflowed or is not a number")
         trace = preferred.trace()
         if trace <= 0:
             return p
+        shown = preferred / trace
         # The rules draw from torch's global generator. Only that of the CPU is touched, and put back.
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             torch.default_generator.manual_seed(seed)
             warnings.simplefilter("ignore")  # of the solvers, about problems that a user cannot change
-            c = rule(_root(preferred / trace) if self.weighting == "NashMTL" else preferred / trace)
-        if not c.isfinite().all():
-            raise ValueError(f"{self.weighting} found no finite weights for {size} updates")
+            try:
+                c = rule(_root(shown) if self.weighting == "NashMTL" else shown)
+            # Whatever the rule's solver raises.
+            except Exception as error:
+                raise ValueError(f"{self.weighting} found no weights for {size} updates: {error}") from error
         return d * c * trace ** self._degree()
 
     def _rule(self, part: str, size: int) -> Any:

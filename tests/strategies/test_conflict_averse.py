@@ -288,6 +288,19 @@ def test_torchjd_is_imported_by_whom_it_serves_alone():
     assert told.strip() == "False False"
 
 
+@pytest.mark.parametrize("weighting", EACH)
+def test_updates_that_are_not_finite_are_an_error(weighting):
+    broken = {"w": np.array([math.nan, 1.0])}
+    with pytest.raises(ValueError, match="not finite"):
+        aggregate(ConflictAverse(weighting=weighting), ZERO, {1: (RIGHT, 1), 2: (broken, 1)})
+
+
+def test_what_a_solver_raises_is_told_in_one_line():
+    rule = ConflictAverse(weighting="FairGrad", options={"max_iters": 0})
+    with pytest.raises(ValueError, match="FairGrad found no weights for 2 updates: .*max_nfev"):
+        aggregate(rule, ZERO, SPREAD)
+
+
 def test_dtypes_are_those_that_were_sent():
     clients = random_clients(0, 3, dtype=np.float16)
     rule = started(ConflictAverse(granularity="layer"), nothing(clients), list(clients))
