@@ -29,6 +29,7 @@ from fedgh_app.pose.drawing import LEGEND, contact_sheet, draw_comparison
 from fedgh_app.pose.heatmaps import decode
 from fedgh_app.pose.images import read_image
 from fedgh_app.pose.training import predict
+from fedgh_app.report import headline
 
 matplotlib.use("Agg")
 
@@ -82,7 +83,7 @@ def keypoint_curves(history: Sequence[Round], path: Path, title: str, metric: st
     curves: Curves = {}
     where = "central" if any("central" in this.evaluate for this in history) else "clients"
     for this in history:
-        found = this.evaluate.get(where)
+        found = headline({where: this.evaluate.get(where)})
         if not found:
             continue
         for name, value in {**found.get("per_keypoint", {}), "mean": found.get("pck")}.items():
@@ -94,7 +95,8 @@ def keypoint_curves(history: Sequence[Round], path: Path, title: str, metric: st
     figure = _figure(6.4, 4.2)
     axes = figure.subplots()
     _curves(axes, curves, metric)
-    axes.set_title(f"{title}: keypoints, {'all test images' if where == 'central' else 'clients pooled'}")
+    whose = "all test images" if where == "central" else "the clients' own test images"
+    axes.set_title(f"{title}: keypoints, {whose}")
     figure.savefig(path)
 
 

@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 
 from fedgh_app import storage
+from fedgh_app.report import headline
 
 
 class Display:
@@ -67,7 +68,7 @@ class Display:
         self.shown = len(lines)
 
     def _line(self, line: dict[str, Any]) -> str:
-        found = line["evaluate"].get("central") or line["evaluate"].get("clients") or {}
+        found = headline(line["evaluate"])
         parts = [f"round {line['round']:>3}"]
         if (loss := line["train"].get("loss")) is not None:
             parts.append(f"loss {loss:.4f}")

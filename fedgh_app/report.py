@@ -57,6 +57,12 @@ def compare(folders: Sequence[Path]) -> list[dict[str, Any]]:
     return [_row(name, held) for name, held in rows.items()]
 
 
+def headline(evaluate: Mapping[str, Any]) -> dict[str, Any]:
+    """What counts of a round's evaluation: the server's own, else the clients', weighted by their test images."""
+    clients = evaluate.get("clients") or {}
+    return dict(evaluate.get("central") or {**clients, **clients.get("weighted", {})})
+
+
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, Mapping):
         return {prefix.rstrip("."): tree}

@@ -142,19 +142,19 @@ def clients_of(config: DictConfig, num_clients: int | None = None) -> dict[str, 
     alone = members(config)
     caches = {name: open_data(one) for name, one in alone.items()}
     total = num_clients or config.num_clients
-    if "members" in config.dataset and not partition.is_natural(config):
-        total = int(total or config.runtime.get("num_supernodes", 4))
-        if total < len(alone):
-            raise UserError(f"num_clients={total}: expected at least {len(alone)}, one for each of {', '.join(alone)}")
-        each, rest = divmod(total, len(alone))
-        return {name: each + (place < rest) for place, name in enumerate(alone)}
-    counts = {name: partition.number_of_clients(one, caches[name]) for name, one in alone.items()}
     if "members" not in config.dataset:
-        return {name: total or count for name, count in counts.items()}
-    made = sum(counts.values())
-    if total not in (None, made):
-        raise UserError(f"num_clients={total}: this partition makes {made} clients; expected num_clients={made}")
-    return counts
+        return {name: total or partition.number_of_clients(one, caches[name]) for name, one in alone.items()}
+    if partition.is_natural(config):
+        counts = {name: partition.number_of_clients(one, caches[name]) for name, one in alone.items()}
+        made = sum(counts.values())
+        if total not in (None, made):
+            raise UserError(f"num_clients={total}: this partition makes {made} clients; expected num_clients={made}")
+        return counts
+    total = int(total or config.runtime.get("num_supernodes", 4))
+    if total < len(alone):
+        raise UserError(f"num_clients={total}: expected at least {len(alone)}, one for each of {', '.join(alone)}")
+    each, rest = divmod(total, len(alone))
+    return {name: each + (place < rest) for place, name in enumerate(alone)}
 
 
 def deal(config: DictConfig, num_clients: int) -> dict[str, Dealt]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from fedgh_app import storage
 from fedgh_app.config import compose_config
 from fedgh_app.pose.errors import UserError
-from fedgh_app.report import compare, print_report
+from fedgh_app.report import compare, headline, print_report
 
 
 def run(folder: Path, overrides: list[str], pck: float, **more: Any) -> Path:
@@ -89,3 +89,11 @@ def test_a_choice_goes_by_its_name_and_its_seed_tells_nothing(tmp_path: Path) ->
         ("FedGH selection=Oort", 2),
         ("FedGH selection=Random", 1),
     ]
+
+
+def test_the_headline_of_a_round_is_central_else_the_weighted_mean_of_the_clients() -> None:
+    clients = {"pck": 0.2, "loss": 3.0, "weighted": {"pck": 0.4}}
+    assert headline({"central": {"pck": 0.5}, "clients": clients}) == {"pck": 0.5}
+    assert headline({"clients": clients})["pck"] == 0.4
+    assert headline({"clients": clients})["loss"] == 3.0
+    assert headline({}) == headline({"clients": {}}) == {}
