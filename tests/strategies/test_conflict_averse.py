@@ -297,7 +297,7 @@ def test_updates_that_are_not_finite_are_an_error(weighting):
 
 def test_what_a_solver_raises_is_told_in_one_line():
     rule = ConflictAverse(weighting="FairGrad", options={"max_iters": 0})
-    with pytest.raises(ValueError, match="FairGrad found no weights for 2 updates: .*max_nfev"):
+    with pytest.raises(ValueError, match=r"FairGrad found no weights for 2 updates: .*max_nfev"):
         aggregate(rule, ZERO, SPREAD)
 
 
