@@ -56,6 +56,12 @@ def _plain_sgd(config: DictConfig) -> bool:
     return str(node._target_) == "torch.optim.SGD" and not any(extras)
 
 
+def _fewest(config: DictConfig) -> int:
+    """Replies that a robust rule needs at least (`strategies.robust`); 1 for the others."""
+    least = {"Krum": 2, "MultiKrum": 2, "Bulyan": 4}.get(str(config.strategy._target_).rpartition(".")[2])
+    return 1 if least is None else least * int(config.strategy.num_malicious_nodes) + 3
+
+
 feddyn, dyn = _builds("strategy", "FedDyn"), _builds("objective", "Dyn")
 scaffold = _builds("objective", "Scaffold")
 asynchronous = _builds("mode", "Async")
@@ -97,6 +103,12 @@ REFUSALS = (
         "the clients' half of FedDyn needs the server's; expected strategy=feddyn",
     ),
     Refusal(
+        "strategy.alpha",
+        "another objective.alpha",
+        _both(feddyn, dyn, lambda config: config.strategy.alpha != config.objective.alpha),
+        "both halves of FedDyn need the same; set strategy.alpha, which the objective follows",
+    ),
+    Refusal(
         "strategy=feddyn",
         "mode=async",
         _both(feddyn, asynchronous),
@@ -126,6 +138,13 @@ REFUSALS = (
         _both(scaffold, _not(_plain_sgd)),
         "SCAFFOLD reads the mean gradient off the update, which holds for plain SGD alone; "
         "expected optimizer=sgd optimizer.momentum=0",
+    ),
+    Refusal(
+        "objective=scaffold",
+        "schedule.final_fraction=0",
+        _both(scaffold, lambda config: config.schedule.get("final_fraction") == 0),
+        "SCAFFOLD divides the update by the learning rate, which would reach 0; "
+        "expected a schedule.final_fraction above 0",
     ),
     Refusal(
         "objective=scaffold",
@@ -159,6 +178,19 @@ REFUSALS = (
         "clustering=finch",
         _both(gradvac, clustered),
         "GradVac remembers every pair of clients by their place in the round; expected clustering=none",
+    ),
+    Refusal(
+        "strategy=krum, multikrum or bulyan",
+        "clustering=finch",
+        _both(clustered, lambda config: _fewest(config) > 1),
+        "a cluster may be smaller than the three clients that the rule needs at least; expected clustering=none",
+    ),
+    Refusal(
+        "strategy=krum, multikrum or bulyan",
+        "a small mode.buffer",
+        _both(asynchronous, lambda config: _fewest(config) > max(1, config.mode.buffer)),
+        "the rule needs 2 f + 3 (Bulyan: 4 f + 3) updates, f being strategy.num_malicious_nodes; "
+        "expected a mode.buffer of at least that",
     ),
     Refusal(
         "clustering=finch",

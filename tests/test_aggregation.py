@@ -145,26 +145,27 @@ class Opinions:
 
 
 def test_clusters_have_models_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """a (+4, 1 example) and b (+8, 3) agree, c (-2, 1) and d (-4, 1) agree: 7 and -3.
+    """a (+4, 1 example), b (+8, 3) and e (+7, 4) agree, c (-2, 1) and d (-4, 1) agree: (4 + 24 + 28) / 8 = 7 and -3.
 
-    Then b changes sides (-9 against its own 7: -2) and joins c and d. Their new model: the mean of where the three
-    started, (3·7 - 3 - 3) / 5 = 3, and of what they did, (3·(-9) - 2 - 4) / 5 = -6.6: -3.6, as the mean of their models is.
+    Then b changes sides: its model is 7 - 9 = -2, those of c and d -5 and -7. What the three share is the mean of these
+    models, (3·(-2) - 5 - 7) / 5 = -3.6: where they started, (3·7 - 3 - 3) / 5 = 3, and what they did,
+    (3·(-9) - 2 - 4) / 5 = -6.6.
     """
     monkeypatch.setattr(aggregation.site, "build_model", lambda config, spec: None)
-    run = federation({"a": 1, "b": 3, "c": 1, "d": 1}, {"a": 4.0, "b": 8.0, "c": -2.0, "d": -4.0}, FedAvg())
+    sizes, moves = {"a": 1, "b": 3, "c": 1, "d": 1, "e": 4}, {"a": 4.0, "b": 8.0, "c": -2.0, "d": -4.0, "e": 7.0}
+    run = federation(sizes, moves, FedAvg())
     topology = Finch(Opinions())  # type: ignore[arg-type]
     this = Round(1)
     topology.run_round(run, None, this)  # type: ignore[arg-type]
-    assert this.clusters == {"cluster-0": ["a", "b"], "cluster-1": ["c", "d"]}
-    assert {name: value(run.cohorts[name]) for name in "abcd"} == {"a": 7, "b": 7, "c": -3, "d": -3}
+    assert this.clusters == {"cluster-0": ["a", "b", "e"], "cluster-1": ["c", "d"]}
+    assert {name: value(run.cohorts[name]) for name in "abcde"} == {"a": 7, "b": 7, "c": -3, "d": -3, "e": 7}
     with pytest.raises(ValueError, match="2 models"):
         _ = run.arrays
-    run.mode.moves = {"a": 4.0, "b": -9.0, "c": -2.0, "d": -4.0}  # type: ignore[attr-defined]
+    run.mode.moves = {**moves, "b": -9.0}  # type: ignore[attr-defined]
     this = Round(2)
     topology.run_round(run, None, this)  # type: ignore[arg-type]
-    assert this.clusters == {"cluster-0": ["a"], "cluster-1": ["b", "c", "d"]} or len(this.clusters) == 1
-    if len(this.clusters) == 2:
-        assert value(run.cohorts["b"]) == pytest.approx((3 * -2 - 5 - 7) / 5)
+    assert this.clusters == {"cluster-0": ["a", "e"], "cluster-1": ["b", "c", "d"]}
+    assert {name: value(run.cohorts[name]) for name in "bcd"} == dict.fromkeys("bcd", pytest.approx(-3.6))
 
 
 def test_who_did_not_train_is_placed_by_its_latest_embedding(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,15 +9,12 @@ from typing import Any
 
 import pytest
 from conftest import TINY
+from recording import run
 
-from fedgh_app import partition, site, storage
-from fedgh_app.callbacks import CentralEvaluation, Checkpoint, History, Model
-from fedgh_app.client_app import app as client_app
-from fedgh_app.combinations import REFUSALS, is_central
-from fedgh_app.config import compose_config, join_overrides
-from fedgh_app.inprocess import InProcessGrid
+from fedgh_app import storage
+from fedgh_app.combinations import REFUSALS
+from fedgh_app.config import compose_config
 from fedgh_app.pose.errors import UserError
-from fedgh_app.server_app import federate
 
 FEDDYN = ["strategy=feddyn", "objective=dyn"]
 GRADVAC = ["strategy=conflict_averse", "strategy.weighting=GradVac"]
@@ -27,16 +24,22 @@ SGD = ["optimizer=sgd", "optimizer.momentum=0"]
 REFUSED = {
     ("strategy=feddyn", "another objective"): ["strategy=feddyn"],
     ("objective=dyn", "another strategy"): ["objective=dyn"],
+    ("strategy.alpha", "another objective.alpha"): [*FEDDYN, "objective.alpha=0.5"],
     ("strategy=feddyn", "mode=async"): [*FEDDYN, "mode=async"],
     ("strategy=feddyn", "topology=edge_cloud"): [*FEDDYN, "topology=edge_cloud"],
     ("strategy=feddyn", "clustering=finch"): [*FEDDYN, "clustering=finch"],
     ("strategy=feddyn", "server_optimizer"): [*FEDDYN, "server_optimizer=sgd"],
     ("objective=scaffold", "optimizer other than plain SGD"): ["objective=scaffold", "optimizer=sgd"],
+    ("objective=scaffold", "schedule.final_fraction=0"): [
+        *("objective=scaffold", *SGD, "schedule=cosine", "schedule.final_fraction=0.0"),
+    ],
     ("objective=scaffold", "mode=async"): ["objective=scaffold", *SGD, "mode=async"],
     ("objective=scaffold", "clustering=finch"): ["objective=scaffold", *SGD, "clustering=finch"],
     ("strategy.weighting=GradVac", "partial participation"): [*GRADVAC, "selection.fraction=0.5"],
     ("strategy.weighting=GradVac", "mode=async"): [*GRADVAC, "mode=async"],
     ("strategy.weighting=GradVac", "clustering=finch"): [*GRADVAC, "clustering=finch"],
+    ("strategy=krum, multikrum or bulyan", "clustering=finch"): ["strategy=krum", "clustering=finch"],
+    ("strategy=krum, multikrum or bulyan", "a small mode.buffer"): ["strategy=bulyan", "mode=async"],
     ("clustering=finch", "topology=edge_cloud"): ["clustering=finch", "topology=edge_cloud"],
     ("clustering=finch", "server_optimizer"): ["clustering=finch", "server_optimizer=adam"],
     ("topology=edge_cloud", "mode=async"): ["topology=edge_cloud", "mode=async"],
@@ -83,10 +86,10 @@ AXES: dict[str, dict[str, list[str]]] = {
         ],
     },
     "clustering": {"none": [], "finch": ["clustering=finch", "clustering.images=4"]},
-    "topology": {"flat": [], "edge_cloud": ["topology=edge_cloud"]},
-    "mode": {"sync": [], "async": ["mode=async"]},
+    "topology": {"flat": [], "edge_cloud": ["topology=edge_cloud", "topology.edges=3"]},
+    "mode": {"sync": [], "async": ["mode=async", "mode.buffer=3"]},
     "selection": {
-        name: [f"selection={name}"] + ([] if name == "random" else ["selection.fraction=0.7"])
+        name: [f"selection={name}"] + ([] if name == "random" else ["selection.fraction=0.9"])
         for name in ("random", "power_of_choice", "oort")
     },
 }
@@ -148,26 +151,15 @@ def covering_runs() -> list[dict[str, str]]:
     return runs
 
 
-def federation(overrides: list[str], directory: Path) -> None:
-    """Five clients, without pictures."""
-    config = compose_config(overrides)
-    partition.partition(config, site.open_data(config), 5)
-    nodes = [{"partition-id": number, "num-partitions": 5} for number in range(5)]
-    directory.mkdir()
-    grid = InProcessGrid(client_app, nodes, {"overrides": join_overrides(overrides)})
-    evaluation = [CentralEvaluation()] if is_central(config) else []
-    federate(config, grid, directory, [*evaluation, Checkpoint(1), History(), Model()])
-
-
 def test_every_allowed_pair_of_choices_runs(toy: list[str], tmp_path: Path) -> None:
     runs = covering_runs()
     assert len(runs) >= len(AXES["strategy"]) * 2
-    for number, run in enumerate(runs):
-        overrides = overrides_of(run)
+    for number, chosen in enumerate(runs):
+        overrides = overrides_of(chosen)
         directory = tmp_path / str(number)
-        federation([*toy, "partition=iid", *overrides], directory)
+        run([*toy, "partition=iid", *overrides], directory, count=8)
         result = storage.read_json(directory / "result.json")
-        central = run.get("sharing", "all") == "all" and run.get("clustering", "none") == "none"
+        central = chosen.get("sharing", "all") == "all" and chosen.get("clustering", "none") == "none"
         assert result["evaluated"] == ("central" if central else "clients"), overrides
         assert math.isfinite(result["pck"]), overrides
         assert result["rejected"] == [], overrides

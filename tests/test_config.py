@@ -13,7 +13,6 @@ from fedgh_app.config import (
 )
 from fedgh_app.pose.errors import UserError
 
-
 # What some choices need beside themselves.
 BESIDE = {
     "feddyn": ["objective=dyn"],

@@ -8,52 +8,16 @@ from typing import Any
 
 import pytest
 from flwr.app import Message
+from recording import run
 
-from fedgh_app import partition, site, storage
-from fedgh_app.callbacks import CentralEvaluation, History
+from fedgh_app import storage
 from fedgh_app.client_app import app as client_app
-from fedgh_app.config import compose_config, join_overrides
+from fedgh_app.config import compose_config
 from fedgh_app.errors import RunFailed
-from fedgh_app.federation import Federation
-from fedgh_app.inprocess import InProcessGrid
+from fedgh_app.instantiation import instantiate
 from fedgh_app.pose.errors import UserError
-from fedgh_app.server_app import federate
 
 SLOW = ["mode=async", "mode.buffer=2", "rounds=6", "++runtime.speeds.3=0.1", "evaluate.clients_every=0"]
-
-
-class Recording(InProcessGrid):
-    """Keeps every message and reply that passes."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.sent: list[Message] = []
-        self.received: list[Message] = []
-
-    def push_messages(self, messages: Any) -> list[str]:
-        messages = list(messages)
-        self.sent += messages
-        return super().push_messages(messages)
-
-    def pull_messages(self, message_ids: Any) -> list[Message]:
-        found = super().pull_messages(message_ids)
-        self.received += found
-        return found
-
-
-def run(overrides: list[str], directory: Path, app: Any = client_app) -> tuple[Federation, Recording]:
-    config = compose_config(overrides)
-    partition.partition(config, site.open_data(config), 4)
-    nodes = [{"partition-id": number, "num-partitions": 4} for number in range(4)]
-    directory.mkdir()
-    grid = Recording(
-        app,
-        nodes,
-        {"overrides": join_overrides(overrides)},
-        examples_per_second=config.runtime.examples_per_second,
-        speeds=config.runtime.speeds,
-    )
-    return federate(config, grid, directory, [CentralEvaluation(), History()]), grid
 
 
 def test_fast_clients_do_not_wait_for_a_slow_one(toy: list[str], tmp_path: Path) -> None:
@@ -157,8 +121,6 @@ def _fail() -> Message:
     ],
 )
 def test_a_bad_value_is_named(override: str, words: str) -> None:
-    from fedgh_app.instantiation import instantiate
-
     with pytest.raises(UserError) as error:
         instantiate(compose_config(["mode=async", override]).mode, "mode")
     assert words in str(error.value)

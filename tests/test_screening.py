@@ -95,8 +95,6 @@ def test_a_bad_reply_is_set_aside_with_name_round_and_reason(kind: str) -> None:
     assert "\n" not in rejected.reason
 
 
-
-
 def expected(client: str, kind: str) -> frozenset[str] | None:
     return frozenset({"num-examples", "loss"}) if kind == "train" else None
 

@@ -201,7 +201,7 @@ def test_layerwise_fedgh_and_other_options_run(tiny: list[str], tmp_path: Path) 
 
 
 def test_a_fraction_of_the_clients_trains(tiny: list[str], tmp_path: Path) -> None:
-    launch([*tiny, "strategy.fraction_train=0.5", "keep_checkpoints=0"], tmp_path / "run", quiet=True)
+    launch([*tiny, "selection.fraction=0.5", "keep_checkpoints=0"], tmp_path / "run", quiet=True)
     lines = storage.read_lines(tmp_path / "run/history.jsonl")
     assert all(len(line["strategy"]["clients"]) == 2 for line in lines[1:])
 

@@ -1,0 +1,55 @@
+"""A federation in this process whose messages can be read afterwards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Message
+
+from fedgh_app import partition, site
+from fedgh_app.callbacks import CentralEvaluation, Checkpoint, History, Model
+from fedgh_app.client_app import app as client_app
+from fedgh_app.combinations import is_central
+from fedgh_app.config import compose_config, join_overrides
+from fedgh_app.federation import Federation
+from fedgh_app.inprocess import InProcessGrid
+from fedgh_app.server_app import federate
+
+
+class Recording(InProcessGrid):
+    """Keeps every message and reply that passes."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sent: list[Message] = []
+        self.received: list[Message] = []
+
+    def push_messages(self, messages: Any) -> list[str]:
+        messages = list(messages)
+        self.sent += messages
+        return super().push_messages(messages)
+
+    def pull_messages(self, message_ids: Any) -> list[Message]:
+        found = super().pull_messages(message_ids)
+        self.received += found
+        return found
+
+
+def run(
+    overrides: list[str], directory: Path, app: Any = client_app, *, count: int = 4
+) -> tuple[Federation, Recording]:
+    """A federation of ``count`` clients without pictures, and the grid that saw all its messages."""
+    config = compose_config(overrides)
+    partition.partition(config, site.open_data(config), count)
+    nodes = [{"partition-id": number, "num-partitions": count} for number in range(count)]
+    directory.mkdir()
+    grid = Recording(
+        app,
+        nodes,
+        {"overrides": join_overrides(overrides)},
+        examples_per_second=config.runtime.examples_per_second,
+        speeds=config.runtime.speeds,
+    )
+    central = [CentralEvaluation()] if is_central(config) else []
+    return federate(config, grid, directory, [*central, Checkpoint(1), History(), Model()]), grid

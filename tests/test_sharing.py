@@ -1,0 +1,138 @@
+"""Federations in which a part of the model, or of the objective, stays with each client."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ToyPose
+from flwr.app import ArrayRecord, Context, Message, RecordDict
+from recording import run
+
+from fedgh_app import local_state, storage
+from fedgh_app.client_app import app as client_app
+from fedgh_app.config import compose_config
+from fedgh_app.errors import RunFailed
+from fedgh_app.pose.records import load_spec
+from fedgh_app.server_app import _fits_any_keypoints
+
+LOCAL = {
+    "fedbn": lambda key: key.startswith("backbone.1."),
+    "fedpav": lambda key: key.startswith("head."),
+}
+
+
+def arrays_of(messages: list[Message]) -> list[ArrayRecord]:
+    return [
+        record for message in messages if message.has_content() for record in message.content.array_records.values()
+    ]
+
+
+@pytest.mark.parametrize("sharing", LOCAL)
+def test_what_stays_local_is_in_no_message(sharing: str, toy: list[str], tmp_path: Path) -> None:
+    """Every message of the run, both ways: the keys of all arrays, and the local values as bytes anywhere at all."""
+    done, grid = run([*toy, f"sharing={sharing}", "rounds=3"], tmp_path / "run")
+    keys = set(ToyPose(3).state_dict())
+    local = {key for key in keys if LOCAL[sharing](key)}
+    assert local
+    passed = arrays_of(grid.sent) + arrays_of(grid.received)
+    assert len(passed) == 4 * 4 + 2 * 3 * 4 - 4 + 4  # evaluated in rounds 0 to 3; trained in three, there and back
+    assert all(set(record) == keys - local for record in passed)
+    for number in range(4):
+        kept = local_state.LocalState.open(RecordDict(), local_state.file_of(done.id, str(number)))
+        values = [tensor.numpy().tobytes() for tensor in kept.proposed.values() if tensor.numel() > 1]
+        assert values
+        wire = b"".join(array.data for record in passed for array in record.values())
+        assert not any(value in wire for value in values)
+
+
+@pytest.mark.parametrize("sharing", LOCAL)
+def test_local_parameters_differ_survive_and_are_what_the_client_is_tested_with(
+    sharing: str, toy: list[str], tmp_path: Path
+) -> None:
+    done, _ = run([*toy, f"sharing={sharing}", "rounds=2", "optimizer.lr=0.05"], tmp_path / "run")
+    kept = [
+        local_state.LocalState.open(RecordDict(), local_state.file_of(done.id, str(number))).proposed
+        for number in range(4)
+    ]
+    for one, other in itertools.pairwise(kept):
+        assert all(not torch.equal(one[key], other[key]) for key in one if one[key].is_floating_point())
+    result = done.history[-1].evaluate
+    assert "central" not in result
+    assert math.isfinite(result["clients"]["weighted"]["pck"])
+
+
+@pytest.mark.parametrize("setting", [["sharing=fedbn"], ["strategy=feddyn", "objective=dyn"]])
+def test_a_client_that_restarts_finds_its_state_again(setting: list[str], toy: list[str], tmp_path: Path) -> None:
+    """Flower keeps Context.state in memory: a client that lost it goes on from its own file, with the same bits."""
+
+    def forgetful(message: Message, context: Context) -> Message:
+        context.state = RecordDict()
+        return client_app(message, context)
+
+    overrides = [*toy, *setting, "rounds=3"]
+    whole, _ = run(overrides, tmp_path / "whole")
+    restarted, _ = run(overrides, tmp_path / "restarted", forgetful)
+    assert {k: a.data for k, a in whole.arrays.items()} == {k: a.data for k, a in restarted.arrays.items()}
+
+
+def test_a_rejected_training_leaves_the_client_as_it_was(toy: list[str], tmp_path: Path) -> None:
+    """Client 1's second reply is spoilt on its way: what that training left on the client must not count."""
+
+    def spoilt(message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        config = message.content.config_records.get("config", {})
+        if config.get("draw") == 2 and context.node_config["partition-id"] == 1:
+            del reply.content["metrics"]
+        return reply
+
+    done, _ = run([*toy, "sharing=fedbn", "rounds=2"], tmp_path / "run", spoilt)
+    assert [item["client"] for item in done.history[2].rejected] == ["1"]
+    assert done.accepted == {"0": 2, "1": 1, "2": 2, "3": 2}
+    kept = local_state.LocalState.open(RecordDict(), local_state.file_of(done.id, "1"))
+    kept.acknowledge(done.accepted["1"])
+    first = kept.accepted["model:backbone.1.num_batches_tracked"]
+    assert kept.proposed["model:backbone.1.num_batches_tracked"] == 2 * first
+
+
+def test_runs_do_not_find_each_others_state(toy: list[str], tmp_path: Path) -> None:
+    overrides = [*toy, "sharing=fedbn", "rounds=1"]
+    first, _ = run(overrides, tmp_path / "one")
+    second, _ = run(overrides, tmp_path / "two")
+    assert first.id != second.id
+    assert first.history[1].evaluate["clients"] == second.history[1].evaluate["clients"]
+
+
+def test_nothing_is_kept_where_nothing_stays(toy: list[str], tmp_path: Path, home: Path) -> None:
+    done, _ = run([*toy, "objective=prox", "rounds=1"], tmp_path / "run")
+    assert not (home / "clients" / done.id).exists()
+
+
+@pytest.mark.parametrize(("sharing", "fits"), [("all", False), ("fedbn", False), ("fedpav", True)])
+def test_other_keypoints_fit_only_where_the_head_stays(sharing: str, fits: bool, home: Path) -> None:
+    config = compose_config([f"sharing={sharing}", "model.head_width=8"])
+    assert _fits_any_keypoints(config, load_spec("arm")) is fits
+
+
+def test_the_headline_is_the_clients_mean_weighted_by_their_test_images(toy: list[str], tmp_path: Path) -> None:
+    run([*toy, "sharing=fedbn", "rounds=1"], tmp_path / "run")
+    result = storage.read_json(tmp_path / "run" / "result.json")
+    clients = storage.read_lines(tmp_path / "run" / "history.jsonl")[-1]["evaluate"]["clients"]["by_client"]
+    total = sum(values["examples"] for values in clients.values())
+    assert result["evaluated"] == "clients"
+    assert result["pck"] == pytest.approx(sum(v["examples"] * v["pck"] for v in clients.values()) / total)
+    elbow = [(v["examples"], v["per_keypoint"]["elbow"]) for v in clients.values()]
+    assert result["per_keypoint"]["elbow"] == pytest.approx(sum(n * value for n, value in elbow) / total)
+
+
+def test_arrays_that_are_missing_are_named(toy: list[str], tmp_path: Path) -> None:
+    def strip(message: Message, context: Context) -> Message:
+        if "arrays" in message.content:
+            del message.content.array_records["arrays"]["head.0.bias"]
+        return client_app(message, context)
+
+    with pytest.raises(RunFailed, match=r"array head\.0\.bias was not sent; expected the 9 shared ones"):
+        run([*toy, "rounds=1"], tmp_path / "run", strip)
