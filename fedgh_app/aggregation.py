@@ -21,6 +21,7 @@ from fedgh_app.pose.errors import UserError
 from fedgh_app.screening import ScreeningGrid
 from strategies.finch import finch
 from strategies.rebase import rebase
+from strategies.updates import labels
 
 Diagnostics = dict[str, Any]
 
@@ -33,7 +34,7 @@ class Flat:
         updates = run.mode.updates(run, grid, this, this.round)
         with this.timed("aggregate"):
             base = run.cohorts.models[GLOBAL]
-            arrays = combine(this, run.strategy, base, replies_of(updates, base), labels(updates))
+            arrays = combine(this, run.strategy, base, replies_of(updates, base), labels_of(updates))
             arrays = advance(run, this, base, arrays, updates)
         run.cohorts.models[GLOBAL] = distilled(run, this, arrays, updates)
 
@@ -73,7 +74,7 @@ class Finch:
                 base = mean(starts, sizes)
                 if own:
                     part = Round(this.round)
-                    base = combine(part, run.strategy, base, replies_of(own, base), labels(own))
+                    base = combine(part, run.strategy, base, replies_of(own, base), labels_of(own))
                     parts.append(part)
                 models[cluster] = distilled(run, this, base, own, cluster)
         merge(this, parts)
@@ -128,7 +129,7 @@ class EdgeCloud:
                     base = run.cohorts.models[edge]
                     part = Round(this.round)
                     run.cohorts.models[edge] = combine(
-                        part, run.client_strategy, base, replies_of(own, base), labels(own)
+                        part, run.client_strategy, base, replies_of(own, base), labels_of(own)
                     )
                     examples[edge] |= {update.client: run.clients[update.client].examples for update in own}
                     reports[edge] = MetricRecord({k: v for k, v in part.train.items() if k != "clients"})
@@ -194,14 +195,9 @@ def replies_of(updates: Sequence[Update], base: ArrayRecord) -> list[Message]:
     return [rebase(update.reply, update.start, base, update.scale) for update in updates]
 
 
-def labels(updates: Sequence[Update]) -> list[str]:
-    """A name for each update: the client's, with a number where one client has several."""
-    seen: dict[str, int] = {}
-    found = []
-    for update in updates:
-        count = seen[update.client] = seen.get(update.client, 0) + 1
-        found.append(update.client if count == 1 else f"{update.client}#{count}")
-    return found
+def labels_of(updates: Sequence[Update]) -> tuple[str, ...]:
+    """A name for each update, as diagnostics use them."""
+    return labels([update.client for update in updates])
 
 
 def combine(
@@ -239,7 +235,7 @@ def advance(
     """What the server makes of the strategy's model: the server optimizer's step, staleness noted, controls moved."""
     if any(update.staleness for update in updates) or "dropped" in this.strategy:
         this.strategy["staleness"] = {
-            label: update.staleness for label, update in zip(labels(updates), updates, strict=True)
+            label: update.staleness for label, update in zip(labels_of(updates), updates, strict=True)
         }
     absorb(run, base, updates)
     optimizer = run.axes.get("server_optimizer")

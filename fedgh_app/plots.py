@@ -249,7 +249,7 @@ def staleness(history: Sequence[Round], labels: Mapping[str, str], path: Path, t
     }
     if not ages:
         return
-    clients, rounds, table = _by_client_and_round(ages)
+    clients, rounds, table = _by_client_and_round(ages, labels)
     dropped = {this.round: this.strategy.get("dropped", 0) for this in history if this.round in rounds}
     figure = _grid_figure(clients, rounds)
     above = any(dropped.values())
@@ -282,7 +282,7 @@ def clusters(history: Sequence[Round], labels: Mapping[str, str], path: Path, ti
         for name, members in this.clusters.items()
         for client in members
     }
-    clients, rounds, table = _by_client_and_round(membership)
+    clients, rounds, table = _by_client_and_round(membership, labels)
     colours = [*COLOURS[: len(names)]]
     if len(names) > len(COLOURS):
         colours = [to_hex(colour) for colour in colormaps["turbo"](np.linspace(0, 1, len(names)))]
@@ -300,9 +300,11 @@ def _counting(name: str) -> list[tuple[bool, int, str]]:
     return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", name)]
 
 
-def _by_client_and_round(values: Mapping[tuple[str, int], float]) -> tuple[list[str], list[int], np.ndarray]:
-    """Clients in counting order, all rounds from the first to the last, and the (clients, rounds) table of values."""
-    clients = sorted({client for client, _ in values}, key=_counting)
+def _by_client_and_round(
+    values: Mapping[tuple[str, int], float], labels: Mapping[str, str]
+) -> tuple[list[str], list[int], np.ndarray]:
+    """All clients in counting order, the rounds from the first to the last, and the (clients, rounds) table of values."""
+    clients = sorted({*labels, *(client for client, _ in values)}, key=_counting)
     numbers = [number for _, number in values]
     rounds = list(range(min(numbers), max(numbers) + 1))
     table = np.full((len(clients), len(rounds)), np.nan)

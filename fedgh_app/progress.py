@@ -76,10 +76,10 @@ class Display:
             parts.append(f"PCK {100 * pck:5.1f} %")
         if clusters := line.get("clusters"):
             parts.append(f"{len(clusters)} cluster{'s' if len(clusters) > 1 else ''}")
-        if late := line["strategy"].get("staleness"):
-            parts.append(f"updates up to {max(late.values())} aggregations late")
+        if late := max(line["strategy"].get("staleness", {}).values(), default=0):
+            parts.append(f"staleness up to {late}")
         if dropped := line["strategy"].get("dropped"):
-            parts.append(f"{dropped} dropped as too late")
+            parts.append(f"{dropped} dropped as too stale")
         if (conflicts := line["strategy"].get("conflicting")) is not None:
             by_tensor = line["strategy"].get("conflicting_per_tensor", {}).values()
             tensors = f" ({100 * sum(by_tensor) / len(by_tensor):.0f} % by tensor)" if by_tensor else ""

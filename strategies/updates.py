@@ -58,7 +58,7 @@ class ClientUpdates:
         self.sent = dict(sent)
         self.replies: tuple[Message, ...] = tuple(by_name(replies, client_names))
         self.names = tuple(client_name(reply, client_names) for reply in self.replies)
-        self.labels = _labels(self.names)
+        self.labels = labels(self.names)
         self.arrays = tuple(map(only_arrays, self.names, self.replies))
         self.metrics = tuple(map(only_metrics, self.names, self.replies))
         self.examples = _examples(self.names, self.metrics, weighted_by_key)
@@ -260,7 +260,7 @@ def by_name(replies: Sequence[Message], client_names: Mapping[int, str]) -> list
     return sorted(replies, key=lambda reply: client_name(reply, client_names))
 
 
-def _labels(names: Sequence[str]) -> tuple[str, ...]:
+def labels(names: Sequence[str]) -> tuple[str, ...]:
     seen: Counter[str] = Counter()
     labels = []
     for name in names:

@@ -13,7 +13,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedgh_app import aggregation
-from fedgh_app.aggregation import EdgeCloud, Finch, Flat, combine, edges_of, labels, mean, merge, replies_of
+from fedgh_app.aggregation import EdgeCloud, Finch, Flat, combine, edges_of, labels_of, mean, merge, replies_of
 from fedgh_app.errors import RunFailed
 from fedgh_app.federation import ClientInfo, Cohorts, Federation, Round, Update
 from fedgh_app.pose.errors import UserError
@@ -189,7 +189,7 @@ def test_a_stale_update_counts_for_what_its_scale_leaves() -> None:
     strategy = FedAvg()
     strategy.client_names = {1: "a", 2: "b"}
     this = Round(1)
-    arrays = combine(this, strategy, base, replies_of([stale, fresh], base), labels([stale, fresh]))
+    arrays = combine(this, strategy, base, replies_of([stale, fresh], base), labels_of([stale, fresh]))
     assert value(arrays) == 24
 
 

@@ -38,7 +38,7 @@ def test_late_updates_clusters_and_rejections_are_told(tmp_path: Path) -> None:
     clusters = Round(2, clusters={"0": ["0"], "1": ["1", "2"]})
     rejected = Round(3, rejected=[{"round": 3, "client": "1", "reason": "out [of] memory"}])
     assert shown(tmp_path, late, clusters, rejected) == [
-        "round   1  updates up to 3 aggregations late  2 dropped as too late",
+        "round   1  staleness up to 3  2 dropped as too stale",
         "round   2  2 clusters",
         "round   3  rejected 1: out [of] memory",
     ]
