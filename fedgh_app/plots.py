@@ -267,7 +267,7 @@ def staleness(history: Sequence[Round], labels: Mapping[str, str], path: Path, t
         panels[0].yaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))
         panels[0].spines[["top", "right"]].set_visible(False)
         panels[0].tick_params(labelbottom=False)
-    panels[0].set_title(f"{title}: age of the updates (grey: none came)")
+    panels[0].set_title(f"{title}: staleness of the updates (grey: none came)")
     figure.savefig(path)
 
 
@@ -303,7 +303,7 @@ def _counting(name: str) -> list[tuple[bool, int, str]]:
 def _by_client_and_round(
     values: Mapping[tuple[str, int], float], labels: Mapping[str, str]
 ) -> tuple[list[str], list[int], np.ndarray]:
-    """All clients in counting order, the rounds from the first to the last, and the (clients, rounds) table of values."""
+    """All clients in counting order, all rounds from the first to the last, and the (clients, rounds) table."""
     clients = sorted({*labels, *(client for client, _ in values)}, key=_counting)
     numbers = [number for _, number in values]
     rounds = list(range(min(numbers), max(numbers) + 1))

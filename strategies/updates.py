@@ -261,12 +261,13 @@ def by_name(replies: Sequence[Message], client_names: Mapping[int, str]) -> list
 
 
 def labels(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names made unique: the second ``lab`` is ``lab#2``."""
     seen: Counter[str] = Counter()
-    labels = []
+    unique = []
     for name in names:
         seen[name] += 1
-        labels.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    return tuple(labels)
+        unique.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return tuple(unique)
 
 
 def only_arrays(name: str, reply: Message) -> ArrayRecord:
