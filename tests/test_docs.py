@@ -1,0 +1,115 @@
+"""The pages under docs/ and the README say what the code does: choices, keys, commands, refusals."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from fedgh_app.combinations import REFUSALS
+from fedgh_app.config import CONF, compose_config, expand_sweep, groups
+
+ROOT = Path(__file__).resolve().parents[1]
+AXES_PAGE = (ROOT / "docs/axes.md").read_text()
+README = (ROOT / "README.md").read_text()
+LAYOUT = (ROOT / "docs/layout.md").read_text()
+AXES = (
+    "strategy",
+    "server_optimizer",
+    "objective",
+    "sharing",
+    "distillation",
+    "clustering",
+    "topology",
+    "mode",
+    "selection",
+)
+
+
+def section(title: str) -> str:
+    """The part of docs/axes.md under a heading."""
+    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", AXES_PAGE, re.MULTILINE | re.DOTALL)
+    assert found, f"docs/axes.md has no section {title}"
+    return found[1]
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of every table row of ``text``, without headings and rules."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    rules = {number for number, line in enumerate(lines) if set(line) <= set("|-: ")}
+    wanted = [line for number, line in enumerate(lines) if number not in rules and number + 1 not in rules]
+    return [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in wanted]
+
+
+def commands(text: str) -> list[str]:
+    """The arguments of every ``fedgh run`` in a code block, without comments."""
+    blocks = re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [line.removeprefix("fedgh run ").partition("#")[0] for line in lines if line.startswith("fedgh run ")]
+
+
+def keys_of(group: str) -> set[str]:
+    """The keys that some choice of a group has, those of nodes that it takes from other groups included."""
+    found: set[str] = set()
+    for file in (CONF / group).glob("*.yaml"):
+        node: Any = OmegaConf.to_container(OmegaConf.load(file))
+        taken = [entry for entry in node.pop("defaults", []) if entry != "_self_"]
+        found |= {*node, *(name.partition("@")[2] for entry in taken for name in entry)}
+    return found
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_the_page_has_one_row_for_every_choice_of_an_axis(axis: str) -> None:
+    named = [cells[0].strip("`") for cells in rows(section(axis))]
+    assert sorted(named) == groups()[axis]
+    assert all(cell for cells in rows(section(axis)) for cell in cells)
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_the_page_says_where_to_look_and_which_keys_exist(axis: str) -> None:
+    assert "\nHistory: " in section(axis)
+    named = set(re.findall(rf"(?<![\w@.]){axis}\.(\w+)", AXES_PAGE))
+    assert named <= keys_of(axis)
+
+
+def test_the_papers_that_the_page_cites_are_listed() -> None:
+    listed = {cells[0] for cells in rows(section("Papers"))}
+    cited = {paper for axis in AXES for cells in rows(section(axis)) for paper in papers(cells[2])}
+    assert cited == listed
+
+
+def papers(cell: str) -> set[str]:
+    """The short names in a table's cell, such as ``Ni 2025; projection: Yu 2020``."""
+    found = (re.search(r"([A-Z][\w ]+ (?:19|20)\d\d)$", part.strip()) for part in cell.split(";"))
+    return {match[1] for match in found if match}
+
+
+def test_the_table_of_refusals_is_the_codes_row_by_row() -> None:
+    assert [tuple(cells) for cells in rows(section("Which combine"))] == [
+        (refusal.first, refusal.second, refusal.reason) for refusal in REFUSALS
+    ]
+
+
+@pytest.mark.parametrize("page", [AXES_PAGE, README], ids=["axes", "readme"])
+def test_every_run_that_a_page_shows_composes(page: str) -> None:
+    shown = commands(page)
+    assert shown
+    for line in shown:
+        jobs = expand_sweep([word for word in line.split() if word != "-m"])
+        for job in {tuple(jobs[0]), tuple(jobs[-1])}:
+            compose_config(job)
+
+
+def test_the_readme_names_every_choice_of_every_axis() -> None:
+    told = {cells[0].strip("`"): cells[1] for cells in rows(README) if len(cells) == 3}
+    for axis in AXES:
+        assert sorted(re.split(r",\s*", told[axis])) == groups()[axis], axis
+
+
+def test_the_layout_names_every_config_group_and_files_that_exist() -> None:
+    assert {group for group in groups() if f"`{group}`" in LAYOUT} == set(groups())
+    for name in re.findall(r"`(\w+(?:/\w+)*\.py)`", LAYOUT):
+        assert any((ROOT / folder / name).exists() for folder in ("", "fedgh_app", "fedgh_app/pose")), name
