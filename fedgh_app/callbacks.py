@@ -22,6 +22,7 @@ from fedgh_app.pose.batches import Batches
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.tally import tally
 from fedgh_app.pose.training import evaluate
+from fedgh_app.report import headline
 from fedgh_app.tracking import Tracker
 
 
@@ -66,7 +67,7 @@ class CentralEvaluation(Habit):
             self.model.load_state_dict(run.state_dict())
             batches = Batches(cache, test, batch_size=4 * run.config.batch_size, seed=0, shuffle=False)
             loss = instantiate(run.config.loss, "loss")
-            with site.threads(run.config.runtime.get("server_cpus", run.config.runtime.client_cpus)):
+            with site.server_threads(run.config):
                 found = evaluate(self.model, batches, loss, device=site.device_of(run.config))
         counts = tally(found, run.spec.keypoints, run.spec.thresholds[0])
         this.evaluate["central"] = {**counts.summary(), "loss": found.loss, "examples": len(test)}
@@ -93,8 +94,7 @@ class Checkpoint(Habit):
         stem = f"round-{this.round:04d}"
         _save(run, folder, stem, this.round)
         storage.save_state(folder / f"{stem}.json", {"round": this.round, **run.server_state()})
-        headline = this.evaluate.get("central") or this.evaluate.get("clients") or {}
-        pck = headline.get("pck") if "central" in this.evaluate else headline.get("weighted", {}).get("pck")
+        pck = headline(this.evaluate).get("pck")
         if pck is not None and (self.best is None or pck > self.best[0]):
             self.best = (pck, this.round)
             storage.write_json(folder / "best.json", {"round": this.round, "pck": pck})
@@ -128,10 +128,9 @@ class Progress(Habit):
 
     def after_round(self, run: Federation, this: Round) -> None:
         """One line."""
-        central = this.evaluate.get("central") or this.evaluate.get("clients") or {}
         found = {
             "loss": this.train.get("loss"),
-            "pck": central.get("pck"),
+            "pck": headline(this.evaluate).get("pck"),
             "seconds": this.seconds.get("total"),
         }
         said = ", ".join(f"{name} {value:.3f}" for name, value in found.items() if value is not None)
@@ -152,12 +151,15 @@ class Plots:
             return
         folder = run.directory / "plots"
         folder.mkdir(exist_ok=True)
-        title = f"{type(run.strategy).__name__} on {run.spec.name}"
+        title = f"{type(run.strategy).__name__} on {run.config.dataset.spec}"
+        metric = site.headline(run.config)
         labels = {name: client.label for name, client in run.clients.items()}
-        plots.keypoint_curves(run.history, folder / "keypoints.png", title, run.spec.headline)
-        plots.client_curves(run.history, labels, folder / "clients.png", title, run.spec.headline)
+        plots.keypoint_curves(run.history, folder / "keypoints.png", title, metric)
+        plots.client_curves(run.history, labels, folder / "clients.png", title, metric)
         plots.cosine_matrices(run.history, labels, folder / "cosines.png", title)
         plots.weight_bars(run.history, labels, folder / "weights.png", title)
+        plots.staleness(run.history, labels, folder / "staleness.png", title)
+        plots.clusters(run.history, labels, folder / "clusters.png", title)
         if run.config.evaluate.central_every and run.is_central:
             try:
                 cache = site.open_data(run.config)

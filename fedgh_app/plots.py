@@ -18,11 +18,10 @@ from matplotlib.colors import ListedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
-from omegaconf import DictConfig
 
 from fedgh_app import partition
 from fedgh_app.federation import Round
-from fedgh_app.partition import Dealt, Partition
+from fedgh_app.partition import Dealt
 from fedgh_app.pose.batches import Batches
 from fedgh_app.pose.cache import CropCache
 from fedgh_app.pose.drawing import LEGEND, contact_sheet, draw_comparison
@@ -402,8 +401,3 @@ def holdings(dealt: Mapping[str, Dealt], path: Path, title: str) -> None:
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), title=heading)
     axes.set_title(f"{title}: who holds what")
     figure.savefig(path)
-
-
-def who_holds_what(config: DictConfig, cache: CropCache, parts: Partition, path: Path) -> None:
-    """`holdings` of a federation of one data set."""
-    holdings({str(config.dataset.spec): Dealt(config, cache, parts)}, path, str(config.dataset.spec))

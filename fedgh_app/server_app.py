@@ -21,7 +21,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 from omegaconf import DictConfig, OmegaConf
 
-from fedgh_app import partition, plots, site, storage
+from fedgh_app import plots, site, storage
 from fedgh_app.aggregation import EdgeCloud, Finch, Flat, edges_of
 from fedgh_app.callbacks import usual_callbacks
 from fedgh_app.config import compose_config, run_name, split_overrides
@@ -32,8 +32,9 @@ from fedgh_app.knowledge import PublicImages, ServerDistillation
 from fedgh_app.modes import CONTROL, book, evaluation_messages
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.metrics import spread
-from fedgh_app.pose.records import DatasetSpec, load_spec
+from fedgh_app.pose.records import DatasetSpec
 from fedgh_app.pose.tally import Count, Tally
+from fedgh_app.report import headline
 from fedgh_app.screening import STOP_FILE, ScreeningGrid
 from strategies.scaffold import ControlVariate
 from strategies.server_optimizer import ServerOptimizer
@@ -59,10 +60,9 @@ def deal(config: DictConfig, directory: Path, num_clients: int) -> None:
     """Make the partition that the clients will read, and draw it; nothing where sites hold their own data."""
     if config.partition._target_ is None:
         return
-    cache = site.open_data(config)
-    parts = partition.partition(config, cache, num_clients)
+    dealt = site.deal(config, num_clients)
     (directory / "plots").mkdir(parents=True, exist_ok=True)
-    plots.who_holds_what(config, cache, parts, directory / "plots" / "partition.png")
+    plots.holdings(dealt, directory / "plots" / "partition.png", str(config.dataset.spec))
 
 
 def run_directory(config: DictConfig) -> Path:
@@ -112,12 +112,17 @@ def wait_for_nodes(grid: Grid, expected: int | None) -> list[int]:
     )
 
 
+def first_spec(config: DictConfig) -> DatasetSpec:
+    """The data set of a run; of several, the first."""
+    return next(iter(site.specs(config).values()))
+
+
 def check(config: DictConfig) -> None:
     """Build every part that needs no data once, so that a wrong argument is told before any process starts.
 
     Raises UserError.
     """
-    spec = load_spec(config.dataset.spec)
+    spec = first_spec(config)
     for part in ("strategy", "loss", "augmentation", "schedule", "objective", "sharing", "selection", "mode"):
         instantiate(config[part], part)
     site.initial_state(config, spec)
@@ -150,7 +155,7 @@ def federate(
     if (directory / "history.jsonl").exists():
         raise UserError(f"run_dir={directory}: holds a run already; expected a new or empty directory")
     site.limit_threads(config.runtime.client_cpus)
-    spec = load_spec(config.dataset.spec)
+    spec = first_spec(config)
     started = time.perf_counter()
     OmegaConf.save(config, directory / "config.yaml")
     screen = ScreeningGrid(grid, stop_file=directory / STOP_FILE)
@@ -296,7 +301,8 @@ def evaluate_clients(run: Federation, grid: ScreeningGrid, this: Round) -> None:
     with this.timed("evaluate_clients"):
         messages = evaluation_messages(run, grid, this, able, "test")
         replies = list(grid.send_and_receive(messages, timeout=run.config.round_timeout))
-        run.client_strategy.aggregate_evaluate(this.round, replies)
+        if len({run.clients[name].keypoints for name in able}) == 1:  # Flower averages only what all reported
+            run.client_strategy.aggregate_evaluate(this.round, replies)
     book(grid, this)
     this.evaluate["clients"] = summary_of_clients(reply_metrics(grid, replies))
 
@@ -367,22 +373,19 @@ def write_result(run: Federation, grid: ScreeningGrid, seconds: dict[str, float]
     ``seconds`` are wall time: ``total`` from the first query on, ``rounds`` of the rounds with all that callbacks did.
     """
     last = run.history[-1].evaluate
-    evaluated = "central" if "central" in last else "clients"
-    headline = last.get(evaluated, {})
-    if evaluated == "clients" and headline:
-        headline = {**headline, **headline["weighted"]}
+    found = headline(last)
     storage.write_json(
         run.directory / "result.json",
         {
-            "pck": headline.get("pck"),
-            "per_keypoint": headline.get("per_keypoint", {}),
-            "evaluated": evaluated,
+            "pck": found.get("pck"),
+            "per_keypoint": found.get("per_keypoint", {}),
+            "evaluated": "central" if "central" in last else "clients",
             "rounds": run.config.rounds,
             "seconds": seconds,
             "rejected": [vars(item) for item in grid.rejected],
-            "before": run.history[0].evaluate.get(evaluated, {}).get("per_keypoint", {}),
-            "heatmap_accuracy": headline.get("heatmap_accuracy"),
-            "auc": headline.get("auc"),
+            "before": headline(run.history[0].evaluate).get("per_keypoint", {}),
+            "heatmap_accuracy": found.get("heatmap_accuracy"),
+            "auc": found.get("auc"),
             "clients": {
                 name: {"label": info.label, "examples": info.examples, "test_examples": info.test_examples}
                 for name, info in run.clients.items()

@@ -66,21 +66,14 @@ def limit_threads(count: int) -> None:
 
 
 @contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Let torch use ``count`` threads inside the block."""
+def server_threads(config: DictConfig) -> Iterator[None]:
+    """Let torch use as many threads inside the block as the server may while its clients rest."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(int(config.runtime.get("server_cpus", config.runtime.client_cpus)))
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def server_threads(config: DictConfig) -> Iterator[None]:
-    """Let torch use as many threads inside the block as the server may while its clients rest."""
-    with threads(int(config.runtime.get("server_cpus", config.runtime.client_cpus))):
-        yield
 
 
 def device_of(config: DictConfig) -> torch.device:
