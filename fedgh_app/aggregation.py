@@ -35,7 +35,7 @@ class Flat:
         with this.timed("aggregate"):
             base = run.cohorts.models[GLOBAL]
             arrays = combine(this, run.strategy, base, replies_of(updates, base), labels_of(updates))
-            arrays = advance(run, this, base, arrays, updates)
+            arrays = advance(run, base, arrays, updates)
         run.cohorts.models[GLOBAL] = distilled(run, this, arrays, updates)
 
 
@@ -164,29 +164,29 @@ class EdgeCloud:
         return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=asked)
 
 
-def edges_of(clients: Sequence[str], edges: int | Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Edge by client name: ``edges`` of them with consecutive clients, or as the mapping says.
+def edges_of(clients: Sequence[str], edges: int, members: Mapping[str, Sequence[Any]] | None = None) -> dict[str, str]:
+    """Edge by client name: as ``members`` says, else ``edges`` of them with consecutive clients.
 
     Raises UserError where a client belongs to none or to two, or where an edge would be empty.
     """
-    if isinstance(edges, int):
+    if members is None:
         if not 1 <= edges <= len(clients):
             raise UserError(
                 f"topology.edges={edges}: expected 1 to {len(clients)}, as many as there are clients at most"
             )
         return {name: f"edge-{place * edges // len(clients)}" for place, name in enumerate(clients)}
     of: dict[str, str] = {}
-    for edge, members in edges.items():
-        for name in map(str, members):
+    for edge, names in members.items():
+        for name in map(str, names):
             if name not in clients:
-                raise UserError(f"topology.edges.{edge}={name}: no such client; expected one of {', '.join(clients)}")
+                raise UserError(f"topology.members.{edge}={name}: no such client; expected one of {', '.join(clients)}")
             if name in of:
                 raise UserError(
-                    f"topology.edges.{edge}={name}: it belongs to {of[name]} too; expected one edge a client"
+                    f"topology.members.{edge}={name}: it belongs to {of[name]} too; expected one edge a client"
                 )
             of[name] = str(edge)
     if missing := [name for name in clients if name not in of]:
-        raise UserError(f"topology.edges: client {missing[0]} belongs to no edge; expected one edge for every client")
+        raise UserError(f"topology.members: client {missing[0]} belongs to no edge; expected one edge for every client")
     return of
 
 
@@ -229,14 +229,8 @@ def combine(
     return arrays
 
 
-def advance(
-    run: Federation, this: Round, base: ArrayRecord, proposed: ArrayRecord, updates: Sequence[Update]
-) -> ArrayRecord:
-    """What the server makes of the strategy's model: the server optimizer's step, staleness noted, controls moved."""
-    if any(update.staleness for update in updates) or "dropped" in this.strategy:
-        this.strategy["staleness"] = {
-            label: update.staleness for label, update in zip(labels_of(updates), updates, strict=True)
-        }
+def advance(run: Federation, base: ArrayRecord, proposed: ArrayRecord, updates: Sequence[Update]) -> ArrayRecord:
+    """What the server makes of the strategy's model: controls moved, and the server optimizer's step."""
     absorb(run, base, updates)
     optimizer = run.axes.get("server_optimizer")
     return proposed if optimizer is None else optimizer.step(base, proposed)
@@ -322,6 +316,11 @@ def merge(this: Round, parts: Sequence[Round]) -> None:
                 / sum(pairs)
                 for key in found[0]["conflicting_per_tensor"]
             }
+            compared = [
+                (n, one["mean_cosine"]) for n, one in zip(pairs, found, strict=True) if one["mean_cosine"] is not None
+            ]
+            if compared:
+                merged["mean_cosine"] = sum(n * cosine for n, cosine in compared) / sum(n for n, _ in compared)
         cosines = [one["smallest_cosine"] for one in found if one["smallest_cosine"] is not None]
         merged["smallest_cosine"] = min(cosines, default=None)
     this.strategy |= merged

@@ -62,6 +62,14 @@ def _fewest(config: DictConfig) -> int:
     return 1 if least is None else least * int(config.strategy.num_malicious_nodes) + 3
 
 
+def _edge(config: DictConfig) -> str:
+    return str(config.topology.edge_strategy._target_)
+
+
+def _odd_at_the_edge(config: DictConfig) -> bool:
+    return _edge(config).endswith(".FedDyn") or config.topology.edge_strategy.get("weighting") == "GradVac"
+
+
 feddyn, dyn = _builds("strategy", "FedDyn"), _builds("objective", "Dyn")
 scaffold = _builds("objective", "Scaffold")
 asynchronous = _builds("mode", "Async")
@@ -72,6 +80,11 @@ distils, fedpav = _is("distillation", "server"), _builds("sharing", "FedPav")
 def is_central(config: DictConfig) -> bool:
     """Whether the server of such a run holds one whole model: nothing stays on the clients, and all share one."""
     return keeps_nothing(config) and config.clustering.name == "none"
+
+
+def fedbn(config: DictConfig) -> bool:
+    """Whether BatchNorm stays on the clients."""
+    return _builds("sharing", "FedBN")(config)
 
 
 def keeps_nothing(config: DictConfig) -> bool:
@@ -191,6 +204,29 @@ REFUSALS = (
         _both(asynchronous, lambda config: _fewest(config) > max(1, config.mode.buffer)),
         "the rule needs 2 f + 3 (Bulyan: 4 f + 3) updates, f being strategy.num_malicious_nodes; "
         "expected a mode.buffer of at least that",
+    ),
+    Refusal(
+        "strategy=krum, multikrum or bulyan",
+        "few topology.edges",
+        _both(
+            edges, lambda config: config.topology.members is None and _fewest(config) > max(1, config.topology.edges)
+        ),
+        "the cloud's rule needs 2 f + 3 (Bulyan: 4 f + 3) edges, f being strategy.num_malicious_nodes; "
+        "expected at least that many, or the rule at the edges: strategy@topology.edge_strategy=krum strategy=fedavg",
+    ),
+    Refusal(
+        "topology.edge_strategy",
+        "feddyn or GradVac",
+        _both(edges, _odd_at_the_edge),
+        "their state belongs to one model and the same clients in every round, and the edges take turns; "
+        "expected another",
+    ),
+    Refusal(
+        "strategy=fedcdw",
+        "another topology.edge_strategy",
+        _both(edges, _builds("strategy", "FedCDW"), lambda config: not _edge(config).endswith(".FedCDW")),
+        "clients measure the cosine distance only where the rule at the edge asks; "
+        "expected strategy@topology.edge_strategy=fedcdw",
     ),
     Refusal(
         "clustering=finch",

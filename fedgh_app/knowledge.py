@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from fedgh_app import site
-from fedgh_app.combinations import keeps_nothing
+from fedgh_app.combinations import fedbn
 from fedgh_app.config import fedgh_home
 from fedgh_app.federation import Federation, Round, Update, tensors
 from fedgh_app.instantiation import build_optimizer, instantiate
@@ -31,7 +31,7 @@ from strategies.randomness import generator
 
 
 class PublicImages:
-    """A fixed draw of a data set's images, without their labels.
+    """A fixed draw of a data set's training images, without their labels.
 
     Args:
         config: the run's config.
@@ -52,11 +52,13 @@ class PublicImages:
             on_bad=config.dataset.on_bad,
             directory=fedgh_home() / "cache" / "crops",
         )
-        drawn = torch.randperm(len(self.cache), generator=generator(config.seed, "public images", key))[:count]
-        self.indices = np.sort(drawn.numpy())
+        # Never of the test images, which may be those of the run.
+        train = self.cache.indices("train")
+        drawn = torch.randperm(len(train), generator=generator(config.seed, "public images", key))[:count]
+        self.indices = np.sort(train[drawn.numpy()])
         self.batch_size = config.batch_size
         # Under FedBN the server has no statistics of its own: BatchNorm takes those of the images at hand.
-        self.batch_statistics = not keeps_nothing(config)
+        self.batch_statistics = fedbn(config)
 
     def batches(self) -> Batches:
         """The images, always in the same order."""

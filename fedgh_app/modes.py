@@ -12,6 +12,7 @@ from fedgh_app.federation import Federation, Round, Update
 from fedgh_app.pose.errors import UserError
 from fedgh_app.screening import ScreeningGrid, Traffic
 from fedgh_app.selection import Candidate
+from strategies.updates import labels
 
 CONTROL = "control"
 
@@ -54,8 +55,9 @@ class Async:
     Args:
         buffer: B, updates in one aggregation.
         staleness_exponent: a, at least 0; 0 forgives every delay.
-        max_staleness: staler updates than this are dropped and counted, which also bounds the versions that are kept.
-        concurrency: clients that train at a time; None for all. With fewer, ``selection`` says who is next.
+        max_staleness: staler updates than this are dropped and counted.
+        concurrency: clients that train at a time, and so the most versions of the model that are kept; None: as many as
+            ``selection`` wants of all. With fewer than all, the selection says who is next.
     """
 
     def __init__(
@@ -96,7 +98,8 @@ class Async:
         failed: set[str] = set()
         dropped = 0
         while len(arrived) < self.buffer:
-            self._keep_busy(run, grid, this, failed)
+            with this.timed("train"):
+                self._keep_busy(run, grid, this, failed)
             if not self.in_flight:
                 book(grid, this)
                 raise too_few(this, len(arrived), self.buffer)
@@ -115,12 +118,18 @@ class Async:
             for number_of_message in [number for number in self.in_flight if not grid.waits_for(number)]:
                 failed.add(self.in_flight.pop(number_of_message)[0])
         book(grid, this)
+        versions = {id(start): start for _, start, *_ in self.in_flight.values()}
+        this.bytes["versions"] = sum(len(array.data) for start in versions.values() for array in start.values())
+        arrived.sort(key=lambda update: update.client)
+        names = labels([update.client for update in arrived])
+        this.strategy["staleness"] = {name: update.staleness for name, update in zip(names, arrived, strict=True)}
         this.strategy["dropped"] = dropped
-        return sorted(arrived, key=lambda update: update.client)
+        return arrived
 
     def _keep_busy(self, run: Federation, grid: ScreeningGrid, this: Round, failed: set[str]) -> None:
         idle = [name for name in self.idle(run) if name not in failed]
-        free = (self.concurrency or len(run.clients)) - len(self.in_flight)
+        together = self.concurrency or run.axes["selection"].size(len(run.clients))
+        free = together - len(self.in_flight)
         if not idle or free < 1:
             return
         self.selections += 1
@@ -204,14 +213,14 @@ def training_messages(
 ) -> list[Message]:
     """What the named clients are sent: their cohort's model, and what only they need to know."""
     config = ConfigRecord({"run": run.id, "report": list(run.axes["selection"].report)})
-    control = run.axes.get(CONTROL)
+    control = run.axes[CONTROL].arrays if CONTROL in run.axes else None
     made = []
     for cohort, members in run.cohorts.members(names).items():
         view = grid.only(nodes_of(grid, members))
         for message in run.client_strategy.configure_train(this.round, run.cohorts.models[cohort], config, view):
             name = grid.name_of(message)
             own = {"draw": draws[name], "acknowledged": run.accepted.get(name, 0)}
-            made.append(_personal(message, own, control.arrays if control is not None else None))
+            made.append(_personal(message, own, control))
     return made
 
 

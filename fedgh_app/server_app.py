@@ -25,7 +25,7 @@ from fedgh_app import plots, site, storage
 from fedgh_app.aggregation import EdgeCloud, Finch, Flat, edges_of
 from fedgh_app.callbacks import usual_callbacks
 from fedgh_app.config import compose_config, run_name, split_overrides
-from fedgh_app.errors import RunFailed
+from fedgh_app.errors import RunFailed, first_line
 from fedgh_app.federation import Callback, ClientInfo, Cohorts, Federation, Round, Topology
 from fedgh_app.instantiation import build_optimizer, instantiate
 from fedgh_app.knowledge import PublicImages, ServerDistillation
@@ -125,8 +125,26 @@ def check(config: DictConfig) -> None:
     spec = first_spec(config)
     for part in ("strategy", "loss", "augmentation", "schedule", "objective", "sharing", "selection", "mode"):
         instantiate(config[part], part)
+    if config.topology.name == "edge_cloud":
+        instantiate(config.topology.edge_strategy, "strategy")
     site.initial_state(config, spec)
-    build_optimizer(config, site.build_model(config, spec).parameters())
+    parameters = list(site.build_model(config, spec).parameters())
+    build_optimizer(config, parameters)
+    if config.server_optimizer._target_ is not None:
+        server_optimizer(config)(parameters)
+
+
+def server_optimizer(config: DictConfig) -> Callable[[Iterable[Any]], Any]:
+    """The configured server optimizer, which still wants its parameters; refuses its arguments with a UserError."""
+    made = instantiate(config.server_optimizer, "server_optimizer")
+
+    def build(parameters: Iterable[Any]) -> Any:
+        try:
+            return made(parameters)
+        except Exception as error:
+            raise UserError(f"server_optimizer: {first_line(error)}") from None
+
+    return build
 
 
 def federate(
@@ -219,7 +237,7 @@ def assemble(
     )
     run.axes["selection"] = instantiate(config.selection, "selection")
     if config.server_optimizer._target_ is not None:
-        run.axes["server_optimizer"] = ServerOptimizer(instantiate(config.server_optimizer, "server_optimizer"))
+        run.axes["server_optimizer"] = ServerOptimizer(server_optimizer(config))
     if instantiate(config.objective, "objective").needs_control:
         run.axes[CONTROL] = ControlVariate(shared, len(clients))
     if config.distillation.name == "server":
@@ -231,7 +249,7 @@ def assemble(
         node = config.clustering
         topology = run.axes["clustering"] = Finch(PublicImages(config, node.public, node.images, "clustering.public"))
     elif config.topology.name == "edge_cloud":
-        edges = edges_of(list(clients), config.topology.edges)
+        edges = edges_of(list(clients), config.topology.edges, config.topology.members)
         topology = EdgeCloud(config.topology.edge_rounds, edges)
         run.client_strategy = instantiate(config.topology.edge_strategy, "strategy")
         run.client_strategy.client_names = dict(grid.client_names)

@@ -203,7 +203,7 @@ def test_a_stale_update_counts_for_what_its_scale_leaves() -> None:
     ],
 )
 def test_edges_of(edges: Any, of: dict[str, str]) -> None:
-    assert edges_of(["a", "b", "c"], edges) == of
+    assert (edges_of(["a", "b", "c"], edges) if isinstance(edges, int) else edges_of(["a", "b", "c"], 2, edges)) == of
 
 
 @pytest.mark.parametrize(
@@ -211,14 +211,14 @@ def test_edges_of(edges: Any, of: dict[str, str]) -> None:
     [
         (0, "topology.edges=0: expected 1 to 3"),
         (4, "topology.edges=4: expected 1 to 3"),
-        ({"left": ["a", "x"]}, "topology.edges.left=x: no such client"),
-        ({"left": ["a", "b"], "right": ["b", "c"]}, "topology.edges.right=b: it belongs to left too"),
+        ({"left": ["a", "x"]}, "topology.members.left=x: no such client"),
+        ({"left": ["a", "b"], "right": ["b", "c"]}, "topology.members.right=b: it belongs to left too"),
         ({"left": ["a"]}, "client b belongs to no edge"),
     ],
 )
 def test_edges_that_are_none(edges: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        edges_of(["a", "b", "c"], edges)
+        edges_of(["a", "b", "c"], *([edges] if isinstance(edges, int) else [2, edges]))
 
 
 def test_a_mean_of_models() -> None:
@@ -247,6 +247,7 @@ def part(names: Sequence[str], loss: float, conflicting: float) -> Round:
         "cosines": [[1.0 if a == b else 0.5 for b in names] for a in names],
         "conflicting": conflicting,
         "conflicting_per_tensor": {"w": conflicting},
+        "mean_cosine": 0.5 if len(names) > 1 else None,
         "smallest_cosine": 0.5 if len(names) > 1 else None,
     }
     return this
@@ -260,4 +261,4 @@ def test_what_several_aggregations_tell_becomes_one_account() -> None:
     assert this.strategy["clients"] == ["a", "b", "c", "d", "e"]
     assert this.strategy["cosines"][0] == [1.0, None, 0.5, None, None]
     assert this.strategy["conflicting"] == pytest.approx(1 / 4)  # one pair of 1 + 3
-    assert this.strategy["smallest_cosine"] == 0.5
+    assert this.strategy["mean_cosine"] == this.strategy["smallest_cosine"] == 0.5
