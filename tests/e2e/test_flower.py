@@ -104,6 +104,30 @@ def test_the_bundle_holds_config_and_data_set_descriptions(tmp_path: Path, stage
 
 
 @pytest.mark.slow
+def test_every_axis_in_one_line_through_flower(home: Path, tmp_path: Path) -> None:
+    """BatchNorm stays on clients that come and go between two actors, whose updates arrive when they do."""
+    axes = ["objective=prox", "sharing=fedbn", "selection=power_of_choice", "mode=async", "distillation=server"]
+    more = ["rounds=4", "distillation.every=2", "distillation.images=8", "tracking=wandb", "tracking.mode=offline"]
+    done = subprocess.run(
+        [SCRIPTS / "fedgh", "run", "run_dir=run", *OVERRIDES, "strategy=fedgh", *axes, *more],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = storage.read_json(tmp_path / "run" / "result.json")
+    assert (result["evaluated"], result["rejected"]) == ("clients", [])
+    lines = storage.read_lines(tmp_path / "run" / "history.jsonl")
+    assert all(len(line["strategy"]["staleness"]) >= 2 for line in lines[1:])
+    assert [bool(line["distillation"]) for line in lines] == [False, False, True, False, True]
+    assert any("asked" in line["selection"] for line in lines)
+    assert (tmp_path / "run" / "plots" / "staleness.png").exists()
+    assert left_behind() == []
+
+
+@pytest.mark.slow
 def test_a_failed_run_is_one_line_with_status_and_no_process(home: Path, tmp_path: Path) -> None:
     """A loss that explodes makes every reply infinite, so none is left for the round."""
     done = subprocess.run(
