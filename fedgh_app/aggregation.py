@@ -15,6 +15,7 @@ from torch import Tensor
 from fedgh_app import site
 from fedgh_app.errors import RunFailed
 from fedgh_app.federation import GLOBAL, Federation, Round, Update, tensors
+from fedgh_app.instantiation import instantiate
 from fedgh_app.knowledge import PublicImages
 from fedgh_app.modes import CONTROL
 from fedgh_app.pose.errors import UserError
@@ -35,7 +36,7 @@ class Flat:
         with this.timed("aggregate"):
             base = run.cohorts.models[GLOBAL]
             arrays = combine(this, run.strategy, base, replies_of(updates, base), labels_of(updates))
-            arrays = advance(run, base, arrays, updates)
+            arrays = advance(run, this, base, arrays, updates)
         run.cohorts.models[GLOBAL] = distilled(run, this, arrays, updates)
 
 
@@ -69,9 +70,8 @@ class Finch:
             for cluster in sorted(set(of.values())):
                 members = [name for name in run.clients if of[name] == cluster]
                 own = [update for update in updates if of[update.client] == cluster]
-                starts = [update.start for update in own] or [run.cohorts[name] for name in members]
-                sizes = [run.clients[name].examples for name in ([update.client for update in own] or members)]
-                base = mean(starts, sizes)
+                # Where the members stand now, each as much as it has examples; their updates go on from there.
+                base = mean([run.cohorts[name] for name in members], [run.clients[name].examples for name in members])
                 if own:
                     part = Round(this.round)
                     base = combine(part, run.strategy, base, replies_of(own, base), labels_of(own))
@@ -114,28 +114,25 @@ class EdgeCloud:
     def run_round(self, run: Federation, grid: ScreeningGrid, this: Round) -> None:
         """E aggregations at the edges, one in the cloud."""
         cloud = run.arrays
-        run.cohorts.regroup(dict.fromkeys(self.numbers, cloud), self.of)
         examples: dict[str, dict[str, int]] = {edge: {} for edge in self.numbers}
         reports: dict[str, MetricRecord] = {}
-        for e in range(self.edge_rounds):
-            draw = (this.round - 1) * self.edge_rounds + e + 1
-            updates = run.mode.updates(run, grid, this, draw)
-            parts = []
-            with this.timed("aggregate"):
-                for edge in self.numbers:
-                    own = [update for update in updates if self.of[update.client] == edge]
-                    if not own:
-                        continue
-                    base = run.cohorts.models[edge]
-                    part = Round(this.round)
-                    run.cohorts.models[edge] = combine(
-                        part, run.client_strategy, base, replies_of(own, base), labels_of(own)
-                    )
-                    examples[edge] |= {update.client: run.clients[update.client].examples for update in own}
+        trained: dict[str, Any] = {}
+        run.cohorts.regroup(dict.fromkeys(self.numbers, cloud), self.of)
+        try:
+            for e in range(self.edge_rounds):
+                draw = (this.round - 1) * self.edge_rounds + e + 1
+                updates = run.mode.updates(run, grid, this, draw)
+                with this.timed("aggregate"):
+                    parts = self._edge_round(run, this, updates)
+                for edge, part in parts.items():
                     reports[edge] = MetricRecord({k: v for k, v in part.train.items() if k != "clients"})
-                    parts.append(part)
-                absorb(run, cloud, updates)
-        merge(this, parts)
+                    examples[edge] |= {name: run.clients[name].examples for name in part.train["clients"]}
+                    trained |= part.train["clients"]
+        except BaseException:
+            run.cohorts.share(cloud)  # a run that ends here keeps the model of the last whole round
+            raise
+        merge(this, list(parts.values()))
+        this.train["clients"] = dict(sorted(trained.items()))
         at_edges, this.strategy = this.strategy, {}
         with this.timed("aggregate"):
             asked = {edge: sum(examples[edge].values()) for edge in self.numbers if examples[edge]}
@@ -154,6 +151,18 @@ class EdgeCloud:
                 run, this, arrays, [Update(edge, reply, cloud) for edge, reply in zip(asked, replies, strict=True)]
             )
         )
+
+    def _edge_round(self, run: Federation, this: Round, updates: Sequence[Update]) -> dict[str, Round]:
+        """Give each edge that has updates its next model; what was noted of each."""
+        parts = {}
+        for edge in self.numbers:
+            own = [update for update in updates if self.of[update.client] == edge]
+            if own:
+                base = run.cohorts.models[edge]
+                part = parts[edge] = Round(this.round)
+                arrays = combine(part, run.client_strategy, base, replies_of(own, base), labels_of(own))
+                run.cohorts.models[edge] = arrays
+        return parts
 
     def _members(self, edges: Iterable[str]) -> dict[str, list[str]]:
         return {edge: sorted(name for name, own in self.of.items() if own == edge) for edge in edges}
@@ -229,19 +238,18 @@ def combine(
     return arrays
 
 
-def advance(run: Federation, base: ArrayRecord, proposed: ArrayRecord, updates: Sequence[Update]) -> ArrayRecord:
-    """What the server makes of the strategy's model: controls moved, and the server optimizer's step."""
-    absorb(run, base, updates)
-    optimizer = run.axes.get("server_optimizer")
-    return proposed if optimizer is None else optimizer.step(base, proposed)
-
-
-def absorb(run: Federation, base: ArrayRecord, updates: Sequence[Update]) -> None:
-    """Let SCAFFOLD's control variate follow the updates, where there is one."""
+def advance(
+    run: Federation, this: Round, base: ArrayRecord, proposed: ArrayRecord, updates: Sequence[Update]
+) -> ArrayRecord:
+    """What the server makes of the strategy's model: SCAFFOLD's control moved, and the server optimizer's step."""
     control = run.axes.get(CONTROL)
     if control is not None:
-        metrics = [next(iter(update.reply.content.metric_records.values())) for update in updates]
-        control.absorb(base, replies_of(updates, base), [float(record["learning-rate"]) for record in metrics])  # type: ignore[arg-type]
+        # What clients were to train with: no client's word moves the control of all.
+        factor = instantiate(run.config.schedule, "schedule")(this.round, run.config.rounds)
+        rate = float(run.config.optimizer.lr * factor)
+        control.absorb(base, replies_of(updates, base), [rate] * len(updates))
+    optimizer = run.axes.get("server_optimizer")
+    return proposed if optimizer is None else optimizer.step(base, proposed)
 
 
 def distilled(

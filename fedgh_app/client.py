@@ -101,8 +101,8 @@ class PoseClient(NumPyClient):
                 ``report``: what the server asks the client to measure beside.
 
         Returns:
-            The trained shared part, the number of training examples, and ``loss``, ``steps``, ``learning-rate``,
-            ``seconds`` and what was asked for.
+            The trained shared part, the number of training examples, and ``loss``, ``steps``, ``seconds``
+            and what was asked for.
         """
         started = time.perf_counter()
         server_round, draw = int(config["server-round"]), int(config["draw"])
@@ -124,10 +124,9 @@ class PoseClient(NumPyClient):
             penalty=self.objective.penalty(received),
             squared_losses=LOSS_RMS in asked,
         )
-        rate = float(self.config.optimizer.lr * factor)
         if self.keeps_state:
-            self._propose(draw, received, done.steps, rate)
-        metrics: dict[str, Scalar] = {"loss": done.loss, "steps": done.steps, "learning-rate": rate}
+            self._propose(draw, received, done.steps, float(self.config.optimizer.lr * factor))
+        metrics: dict[str, Scalar] = {"loss": done.loss, "steps": done.steps}
         if COSINE_DISTANCE in asked:
             metrics[COSINE_DISTANCE] = cosine_distance(before, predict(self.model, probe.images, device=self.device))
         if done.loss_rms is not None:

@@ -85,7 +85,7 @@ def _client(context: Context, message: Message | None = None) -> PoseClient:
 
 
 def _file(client: PoseClient, message: Message) -> Path:
-    return file_of(str(_config(message)["run"]), client.site.name)
+    return file_of(client.config, str(_config(message)["run"]), client.site.name)
 
 
 # One process serves many messages, and in simulation many clients: what does not change is built once.

@@ -168,6 +168,13 @@ REFUSALS = (
     ),
     Refusal(
         "objective=scaffold",
+        "topology=edge_cloud",
+        _both(scaffold, edges),
+        "SCAFFOLD's control variate is the mean gradient at one model, and each edge has its own; "
+        "expected topology=flat",
+    ),
+    Refusal(
+        "objective=scaffold",
         "clustering=finch",
         _both(scaffold, clustered),
         "SCAFFOLD's control variate is the mean gradient at one model, and each cluster has its own; "
@@ -209,7 +216,7 @@ REFUSALS = (
         "strategy=krum, multikrum or bulyan",
         "few topology.edges",
         _both(
-            edges, lambda config: config.topology.members is None and _fewest(config) > max(1, config.topology.edges)
+            edges, lambda config: _fewest(config) > max(1, len(config.topology.members or range(config.topology.edges)))
         ),
         "the cloud's rule needs 2 f + 3 (Bulyan: 4 f + 3) edges, f being strategy.num_malicious_nodes; "
         "expected at least that many, or the rule at the edges: strategy@topology.edge_strategy=krum strategy=fedavg",
@@ -251,6 +258,13 @@ REFUSALS = (
         "sharing=fedpav",
         _both(distils, fedpav, lambda config: config.distillation.output == "heatmaps"),
         "the server has no client's head, so no heatmaps; expected distillation.output=features",
+    ),
+    Refusal(
+        "init",
+        "sharing=fedbn",
+        lambda config: config.init is not None and fedbn(config),
+        "clients start from BatchNorm layers of their own, which would not fit the trained rest; "
+        "expected init=null, or sharing=all",
     ),
     Refusal(
         "dataset with members",

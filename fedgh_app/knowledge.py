@@ -91,11 +91,11 @@ class ServerDistillation:
         output: what the models are compared in: ``heatmaps``, or, as in the paper, L2-normalised ``features`` of the
             backbone, for clients whose heads stay with them.
         learning_rate_factor: on the rate that clients train with in this round; 0.01 in the paper.
-        images: the public images.
+        images: the public images; None to check the other arguments only.
     """
 
     def __init__(
-        self, images: PublicImages, every: int = 10, output: str = "heatmaps", learning_rate_factor: float = 0.01
+        self, images: PublicImages | None, every: int = 10, output: str = "heatmaps", learning_rate_factor: float = 0.01
     ) -> None:
         if not isinstance(every, int) or every < 1:
             raise UserError(f"distillation.every={every}: expected a whole number of at least 1")
@@ -116,7 +116,8 @@ class ServerDistillation:
         self, run: Federation, this: Round, arrays: ArrayRecord, updates: Sequence[Update], cohort: str
     ) -> ArrayRecord:
         """The model ``arrays`` after one pass; notes the loss on the round."""
-        config = run.config
+        config, images = run.config, self.images
+        assert images is not None
         # What clients keep to themselves is here as the seed drew it, and stays so.
         model = site.build_model(config, run.spec)
         device = site.device_of(config)
@@ -125,15 +126,15 @@ class ServerDistillation:
         options: dict[str, Any] = {
             "output": self.output,
             "device": device,
-            "batch_statistics": self.images.batch_statistics,
+            "batch_statistics": images.batch_statistics,
         }
         with site.server_threads(config):
-            targets = soft_targets(model, states, self.images.batches(), **options)
+            targets = soft_targets(model, states, images.batches(), **options)
             model.load_state_dict(own, strict=False)
             factor = instantiate(config.schedule, "schedule")(this.round, config.rounds) * self.learning_rate_factor
             shared = [parameter for name, parameter in model.named_parameters() if name in own]
             optimizer = build_optimizer(config, shared, factor)
-            loss = distil(model, targets, self.images.batches(), optimizer, **options)
+            loss = distil(model, targets, images.batches(), optimizer, **options)
         this.distillation[cohort] = {"loss": loss, "images": len(targets), "teachers": len(updates)}
         after = model.state_dict()
         return ArrayRecord({key: Array(after[key].cpu().numpy().copy()) for key in own})

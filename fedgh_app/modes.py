@@ -91,18 +91,17 @@ class Async:
     def updates(self, run: Federation, grid: ScreeningGrid, this: Round, draw: int) -> list[Update]:
         """Keep clients busy until ``buffer`` updates are here.
 
-        Raises RunFailed where nobody is left to wait for.
+        With nobody left to wait for, those that came are enough if they are ``min_clients``; RunFailed otherwise.
         """
         grid.traffic = Traffic()
         arrived: list[Update] = []
-        failed: set[str] = set()
         dropped = 0
         while len(arrived) < self.buffer:
-            with this.timed("train"):
-                self._keep_busy(run, grid, this, failed)
+            # Who failed is not asked again before the next aggregation: it might fail at once, without end.
+            failed = {item.client for item in grid.rejected if item.round == this.round}
+            self._keep_busy(run, grid, this, failed)
             if not self.in_flight:
-                book(grid, this)
-                raise too_few(this, len(arrived), self.buffer)
+                break
             with this.timed("train"):
                 good = grid.arrivals(self.in_flight)
             for asked, reply in good:
@@ -114,10 +113,11 @@ class Async:
                 else:
                     scale = (1 + staleness) ** -self.staleness_exponent
                     arrived.append(Update(name, reply, start, staleness, scale))
-            # Who fails is not asked again before the next aggregation: it might fail at once, without end.
-            for number_of_message in [number for number in self.in_flight if not grid.waits_for(number)]:
-                failed.add(self.in_flight.pop(number_of_message)[0])
+            for lost in [message_id for message_id in self.in_flight if not grid.waits_for(message_id)]:
+                del self.in_flight[lost]
         book(grid, this)
+        if len(arrived) < min(self.buffer, run.config.min_clients):
+            raise too_few(this, len(arrived), run.config.min_clients)
         versions = {id(start): start for _, start, *_ in self.in_flight.values()}
         this.bytes["versions"] = sum(len(array.data) for start in versions.values() for array in start.values())
         arrived.sort(key=lambda update: update.client)
@@ -136,8 +136,10 @@ class Async:
         names = select(run, grid, this, idle, min(free, len(idle)), self.selections)
         draws = {name: self.draws.get(name, 0) + 1 for name in names}
         self.draws |= draws
-        messages = training_messages(run, grid, this, names, draws)
-        for number, message in zip(grid.post(messages, timeout=run.config.round_timeout), messages, strict=True):
+        with this.timed("train"):
+            messages = training_messages(run, grid, this, names, draws)
+            ids = grid.post(messages, timeout=run.config.round_timeout)
+        for number, message in zip(ids, messages, strict=True):
             name = grid.name_of(message)
             self.in_flight[number] = (name, run.cohorts[name], this.round, draws[name])
 

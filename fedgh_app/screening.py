@@ -231,6 +231,8 @@ def _metric_fault(metrics: MetricRecord, expected: frozenset[str] | None) -> str
     examples = metrics.get("num-examples")
     if not isinstance(examples, int | float) or not examples > 0:
         return f"num-examples is {examples}; expected a positive number"
+    if not metrics.get("steps", 1) > 0:  # type: ignore[operator]
+        return f"steps is {metrics['steps']}; expected a positive number"
     for key, value in metrics.items():
         values = value if isinstance(value, list) else [value]
         if not all(math.isfinite(number) for number in values):

@@ -211,7 +211,9 @@ class Oort(Selection):
         }
         utility = self.utilities(key, candidates)
         epsilon = max(self.exploration_min, self.exploration * self.exploration_decay ** (key - 1))
-        exploited = min(len(utility), max(count - round(epsilon * count), count - len(unexplored)))
+        # Rounded at random: with one place a round, a fixed rounding would explore always or never.
+        explored = int(epsilon * count + torch.rand((), generator=generator(self.seed, "select", key, "places")).item())
+        exploited = min(len(utility), max(count - explored, count - len(unexplored)))
         admitted = utility
         if exploited:
             last_place = sorted(utility.values(), reverse=True)[exploited - 1]

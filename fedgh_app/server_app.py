@@ -125,6 +125,9 @@ def check(config: DictConfig) -> None:
     spec = first_spec(config)
     for part in ("strategy", "loss", "augmentation", "schedule", "objective", "sharing", "selection", "mode"):
         instantiate(config[part], part)
+    if config.distillation.name == "server":
+        node = config.distillation
+        ServerDistillation(None, node.every, node.output, node.learning_rate_factor)
     if config.topology.name == "edge_cloud":
         instantiate(config.topology.edge_strategy, "strategy")
     site.initial_state(config, spec)
@@ -259,7 +262,7 @@ def assemble(
 def expected_metrics(clients: Mapping[str, ClientInfo], client: str, kind: str) -> frozenset[str] | None:
     """The metrics that a client's reply must hold, by the message type it answers, beside what it was asked for."""
     if kind == MessageType.TRAIN:
-        return frozenset({"num-examples", "loss", "steps", "learning-rate", "seconds"})
+        return frozenset({"num-examples", "loss", "steps", "seconds"})
     if kind == MessageType.EVALUATE:
         counts = Tally({name: Count() for name in clients[client].keypoints}).as_scalars()
         return frozenset({"num-examples", "loss", "loss-terms", *counts})

@@ -67,9 +67,15 @@ def limit_threads(count: int) -> None:
 
 @contextmanager
 def server_threads(config: DictConfig) -> Iterator[None]:
-    """Let torch use as many threads inside the block as the server may while its clients rest."""
+    """Let torch use as many threads inside the block as the server may while its clients rest.
+
+    Asynchronous clients never rest: beside them it has no more threads than one of them.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(int(config.runtime.get("server_cpus", config.runtime.client_cpus)))
+    resting = not str(config.mode._target_).endswith(".Async")
+    torch.set_num_threads(
+        int(config.runtime.get("server_cpus" if resting else "client_cpus", config.runtime.client_cpus))
+    )
     try:
         yield
     finally:

@@ -262,3 +262,34 @@ def test_what_several_aggregations_tell_becomes_one_account() -> None:
     assert this.strategy["cosines"][0] == [1.0, None, 0.5, None, None]
     assert this.strategy["conflicting"] == pytest.approx(1 / 4)  # one pair of 1 + 3
     assert this.strategy["mean_cosine"] == this.strategy["smallest_cosine"] == 0.5
+
+
+def test_a_cluster_goes_on_from_where_it_stands_when_a_stale_update_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both stand at 20; b's +6 is fresh, a's +4 started at 10 and counts half: 20 + (2 + 6) / 2 = 24, not from 15."""
+    monkeypatch.setattr(aggregation.site, "build_model", lambda config, spec: None)
+    run = federation({"a": 1, "b": 1}, {}, FedAvg())
+    base = model(20.0)
+    run.cohorts.regroup({"cluster-0": base}, {"a": "cluster-0", "b": "cluster-0"})
+    stale = Update("a", reply(1, model(14.0), 1), model(10.0), staleness=3, scale=0.5)
+    fresh = Update("b", reply(2, model(26.0), 1), base)
+    run.mode = SimpleNamespace(updates=lambda *_: [stale, fresh])  # type: ignore[assignment]
+    Finch(Opinions()).run_round(run, None, Round(4))  # type: ignore[arg-type]
+    assert value(run.arrays) == 24
+
+
+def test_an_edge_round_that_fails_leaves_the_model_of_the_last_whole_round() -> None:
+    run = federation({"a": 1, "b": 1}, {"a": 4.0, "b": 8.0}, FedAvg())
+    topology = EdgeCloud(2, {"a": "edge-0", "b": "edge-1"})
+    moves = run.mode.updates
+    calls: list[int] = []
+
+    def updates(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RunFailed("stopped")
+        return moves(*args)
+
+    run.mode = SimpleNamespace(updates=updates)  # type: ignore[assignment]
+    with pytest.raises(RunFailed, match="stopped"):
+        topology.run_round(run, None, Round(1))  # type: ignore[arg-type]
+    assert value(run.arrays) == 0

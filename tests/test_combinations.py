@@ -13,7 +13,7 @@ from recording import run
 
 from fedgh_app import storage
 from fedgh_app.combinations import REFUSALS
-from fedgh_app.config import compose_config
+from fedgh_app.config import compose_config, groups
 from fedgh_app.pose.errors import UserError
 
 FEDDYN = ["strategy=feddyn", "objective=dyn"]
@@ -34,6 +34,7 @@ REFUSED = {
         *("objective=scaffold", *SGD, "schedule=cosine", "schedule.final_fraction=0.0"),
     ],
     ("objective=scaffold", "mode=async"): ["objective=scaffold", *SGD, "mode=async"],
+    ("objective=scaffold", "topology=edge_cloud"): ["objective=scaffold", *SGD, "topology=edge_cloud"],
     ("objective=scaffold", "clustering=finch"): ["objective=scaffold", *SGD, "clustering=finch"],
     ("strategy.weighting=GradVac", "partial participation"): [*GRADVAC, "selection.fraction=0.5"],
     ("strategy.weighting=GradVac", "mode=async"): [*GRADVAC, "mode=async"],
@@ -47,6 +48,7 @@ REFUSED = {
     ("clustering=finch", "server_optimizer"): ["clustering=finch", "server_optimizer=adam"],
     ("topology=edge_cloud", "mode=async"): ["topology=edge_cloud", "mode=async"],
     ("distillation.output=heatmaps", "sharing=fedpav"): ["distillation=server", "sharing=fedpav"],
+    ("init", "sharing=fedbn"): ["init=model.safetensors", "sharing=fedbn"],
     ("dataset with members", "sharing other than fedpav"): ["dataset=arm_lspet"],
     ("evaluate.clients_every=0", "no model of all clients"): ["sharing=fedbn", "evaluate.clients_every=0"],
 }  # fmt: skip
@@ -74,7 +76,7 @@ AXES: dict[str, dict[str, list[str]]] = {
         "feddyn": FEDDYN,
         "gradvac": GRADVAC,
     },
-    "server_optimizer": {name: [f"server_optimizer={name}"] for name in ("none", "sgd", "adam")},
+    "server_optimizer": {name: [f"server_optimizer={name}"] for name in ("none", "sgd", "adam", "adagrad")},
     "objective": {name: [f"objective={name}"] for name in ("plain", "prox")}
     | {"scaffold": ["objective=scaffold", *SGD]},
     "sharing": {name: [f"sharing={name}"] for name in ("all", "fedbn", "fedpav")},
@@ -98,6 +100,14 @@ AXES: dict[str, dict[str, list[str]]] = {
 }
 
 Choice = tuple[str, str]
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_the_pairs_are_of_all_choices_that_there_are(axis: str) -> None:
+    told = {item for choices in AXES.values() for overrides in choices.values() for item in overrides}
+    default = compose_config([])[axis]
+    for choice in groups()[axis]:
+        assert f"{axis}={choice}" in told or compose_config([f"{axis}={choice}"])[axis] == default
 
 
 def overrides_of(choices: dict[str, str]) -> list[str]:
