@@ -86,8 +86,8 @@ def test_the_stored_model_is_the_one_that_was_evaluated(run: Path, tmp_path: Pat
     assert again["per_keypoint"] == storage.read_json(run / "result.json")["per_keypoint"]
 
 
-def test_checkpoints_are_the_latest_and_the_best(tiny: list[str], tmp_path: Path) -> None:
-    launch([*tiny, "rounds=4", "keep_checkpoints=1", "evaluate.clients_every=0"], tmp_path / "run", quiet=True)
+def test_checkpoints_are_the_latest_and_the_best(toy: list[str], tmp_path: Path) -> None:
+    launch([*toy, "rounds=4", "keep_checkpoints=1", "evaluate.clients_every=0"], tmp_path / "run", quiet=True)
     folder = tmp_path / "run" / "checkpoints"
     history = storage.read_lines(tmp_path / "run/history.jsonl")
     values = {line["round"]: line["evaluate"]["central"]["pck"] for line in history[1:]}
@@ -101,19 +101,19 @@ def test_checkpoints_are_the_latest_and_the_best(tiny: list[str], tmp_path: Path
 
 
 def test_a_hook_that_fails_at_the_end_costs_nothing_else(
-    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr("fedgh_app.plots.keypoint_curves", fail)
-    result = launch([*tiny, "rounds=1", "tracking=wandb", "tracking.mode=offline"], tmp_path / "run", quiet=True)
+    result = launch([*toy, "rounds=1", "tracking=wandb", "tracking.mode=offline"], tmp_path / "run", quiet=True)
     assert result["rounds"] == 1
     assert storage.read_json(tmp_path / "run/tracking.json")["mode"] == "offline"
 
 
 def test_a_tracker_that_does_not_start_costs_nothing_else(
-    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import wandb
 
@@ -121,19 +121,19 @@ def test_a_tracker_that_does_not_start_costs_nothing_else(
         raise wandb.Error("no")
 
     monkeypatch.setattr(wandb, "init", fail)
-    assert launch([*tiny, "rounds=1", "tracking=wandb"], tmp_path / "run", quiet=True)["rounds"] == 1
+    assert launch([*toy, "rounds=1", "tracking=wandb"], tmp_path / "run", quiet=True)["rounds"] == 1
 
 
-def test_same_seed_same_bits_whatever_order_clients_answer_in(tiny: list[str], tmp_path: Path) -> None:
-    first = federation(tiny, tmp_path / "a")
-    second = federation(tiny, tmp_path / "b", reverse=True)
-    other = federation([*tiny, "seed=1"], tmp_path / "c")
+def test_same_seed_same_bits_whatever_order_clients_answer_in(toy: list[str], tmp_path: Path) -> None:
+    first = federation(toy, tmp_path / "a")
+    second = federation(toy, tmp_path / "b", reverse=True)
+    other = federation([*toy, "seed=1"], tmp_path / "c")
     for key, tensor in first.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[key]), key
     assert any(not torch.equal(tensor, other.state_dict()[key]) for key, tensor in first.state_dict().items())
 
 
-def test_a_client_that_fails_is_left_out_and_named(tiny: list[str], tmp_path: Path) -> None:
+def test_a_client_that_fails_is_left_out_and_named(toy: list[str], tmp_path: Path) -> None:
     failing = ClientApp()
 
     @failing.query()
@@ -150,7 +150,7 @@ def test_a_client_that_fails_is_left_out_and_named(tiny: list[str], tmp_path: Pa
             raise MemoryError("out of memory")
         return client_app(message, context)
 
-    run = federation([*tiny, "evaluate.clients_every=0"], tmp_path / "run", app=failing)
+    run = federation([*toy, "evaluate.clients_every=0"], tmp_path / "run", app=failing)
     assert run.history[1].strategy["clients"] == ["0", "1", "3"]
     assert run.history[2].strategy["clients"] == ["0", "1", "2", "3"]
     (rejected,) = storage.read_json(tmp_path / "run/result.json")["rejected"]
@@ -158,7 +158,7 @@ def test_a_client_that_fails_is_left_out_and_named(tiny: list[str], tmp_path: Pa
     assert "out of memory" in rejected["reason"]
 
 
-def test_too_few_replies_end_the_run_with_a_line_and_the_last_good_model(tiny: list[str], tmp_path: Path) -> None:
+def test_too_few_replies_end_the_run_with_a_line_and_the_last_good_model(toy: list[str], tmp_path: Path) -> None:
     failing = ClientApp()
 
     @failing.query()
@@ -170,7 +170,7 @@ def test_too_few_replies_end_the_run_with_a_line_and_the_last_good_model(tiny: l
         raise MemoryError("out of memory")
 
     with pytest.raises(RunFailed, match=r"round 1: 0 good replies, expected at least 1 .*client 0: .*out of memory"):
-        federation(tiny, tmp_path / "run", app=failing)
+        federation(toy, tmp_path / "run", app=failing)
     state, metadata = storage.load_model(tmp_path / "run")
     assert metadata["rounds"] == "0"
     assert all(torch.isfinite(tensor.float()).all() for tensor in state.values())
@@ -178,9 +178,9 @@ def test_too_few_replies_end_the_run_with_a_line_and_the_last_good_model(tiny: l
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedaw", "fedgh", "fedcdw"])
-def test_every_strategy_runs_and_learns_something(tiny: list[str], tmp_path: Path, strategy: str) -> None:
+def test_every_strategy_runs_and_learns_something(toy: list[str], tmp_path: Path, strategy: str) -> None:
     result = launch(
-        [*tiny, f"strategy={strategy}", "rounds=1", "optimizer.lr=0.01", "keep_checkpoints=0"],
+        [*toy, f"strategy={strategy}", "rounds=1", "optimizer.lr=0.01", "keep_checkpoints=0"],
         tmp_path / strategy,
         quiet=True,
     )
@@ -192,22 +192,22 @@ def test_every_strategy_runs_and_learns_something(tiny: list[str], tmp_path: Pat
     assert result["rejected"] == []
 
 
-def test_layerwise_fedgh_and_other_options_run(tiny: list[str], tmp_path: Path) -> None:
+def test_layerwise_fedgh_and_other_options_run(toy: list[str], tmp_path: Path) -> None:
     options = ["strategy.granularity=layer", "strategy.rescale=norm", "loss=mse", "optimizer=sgd", "schedule=cosine"]
-    launch([*tiny, *options, "rounds=1", "augmentation=standard", "local_epochs=2"], tmp_path / "run", quiet=True)
+    launch([*toy, *options, "rounds=1", "augmentation=standard", "local_epochs=2"], tmp_path / "run", quiet=True)
     line = storage.read_lines(tmp_path / "run/history.jsonl")[1]
     assert math.isfinite(line["train"]["loss"])
     assert line["train"]["clients"]["0"]["steps"] == 2 * 2  # 16 images, batches of 8, two epochs
 
 
-def test_a_fraction_of_the_clients_trains(tiny: list[str], tmp_path: Path) -> None:
-    launch([*tiny, "selection.fraction=0.5", "keep_checkpoints=0"], tmp_path / "run", quiet=True)
+def test_a_fraction_of_the_clients_trains(toy: list[str], tmp_path: Path) -> None:
+    launch([*toy, "selection.fraction=0.5", "keep_checkpoints=0"], tmp_path / "run", quiet=True)
     lines = storage.read_lines(tmp_path / "run/history.jsonl")
     assert all(len(line["strategy"]["clients"]) == 2 for line in lines[1:])
 
 
-def test_baselines_go_the_same_way(tiny: list[str], tmp_path: Path) -> None:
-    rest = [item for item in tiny if not item.startswith("runtime=")]
+def test_baselines_go_the_same_way(toy: list[str], tmp_path: Path) -> None:
+    rest = [item for item in toy if not item.startswith("runtime=")]
     central = launch([*rest, "runtime=centralised", "rounds=1"], tmp_path / "central", quiet=True)
     assert (central["evaluated"], list(central["clients"])) == ("central", ["centralised"])
     local = launch([*rest, "runtime=local", "rounds=1"], tmp_path / "local", quiet=True)
@@ -218,8 +218,8 @@ def test_baselines_go_the_same_way(tiny: list[str], tmp_path: Path) -> None:
     assert local["pck"] == pytest.approx(mean)
 
 
-def test_baselines_take_the_overrides_of_a_sweep(tiny: list[str], tmp_path: Path) -> None:
-    rest = [item for item in tiny if not item.startswith("runtime=")]
+def test_baselines_take_the_overrides_of_a_sweep(toy: list[str], tmp_path: Path) -> None:
+    rest = [item for item in toy if not item.startswith("runtime=")]
     options = ["strategy=fedgh", "strategy.granularity=layer", "partition=dirichlet", "partition.alpha=10", "rounds=1"]
     launch([*rest, *options, "runtime=centralised"], tmp_path / "central", quiet=True)
     local = launch([*rest, *options, "num_clients=2", "runtime=local"], tmp_path / "local", quiet=True)
@@ -247,16 +247,16 @@ def test_a_number_of_clients_that_does_not_match_names_the_flag(monkeypatch: pyt
         wait_for_nodes(grid, 4)
 
 
-def test_missing_data_say_how_to_get_them(tiny: list[str], tmp_path: Path) -> None:
+def test_missing_data_say_how_to_get_them(toy: list[str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"dataset.root=.*nowhere.*fedgh data arm"):
-        launch([*tiny, f"dataset.root={tmp_path}/nowhere"], tmp_path / "x", quiet=True)
+        launch([*toy, f"dataset.root={tmp_path}/nowhere"], tmp_path / "x", quiet=True)
     assert not (tmp_path / "x").exists()
 
 
 def test_paths_are_absolute_by_the_time_they_reach_flower(
-    home: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(home / "data")
-    launch([*tiny, "dataset.root=arm", "rounds=0"], tmp_path / "run", quiet=True)
+    launch([*toy, "dataset.root=arm", "rounds=0"], tmp_path / "run", quiet=True)
     config = OmegaConf.load(tmp_path / "run/config.yaml")
     assert config.dataset.root == str((home / "data" / "arm").resolve())
