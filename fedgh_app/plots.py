@@ -24,8 +24,8 @@ from fedgh_app.federation import Round
 from fedgh_app.partition import Dealt
 from fedgh_app.pose.batches import Batches
 from fedgh_app.pose.cache import CropCache
+from fedgh_app.pose.decoding import decoder
 from fedgh_app.pose.drawing import LEGEND, contact_sheet, draw_comparison
-from fedgh_app.pose.heatmaps import decode
 from fedgh_app.pose.images import read_image
 from fedgh_app.pose.training import predict
 from fedgh_app.report import headline
@@ -345,7 +345,7 @@ def predictions(model: torch.nn.Module, cache: CropCache, path: Path, count: int
     chosen = test[np.linspace(0, len(test) - 1, min(count, len(test))).round().astype(int)]
     batch = next(iter(Batches(cache, chosen, batch_size=len(chosen), seed=0, shuffle=False)))
     size = (int(batch.images.shape[-2]), int(batch.images.shape[-1]))
-    found, _ = decode(predict(model, batch.images), size)
+    found, _ = decoder(model)(predict(model, batch.images), size)
     tiles = []
     for place, index in enumerate(chosen):
         # Drawn on the original image, where a person can judge it; the crop that the model saw is tiny.

@@ -1,4 +1,4 @@
-"""Gaussian target heatmaps, and keypoints read back from predicted ones.
+"""Gaussian target heatmaps, and where points of the input lie on a map.
 
 Coordinates: pixel centres lie at integers, in the input and in the heatmap. A heatmap of width w over an
 input of width W covers the same extent, so heatmap pixel u and input pixel x are the same point when ``x = (u
@@ -88,30 +88,6 @@ def peaks(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
     width = heatmaps.shape[-1]
     scores, index = heatmaps.flatten(-2).max(-1)
     return torch.stack((index % width, index // width), -1), scores
-
-
-def decode(heatmaps: Tensor, input_size: Size) -> tuple[Tensor, Tensor]:
-    """Keypoints (B, J, 2) in input pixels and scores (B, J) of heatmaps (B, J, h, w).
-
-    The highest pixel, moved a quarter of a heatmap pixel toward the higher of its two neighbours along x, and
-    likewise along y (Xiao et al., ECCV 2018, section 3). Not moved along an axis where the neighbours are
-    equal or where the peak lies on the map's border: there a neighbour is missing.
-    """
-    height, width = heatmaps.shape[-2:]
-    peak, scores = peaks(heatmaps)
-    flat = heatmaps.flatten(-2)
-    x, y = peak.unbind(-1)
-
-    def value(column: Tensor, row: Tensor) -> Tensor:
-        # Clamping at the border keeps the index legal; what is read there is not used.
-        index = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
-        return flat.gather(-1, index[..., None])[..., 0]
-
-    slope = torch.stack((value(x + 1, y) - value(x - 1, y), value(x, y + 1) - value(x, y - 1)), -1)
-    last = torch.tensor([width - 1, height - 1], device=peak.device)
-    inside = (peak > 0) & (peak < last)
-    shift = 0.25 * slope.sign() * inside
-    return to_input(peak + shift, input_size, (height, width)), scores
 
 
 def _scale(like: Tensor, input_size: Size, heatmap_size: Size) -> Tensor:

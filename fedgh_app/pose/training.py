@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fedgh_app.pose.decoding import Decode, decoder
 from fedgh_app.pose.errors import UserError
-from fedgh_app.pose.heatmaps import Size, decode
+from fedgh_app.pose.heatmaps import Size
 from fedgh_app.pose.losses import HeatmapLoss
 from fedgh_app.pose.metrics import Evaluation, heatmap_hits
 
@@ -129,12 +130,14 @@ def evaluate(
     loss: HeatmapLoss,
     *,
     device: torch.device | str = "cpu",
+    decode: Decode | None = None,
 ) -> Evaluation:
     """Predict every example of ``batches`` and compare with its keypoints; the model's mode stays.
 
-    The result does not depend on how the examples are split into batches, but for the last bits of the
-    arithmetic.
+    The maps are read by ``decode``; None for the model's default, see `decoding.decoder`. The result does not
+    depend on how the examples are split into batches, but for the last bits of the arithmetic.
     """
+    decode = decode or decoder(model)
     device = torch.device(device)
     place(model, device)
     columns: dict[str, list[Tensor]] = {}

@@ -2,12 +2,8 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from fedgh_app.pose.heatmaps import decode, peaks, render_gaussian, supervised, to_heatmap, to_input
-
-SIZES = [((64, 64), (16, 16)), ((256, 192), (64, 48)), ((64, 96), (16, 24))]
+from fedgh_app.pose.heatmaps import render_gaussian, supervised, to_heatmap, to_input
 
 
 def one(x, y):
@@ -69,57 +65,3 @@ def test_supervision_ends_three_sigma_outside_the_map():
     counted = supervised(keypoints, visible, (64, 64), (16, 16))
     assert counted.tolist() == [[False, True, True, False]]
     assert not supervised(keypoints, ~visible, (64, 64), (16, 16)).any()
-
-
-@given(st.sampled_from(SIZES), st.floats(0, 1), st.floats(0, 1))
-def test_decoding_a_rendered_keypoint_returns_it_within_half_a_heatmap_pixel(sizes, across, down):
-    (input_size, heatmap_size) = sizes
-    scale = input_size[1] / heatmap_size[1]
-    keypoint = one(across * input_size[1] - 0.5, down * input_size[0] - 0.5)
-    heatmap = render_gaussian(keypoint, SEEN, input_size, heatmap_size)
-    found, score = decode(heatmap, input_size)
-    assert (found - keypoint).abs().max() <= 0.5 * scale + 1e-3
-    # The peak is the pixel in which the keypoint lies (up to ties on the edge between two).
-    peak, height = peaks(heatmap)
-    assert (to_heatmap(keypoint, input_size, heatmap_size) - peak).abs().max() <= 0.5 + 1e-3
-    assert score == height == heatmap.max()
-
-
-@given(st.floats(4, 59), st.floats(4, 59))
-def test_the_quarter_shift_halves_the_worst_error_inside_the_map(x, y):
-    # Within a pixel, error <= 0.5; moved 0.25 toward the keypoint's side, <= 0.25 heatmap px = 1 input px.
-    found, _ = decode(render_gaussian(one(x, y), SEEN, (64, 64), (16, 16)), (64, 64))
-    assert (found - one(x, y)).abs().max() <= 1 + 1e-3
-
-
-def test_decoding_by_hand_inside_and_on_the_border():
-    heatmaps = torch.zeros(1, 5, 4, 4)
-    heatmaps[0, 0, 1, 2], heatmaps[0, 0, 1, 3] = 1.0, 0.5  # right neighbour higher
-    heatmaps[0, 1, 2, 1], heatmaps[0, 1, 1, 1], heatmaps[0, 1, 2, 0] = 1.0, 0.5, 0.2  # upper and left higher
-    heatmaps[0, 2, 0, 3], heatmaps[0, 2, 0, 2] = 1.0, 0.9  # corner: no shift
-    heatmaps[0, 3, 0, 1], heatmaps[0, 3, 0, 2] = 1.0, 0.9  # upper border: shift along x only
-    heatmaps[0, 4] = -3.0  # flat and negative: the first pixel
-    found, scores = decode(heatmaps, (4, 4))
-    assert found[0].tolist() == [[2.25, 1.0], [0.75, 1.75], [3.0, 0.0], [1.25, 0.0], [0.0, 0.0]]
-    assert scores[0].tolist() == [1, 1, 1, 1, -3]
-
-
-def test_decoding_equals_a_loop_over_maps():
-    heatmaps = torch.randn(4, 3, 7, 9, generator=torch.Generator().manual_seed(1))
-    found, scores = decode(heatmaps, (28, 36))
-    for b in range(4):
-        for j in range(3):
-            rows = heatmaps[b, j].tolist()
-            score, y, x = max((value, y, x) for y, row in enumerate(rows) for x, value in enumerate(row))
-            dx = dy = 0.0
-            if 0 < x < 8:
-                dx = math.copysign(0.25, rows[y][x + 1] - rows[y][x - 1])
-            if 0 < y < 6:
-                dy = math.copysign(0.25, rows[y + 1][x] - rows[y - 1][x])
-            assert found[b, j].tolist() == [(x + dx + 0.5) * 4 - 0.5, (y + dy + 0.5) * 4 - 0.5]
-            assert scores[b, j].item() == score
-
-
-def test_a_map_one_pixel_wide_decodes():
-    found, _ = decode(torch.ones(1, 1, 1, 1), (4, 4))
-    assert found.tolist() == [[[1.5, 1.5]]]

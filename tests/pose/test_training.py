@@ -9,8 +9,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
+from fedgh_app.pose.decoding import quarter
 from fedgh_app.pose.errors import UserError
-from fedgh_app.pose.heatmaps import decode
 from fedgh_app.pose.losses import HeatmapCrossEntropy, HeatmapMSE
 from fedgh_app.pose.models import PoseResNet
 from fedgh_app.pose.objectives import Dyn, Plain, Prox, Received, Scaffold
@@ -246,7 +246,7 @@ def test_evaluation_reports_what_the_network_predicts():
     assert model.training
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     heatmaps = predict(model, examples.images)
-    coordinates, scores = decode(heatmaps, (SIZE, SIZE))
+    coordinates, scores = quarter(heatmaps, (SIZE, SIZE))
     np.testing.assert_allclose(found.coordinates, coordinates.numpy())
     np.testing.assert_allclose(found.scores, scores.numpy(), rtol=1e-5)
     error = np.sqrt(((found.coordinates - examples.keypoints.numpy()) ** 2).sum(-1))
