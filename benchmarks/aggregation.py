@@ -10,8 +10,6 @@ back to the system and the peak is reset first (Linux only; left out elsewhere).
 """
 
 import argparse
-import ctypes
-import gc
 import itertools
 import json
 import logging
@@ -34,6 +32,7 @@ from rich.table import Table
 from torchjd.aggregation import PCGrad
 from torchvision.models import resnet18, resnet50
 
+from benchmarks.memory import peak_bytes
 from strategies import FedAvg, FedAW, FedGH
 from strategies.updates import RUNNING_STATISTICS
 
@@ -206,26 +205,6 @@ def available_bytes() -> int:
         return min(MEMORY_LIMIT, int(fields["MemAvailable"].split()[0]) * 1024 * 9 // 10)
     except (OSError, KeyError):
         return MEMORY_LIMIT
-
-
-def _resident(field: str) -> int:
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status[field].split()[0]) * 1024
-
-
-def peak_bytes(call: Callable[[], object]) -> int | None:
-    """Return by how much the process's resident set grew at its peak during a call; None where unknown."""
-    gc.collect()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _resident("VmRSS")
-        result = call()
-        peak = _resident("VmHWM") - before
-    except (OSError, AttributeError, KeyError):
-        return None
-    del result
-    return max(peak, 0)
 
 
 def _seconds(call: Callable[[], object]) -> float:

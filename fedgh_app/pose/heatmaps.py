@@ -85,9 +85,10 @@ def squared_distances(
 
 def peaks(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
     """Highest pixel (B, J, 2) of each map as whole x, y, and its value (B, J); the first one of equals."""
-    width = heatmaps.shape[-1]
-    scores, index = heatmaps.flatten(-2).max(-1)
-    return torch.stack((index % width, index // width), -1), scores
+    # Each row's maximum first: a search for values alone runs several times faster than one for places.
+    scores, y = heatmaps.amax(-1).max(-1)
+    row = heatmaps.gather(-2, y[..., None, None].expand(*y.shape, 1, heatmaps.shape[-1]))[..., 0, :]
+    return torch.stack((row.argmax(-1), y), -1), scores
 
 
 def _scale(like: Tensor, input_size: Size, heatmap_size: Size) -> Tensor:
