@@ -151,26 +151,23 @@ def report(
 
 @app.command()
 def score(
-    dataset: Annotated[str, typer.Argument(help="mpii")],
-    truth: Annotated[Path, typer.Option(help="Ground truth: a .mat with pos_gt_src, jnt_missing, headboxes_src.")],
-    predictions: Annotated[Path, typer.Option(help="Predictions: .mat, .h5 or .npz; see the README.")],
+    dataset: Annotated[str, typer.Argument(help="mpii, coco, lsp, lspet, arm, lspet_arm or a data set of your own.")],
+    truth: Annotated[Path, typer.Option(help="The data set's annotation file; of MPII also a .mat with pos_gt_src.")],
+    predictions: Annotated[
+        Path, typer.Option(help="COCO keypoint results; of MPII also .mat, .h5, .npz; see the README.")
+    ],
+    split: Annotated[str, typer.Option(help="Who is scored: all, train or test (the data set's fixed split).")] = "all",
+    on_bad: Annotated[str, typer.Option(help="raise, or skip: bad annotations, and people not predicted.")] = "raise",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Score predictions by a data set's official metric."""
-    from fedgh_app.pose.predictions import score_mpii
+    from fedgh_app.pose.official import score as official_score
 
-    if dataset != "mpii":
-        raise UserError(f"score {dataset}: no such scorer; expected mpii")
-    found = score_mpii(truth, predictions)
+    found = official_score(dataset, truth, predictions, side=split, on_bad=on_bad)  # type: ignore[arg-type]
     if as_json:
-        print(json.dumps(found, indent=1))
-        return
-    table = Table(title=f"MPII PCKh (%): {predictions.name}")
-    table.add_column("joint")
-    table.add_column("PCKh@0.5", justify="right")
-    for name, value in list(found.items())[:8]:
-        table.add_row(name, f"{value:.2f}", end_section=name == "ankle")
-    console.print(table)
+        print(json.dumps(found.as_json(), indent=1))
+    else:
+        console.print(found)
 
 
 @data.command("arm")

@@ -30,7 +30,8 @@ def fedgh(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProce
         (["data", "check", "arm", "--root", "/nowhere"], "/nowhere"),
         (["data", "lspet-arm", "--source", "/nowhere"], "/nowhere"),
         (["report", "/nowhere"], "/nowhere"),
-        (["score", "coco", "--truth", "a", "--predictions", "b"], "expected mpii"),
+        (["score", "cocoo", "--truth", "a", "--predictions", "b"], "expected one of coco"),
+        (["score", "coco", "--truth", "/nowhere.json", "--predictions", "b.json"], "/nowhere.json"),
         (["score", "mpii", "--truth", "/nowhere.mat", "--predictions", "/nowhere.mat"], "/nowhere.mat"),
     ],
 )

@@ -30,7 +30,7 @@ from fedgh_app.pose.records import BadRecord, DatasetSpec, PoseRecord
 from fedgh_app.pose.split import split_records
 
 # Raise it whenever the code would make other crops from the same files.
-VERSION = 1
+VERSION = 2
 # Crops in flight between the decoding threads and the file: bounds the builder's memory.
 BLOCK = 256
 ARRAYS = ("keypoints", "visible", "reference_length", "to_image", "split", "group", "ids", "images")

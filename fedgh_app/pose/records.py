@@ -75,7 +75,8 @@ class PoseRecord:
     evaluations (LSP is the exception, see `readers.lsp`). `box` (4,) float32 is x, y, width, height in
     pixels. `reference_length` in pixels is the metric's unit. Records of one `group` stay on one side of a
     split. `split` is the file's own word, if it says one. `image_size` is (width, height) where the
-    annotations state it.
+    annotations state it. `image_id` is what the annotation file calls the image: COCO's number or name for it,
+    LSP's number of it, MPII's name of it.
     """
 
     id: str
@@ -88,6 +89,7 @@ class PoseRecord:
     split: str | None = None
     attributes: Mapping[str, str] = field(default_factory=dict)
     image_size: tuple[int, int] | None = None
+    image_id: int | str = ""
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,15 @@ Split = Literal["train", "test"]
 
 
 def split_of(record: PoseRecord, spec: DatasetSpec) -> Split:
-    """The file's own word, else by a fixed hash of the record's group against `spec.test_fraction`."""
+    """The file's own word, else `split_of_group`."""
     if record.split is not None:
         return "test" if record.split == "test" else "train"
-    digest = hashlib.blake2b(f"{spec.name}/{record.group}".encode("utf-8", "surrogatepass"), digest_size=8)
+    return split_of_group(record.group, spec)
+
+
+def split_of_group(group: str, spec: DatasetSpec) -> Split:
+    """By a fixed hash of the group's name against `spec.test_fraction`."""
+    digest = hashlib.blake2b(f"{spec.name}/{group}".encode("utf-8", "surrogatepass"), digest_size=8)
     return "test" if int.from_bytes(digest.digest(), "big") / 2**64 < spec.test_fraction else "train"
 
 

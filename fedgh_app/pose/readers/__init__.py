@@ -6,6 +6,7 @@ record must satisfy. So each format says only what is particular to it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -45,11 +46,30 @@ def read_records(
     annotation file that cannot be understood as a whole always raises. Images are only looked for here, not
     decoded: that is the crop cache's part, or `fedgh data check`'s.
     """
-    if on_bad not in ("raise", "skip"):
-        raise UserError(f"on_bad={on_bad!r}, expected raise or skip")
     if not root.is_dir():
         raise UserError(f"dataset.root={root}: no such folder; to get the data: {spec.obtain}")
     path, reader = annotation_file(spec, root)
+    return _records(spec, path, reader, root, on_bad)
+
+
+def read_truth(
+    spec: DatasetSpec, path: Path, *, on_bad: Literal["raise", "skip"] = "raise"
+) -> tuple[list[PoseRecord], list[BadRecord]]:
+    """Every pose of one annotation file, whatever its name, as the data set's published evaluation counts it.
+
+    As `read_records`, but without a look for the images, and joints that LSP calls hidden count.
+    """
+    _, reader = READERS["mpii_mat" if spec.format == "mpii" and path.suffix.lower() == ".mat" else spec.format]
+    if reader is lsp.read:
+        reader = functools.partial(lsp.read, hidden_count=True)
+    return _records(spec, path, reader, None, on_bad)
+
+
+def _records(
+    spec: DatasetSpec, path: Path, reader: Reader, root: Path | None, on_bad: Literal["raise", "skip"]
+) -> tuple[list[PoseRecord], list[BadRecord]]:
+    if on_bad not in ("raise", "skip"):
+        raise UserError(f"on_bad={on_bad!r}, expected raise or skip")
     records: list[PoseRecord] = []
     bad: list[BadRecord] = []
     seen: set[str] = set()
@@ -66,7 +86,7 @@ def read_records(
                 continue
             except BadEntry as error:
                 reason = str(error)
-                if reason == "image is missing":
+                if root is not None and reason == "image is missing":
                     file = root / "images" / item.file_name
         else:
             where, reason = item[0], str(item[1])

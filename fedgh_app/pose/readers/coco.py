@@ -99,6 +99,7 @@ def _pose(
         split=None if split is None else str(split),
         attributes={key: str(value) for key, value in image.items() if key not in known},
         image_size=size if all(type(side) is int for side in size) else None,  # type: ignore[arg-type]
+        image_id=image["id"],
     )
 
 

@@ -52,11 +52,12 @@ class RawPose:
     split: str | None = None
     attributes: Mapping[str, str] = field(default_factory=dict)
     image_size: tuple[int, int] | None = None
+    image_id: int | str = ""
 
 
-def record(raw: RawPose, spec: DatasetSpec, root: Path) -> PoseRecord:
-    """Check `raw` and make a record of it; `BadEntry` says what is wrong."""
-    image = image_path(root, raw.file_name)
+def record(raw: RawPose, spec: DatasetSpec, root: Path | None) -> PoseRecord:
+    """Check `raw` and make a record of it; `BadEntry` says what is wrong. Without a `root` no image is looked for."""
+    image = Path(str(raw.file_name)) if root is None else image_path(root, raw.file_name)
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is caught as not finite
         keypoints, box = raw.keypoints.astype(np.float32), raw.box.astype(np.float32)
     visible = raw.visible.astype(bool)
@@ -85,6 +86,7 @@ def record(raw: RawPose, spec: DatasetSpec, root: Path) -> PoseRecord:
         split=raw.split,
         attributes=dict(raw.attributes),
         image_size=raw.image_size,
+        image_id=raw.image_id,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,18 @@ from fedgh_app.pose.records import DatasetSpec
 BOX_MARGIN = 0.1
 
 
-def read(spec: DatasetSpec, path: Path) -> Iterator[RawPose | tuple[str, BadEntry]]:
+# LSP itself, 2,000 people: the first half is for training, the second for testing.
+LSP_PEOPLE = 2000
+
+
+def read(spec: DatasetSpec, path: Path, *, hidden_count: bool = False) -> Iterator[RawPose | tuple[str, BadEntry]]:
     """People of `joints.mat`, one an image `im%04d.jpg` (LSP) or `im%05d.jpg` (LSPET).
 
     The two sets store the same numbers in two layouts, and the third number means opposite things: LSPET,
     (J, 3, N), says 1 for a joint that was placed; LSP, (3, J, N), says 1 for a joint that is hidden, whose
     place is the annotator's guess. So the layout tells how to read it, and hidden joints of LSP do not count
-    here. There is no box in the file: it is the joints' extent, enlarged.
+    here, unless ``hidden_count``, as in LSP's published evaluation. There is no box in the file: it is the joints'
+    extent, enlarged.
     """
     joints = read_arrays(path, ["joints"]).get("joints")
     count = spec.num_keypoints
@@ -34,14 +40,16 @@ def read(spec: DatasetSpec, path: Path) -> Iterator[RawPose | tuple[str, BadEntr
         visible = points[:, :, 2] == 1
     elif joints.shape[:2] == (3, count):
         points = joints.transpose(2, 1, 0).astype(np.float64)
-        visible = points[:, :, 2] == 0
+        visible = np.full(points.shape[:2], True) if hidden_count else points[:, :, 2] == 0
     else:
         raise UserError(f"{path}: joints: expected shape ({count}, 3, N) or (3, {count}, N), found {shape}")
     digits = 5 if (path.parent / "images" / "im00001.jpg").is_file() or joints.shape[0] == count else 4
+    halves = joints.shape == (3, count, LSP_PEOPLE)
     for position in range(len(points)):
         where = f"person {position + 1}"
         try:
-            yield _pose(where, position, digits, points[position], visible[position])
+            pose = _pose(where, position, digits, points[position], visible[position])
+            yield replace(pose, split="test" if position >= LSP_PEOPLE // 2 else "train") if halves else pose
         except BadEntry as error:
             yield where, error
 
@@ -57,6 +65,7 @@ def _pose(where: str, position: int, digits: int, points: np.ndarray, visible: n
         keypoints=points[:, :2],
         visible=visible,
         box=_box(points[visible, :2]),
+        image_id=position + 1,
     )
 
 

@@ -52,6 +52,7 @@ def read_simple(spec: DatasetSpec, path: Path) -> Iterator[RawPose | tuple[str, 
                 keypoints=numbers(entry.get("joints"), shape, "joints") - 1,
                 visible=numbers(entry.get("joints_vis"), shape[:1], "joints_vis") > 0,
                 box=person_box(numbers(entry.get("center"), (2,), "center"), scale),
+                image_id=str(name),
             )
         except BadEntry as error:
             yield where, error
@@ -98,6 +99,7 @@ def read_official(spec: DatasetSpec, path: Path) -> Iterator[RawPose | tuple[str
                     # img_train = 0 is the official test set, whose joints were never published.
                     split="test" if len(train) == len(images) and train[position] == 0 else None,
                     attributes=attributes,
+                    image_id=str(name),
                 )
             except BadEntry as error:
                 yield where, error

@@ -1,10 +1,12 @@
-"""Predictions for the MPII validation set, read from the files that pose codes write, and their score.
+"""PCKh of MPII Human Pose, from the files that pose codes write for its validation set, or from COCO results.
 
-All coordinates are MPII's own: pixels of the original image, counted from 1 as in MATLAB.
+In ``.mat``, ``.h5`` and ``.npz`` files all coordinates are MPII's own: pixels of the original image, counted from 1 as
+in MATLAB.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import h5py
 import numpy as np
@@ -12,6 +14,9 @@ import numpy as np
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.matlab import read_matlab
 from fedgh_app.pose.metrics import MPII_JOINTS, pckh
+from fedgh_app.pose.official.people import Compared, compare
+from fedgh_app.pose.official.scores import Score, Side
+from fedgh_app.pose.records import DatasetSpec
 
 Array = np.ndarray
 
@@ -20,19 +25,38 @@ HEAD_SHARE = 0.6
 TRUTH_KEYS = ("pos_gt_src", "jnt_missing", "headboxes_src")
 PREDICTION_KEYS = ("preds", "pos_pred_src")
 HDF5_SUFFIXES = (".h5", ".hdf5")
+RULE = "reference: 0.6 x the diagonal of the head box; mean without pelvis and thorax, joints weighted by their count"
 
 
-def score_mpii(truth: Path | str, predictions: Path | str, *, threshold: float = 0.5) -> dict[str, float | int]:
-    """PCKh in percent by the official groups (see `metrics.pckh`): ``head`` ... ``ankle`` and ``mean``.
+def score(
+    spec: DatasetSpec,
+    truth: Path,
+    predictions: Path,
+    *,
+    side: Side = "all",
+    on_bad: Literal["raise", "skip"] = "raise",
+) -> Score:
+    """PCKh by the official groups of joints and their mean (see `metrics.pckh`).
 
-    Also ``threshold`` and ``people``, the number N of people scored. A prediction that is nan counts as
-    wrong.
+    Predictions are either arrays (`read_mpii_predictions`), for a ``truth`` with ``pos_gt_src`` and the same people in
+    the same order; or COCO results (``.json``), for a ``truth`` that is the official annotation file or the JSON of
+    Simple Baselines. That JSON has no head boxes: there the reference is what `readers.intake.reference_length` says.
     """
-    keypoints, visible, head_lengths = read_mpii_truth(Path(truth))
-    found = read_mpii_predictions(Path(predictions), people=len(keypoints))
-    distance = np.linalg.norm(found - keypoints, axis=-1) / head_lengths[:, None]
-    scores = {name: 100 * value for name, value in pckh(distance, visible, threshold).items()}
-    return {**scores, "threshold": threshold, "people": len(keypoints)}
+    if predictions.suffix.lower() == ".json":
+        compared = compare(spec, truth, predictions, side=side, on_bad=on_bad)
+    elif side != "all":
+        raise UserError(f"--split {side}: people of {truth.name} come without one, expected all")
+    else:
+        keypoints, visible, lengths = read_mpii_truth(truth)
+        found = read_mpii_predictions(predictions, people=len(keypoints))
+        compared = Compared(np.linalg.norm(found - keypoints, axis=-1) / lengths[:, None], visible, left_out=0)
+    rows = {
+        f"PCKh@{threshold:g}": {
+            name: 100 * value for name, value in pckh(compared.distance, compared.counted, threshold).items()
+        }
+        for threshold in spec.thresholds
+    }
+    return Score("MPII, PCKh", rows, len(compared.distance), RULE, compared.left_out)
 
 
 def read_mpii_truth(path: Path) -> tuple[Array, Array, Array]:
@@ -73,7 +97,8 @@ def read_mpii_predictions(path: Path, people: int | None = None) -> Array:
     """Predicted keypoints (N, 16, 2) of a ``.mat``, ``.h5`` or ``.npz`` file.
 
     It holds ``preds`` (N, 16, 2) or (2, 16, N), or ``pos_pred_src`` (16, 2, N); ``preds`` goes first where it
-    holds both. For N = 2 the two shapes of ``preds`` are one, which is read as (N, 16, 2).
+    holds both. For N = 2 the two shapes of ``preds`` are one, which is read as (N, 16, 2). A joint that was not found
+    has to lie somewhere all the same: nan is refused.
     """
     arrays = _read(path, PREDICTION_KEYS)
     key = next((key for key in PREDICTION_KEYS if key in arrays), None)
@@ -94,6 +119,9 @@ def read_mpii_predictions(path: Path, people: int | None = None) -> Array:
             f"{path}: found predictions for {len(keypoints)} people in {key!r}, expected {people},"
             " one for each person of the ground truth in its order"
         )
+    if not np.isfinite(keypoints).all():
+        person, joint, _ = np.argwhere(~np.isfinite(keypoints))[0]
+        raise UserError(f"{path}: found nan or inf in {key!r} (person {person}, joint {joint}), expected numbers")
     return keypoints
 
 

@@ -8,7 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedgh_app.pose.errors import UserError
-from fedgh_app.pose.predictions import read_mpii_predictions, score_mpii
+from fedgh_app.pose.official import mpii
+from fedgh_app.pose.official.mpii import read_mpii_predictions
+from fedgh_app.pose.records import load_spec
 
 TOMPSON = Path(__file__).parents[3] / "shared" / "data" / "mpii" / "tompson_validation.mat"
 needs_tompson = pytest.mark.skipif(not TOMPSON.is_file(), reason=f"needs MPII's {TOMPSON.name}, not in this tree")
@@ -25,6 +27,11 @@ PUBLISHED = {
     "mean": 82.34,
 }
 PEOPLE = 4
+MPII = load_spec("mpii")
+
+
+def score_mpii(truth, predictions):
+    return mpii.score(MPII, truth, predictions).as_json()
 
 
 def points(people=PEOPLE):
@@ -70,6 +77,22 @@ def test_published_values_to_two_decimals():
 
 
 @needs_tompson
+def test_the_finer_threshold_by_a_second_implementation():
+    """The evaluation of Simple Baselines, rewritten: joint ratios times percentages, at 0.1."""
+    file = scipy.io.loadmat(TOMPSON)
+    here = 1 - file["jnt_missing"]
+    boxes = file["headboxes_src"]
+    lengths = 0.6 * np.sqrt(((boxes[1] - boxes[0]) ** 2).sum(0))
+    errors = np.sqrt(((file["pos_pred_src"] - file["pos_gt_src"]) ** 2).sum(1)) / lengths
+    right = 100 * ((errors <= 0.1) * here).sum(1) / here.sum(1)
+    ratio = here.sum(1) / np.delete(here.sum(1), (6, 7)).sum()
+    scores = score_mpii(TOMPSON, TOMPSON)
+    assert scores["mean@0.1"] == pytest.approx(np.delete(right * ratio, (6, 7)).sum(), abs=1e-9)
+    for name, joints in {"head": [9], "shoulder": [12, 13], "wrist": [10, 15], "ankle": [0, 5]}.items():
+        assert scores[f"{name}@0.1"] == pytest.approx(right[joints].mean(), abs=1e-9)
+
+
+@needs_tompson
 @pytest.mark.parametrize("name", ["p.npz", "p.h5", "p.mat", "p.v73.mat"])
 @pytest.mark.parametrize("axes", [(2, 0, 1), (1, 0, 2)])
 def test_every_format_scores_the_same(tmp_path, name, axes):
@@ -111,13 +134,15 @@ def test_score_by_hand(tmp_path):
     predictions[1, 15, 1] -= 1.6
     predictions[2, 6] += 99  # the pelvis counts nowhere
     predictions[3, 8] += 99  # the neck counts in the mean
-    predictions[0, 9] = np.nan
+    predictions[0, 9] -= 99
+    predictions[3, 0, 0] += 0.29
+    predictions[2, 0, 0] += 0.31  # at 0.1 this ankle alone is wrong
     scores = score_mpii(truth(tmp_path / "t.mat"), write(tmp_path / "p.npz", preds=predictions))
     assert scores["wrist"] == pytest.approx(100 * (1 + 3 / 4) / 2)
     assert scores["head"] == 75
     assert scores["mean"] == pytest.approx(100 * (14 * 4 - 3) / (14 * 4))
     assert all(scores[name] == 100 for name in ("shoulder", "elbow", "hip", "knee", "ankle"))
-    assert score_mpii(tmp_path / "t.mat", tmp_path / "p.npz", threshold=0.6)["wrist"] == 100
+    assert scores["ankle@0.1"] == pytest.approx(100 * (3 / 4 + 1) / 2)
 
 
 def refused(call, *parts):
@@ -149,6 +174,10 @@ def test_bad_predictions_are_named(tmp_path, name):
     refused(score, str(path), "(4, 16, 2)", "(16, 2, N)")
     write(path, preds=points(3))
     refused(score, str(path), "3 people", "4")
+    nowhere = points()
+    nowhere[2, 7, 0] = np.nan
+    write(path, preds=nowhere)
+    refused(score, str(path), "nan", "person 2, joint 7")
     write(path, preds=points() * 1j)
     refused(score, str(path), "complex")
     if name != "p.v73.mat":

@@ -1,0 +1,56 @@
+"""Each data set's own evaluation, as its field publishes it: one module a protocol, all with one signature."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Protocol
+
+from fedgh_app.pose.errors import UserError
+from fedgh_app.pose.official import coco, lsp, mpii, pck
+from fedgh_app.pose.official.scores import Score, Side
+from fedgh_app.pose.records import DatasetSpec, load_spec
+
+__all__ = ["Score", "Side", "protocol_of", "score"]
+
+# Leeds Sports Pose has the keypoints, the file and the metric of its extended set.
+ALSO_CALLED = {"lsp": "lspet"}
+
+
+class Scorer(Protocol):
+    """A protocol: truth file and predictions file to percentages."""
+
+    def __call__(
+        self,
+        spec: DatasetSpec,
+        truth: Path,
+        predictions: Path,
+        *,
+        side: Side = "all",
+        on_bad: Literal["raise", "skip"] = "raise",
+    ) -> Score:
+        """Score ``predictions``; UserError where a file is not as expected."""
+
+
+def protocol_of(spec: DatasetSpec) -> Scorer:
+    """COCO's has its own; the others go by the reference length, so a data set of one's own has one too."""
+    if spec.name == "coco":
+        return coco.score
+    return {"head": mpii.score, "torso": lsp.score, "box": pck.score}[spec.reference]
+
+
+def score(
+    dataset: str,
+    truth: Path,
+    predictions: Path,
+    *,
+    side: Side = "all",
+    on_bad: Literal["raise", "skip"] = "raise",
+) -> Score:
+    """Score a predictions file by the official protocol of a data set, by its name.
+
+    Raises UserError where there is no such data set, or a file is not as expected.
+    """
+    if side not in ("all", "train", "test"):
+        raise UserError(f"--split {side}: expected all, train or test")
+    spec = load_spec(ALSO_CALLED.get(dataset, dataset))
+    return protocol_of(spec)(spec, Path(truth), Path(predictions), side=side, on_bad=on_bad)

@@ -1,0 +1,99 @@
+"""Annotated people, and which prediction is of whom: for every protocol but COCO's, which finds that out itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from fedgh_app.pose.errors import UserError
+from fedgh_app.pose.official.results import Result, read_results
+from fedgh_app.pose.official.scores import Side
+from fedgh_app.pose.readers import read_truth
+from fedgh_app.pose.records import DatasetSpec, PoseRecord
+from fedgh_app.pose.split import split_records
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """N people with J keypoints, truth beside prediction, in the truth file's order.
+
+    `distance` (N, J) in reference lengths, `counted` (N, J) bool: whether the keypoint is annotated. `left_out` people
+    had a bad annotation or no prediction.
+    """
+
+    distance: np.ndarray
+    counted: np.ndarray
+    left_out: int
+
+
+def compare(
+    spec: DatasetSpec, truth: Path, predictions: Path, *, side: Side = "all", on_bad: Literal["raise", "skip"] = "raise"
+) -> Compared:
+    """Read both files and put them side by side.
+
+    Args:
+        spec: whose keypoints both have.
+        truth: annotation file in the data set's own format; the images need not be there.
+        predictions: COCO keypoint results.
+        side: which people are scored; predictions of others are passed over.
+        on_bad: whether a bad annotation or a person without a prediction is an error, or is left out and counted.
+
+    Raises:
+        UserError: a file is not as expected, or does not fit the other.
+    """
+    records, bad = read_truth(spec, truth, on_bad=on_bad)
+    results = read_results(predictions, spec)
+    by_person = _assigned(records, results, predictions, truth)
+    splits = split_records(records, spec)
+    asked = [record for record, split in zip(records, splits, strict=True) if side in ("all", split)]
+    if not asked:
+        raise UserError(f"{truth}: found nobody in split {side}, expected at least one person; see --split")
+    missing = [record for record in asked if record.id not in by_person]
+    if missing and on_bad == "raise":
+        first = f"{missing[0].id} (image {missing[0].image_id})"
+        hint = "" if side != "all" else ", or --split test where only test images were predicted"
+        raise UserError(
+            f"{predictions}: found no prediction for {len(missing)} of {len(asked)} people, first {first}; "
+            f"expected one for each{hint}"
+        )
+    scored = [record for record in asked if record.id in by_person]
+    if not scored:
+        raise UserError(f"{predictions}: found no prediction for any of {len(asked)} people, expected one for each")
+    found = np.stack([by_person[record.id].keypoints for record in scored])
+    true = np.stack([record.keypoints for record in scored]).astype(np.float64)
+    lengths = np.array([record.reference_length for record in scored], dtype=np.float64)
+    distance = np.linalg.norm(found - true, axis=-1) / lengths[:, None]
+    return Compared(distance, np.stack([record.visible for record in scored]), len(missing) + len(bad))
+
+
+def _assigned(records: Sequence[PoseRecord], results: Sequence[Result], file: Path, truth: Path) -> dict[str, Result]:
+    """The one prediction of each person, by the person's id."""
+    by_image: dict[int | str, list[str]] = {}
+    for record in records:
+        by_image.setdefault(record.image_id, []).append(record.id)
+    found: dict[str, Result] = {}
+    for place, result in enumerate(results):
+        where = f"{file}: entry {place}"
+        people = by_image.get(result.image_id)
+        if people is None:
+            raise UserError(f"{where}: found image_id {result.image_id!r}, expected an image with people in {truth}")
+        person = result.annotation_id
+        if person is None and len(people) > 1:
+            raise UserError(
+                f"{where}: found no annotation_id, expected one of {', '.join(people[:4])}: "
+                f"image {result.image_id} shows {len(people)} people"
+            )
+        if person is not None and person not in people:
+            raise UserError(
+                f"{where}: found annotation_id {person!r}, expected one of image {result.image_id}: "
+                f"{', '.join(people[:4])}"
+            )
+        person = people[0] if person is None else person
+        if person in found:
+            raise UserError(f"{where}: found a second prediction for {person}, expected one for each person")
+        found[person] = result
+    return found
