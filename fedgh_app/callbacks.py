@@ -68,7 +68,14 @@ class CentralEvaluation(Habit):
             batches = Batches(cache, test, batch_size=4 * run.config.batch_size, seed=0, shuffle=False)
             loss = instantiate(run.config.loss, "loss")
             with site.server_threads(run.config):
-                found = evaluate(self.model, batches, loss, device=site.device_of(run.config))
+                found = evaluate(
+                    self.model,
+                    batches,
+                    loss,
+                    device=site.device_of(run.config),
+                    decode=site.decoder_of(run.config, self.model),
+                    flip_permutation=site.flip_permutation(run.config, run.spec),
+                )
         counts = tally(found, run.spec.keypoints, run.spec.thresholds[0])
         this.evaluate["central"] = {**counts.summary(), "loss": found.loss, "examples": len(test)}
         this.seconds["total"] = this.seconds.get("total", 0.0) + this.seconds["evaluate_central"]
@@ -167,7 +174,8 @@ class Plots:
                 return  # a server without images has none to draw on
             model = site.build_model(run.config, run.spec)
             model.load_state_dict(run.state_dict())
-            plots.predictions(model, cache, folder / "predictions.png")
+            decode, flip = site.decoder_of(run.config, model), site.flip_permutation(run.config, run.spec)
+            plots.predictions(model, cache, folder / "predictions.png", decode, flip)
 
 
 def _save(run: Federation, folder: Path, stem: str, rounds: int) -> None:

@@ -18,7 +18,7 @@ from fedgh_app.pose.batches import Augmentation, Batches
 from fedgh_app.pose.objectives import Objective, Plain, Received
 from fedgh_app.pose.tally import tally
 from fedgh_app.pose.training import cosine_distance, evaluate, predict, train
-from fedgh_app.site import Site, device_of
+from fedgh_app.site import Site, decoder_of, device_of, flip_permutation
 from strategies.randomness import derive_seed
 
 COSINE_DISTANCE = "cosine-distance"
@@ -146,9 +146,16 @@ class PoseClient(NumPyClient):
         """
         self.set_parameters(parameters)
         spec = self.site.cache.spec
-        images = self.site.train if config.get("split") == "train" else self.site.test
-        loss = instantiate(self.config.loss, "loss")
-        found = evaluate(self.model, self._batches(images, "test"), loss, device=self.device)
+        trained_on = config.get("split") == "train"  # asked for their loss alone, which no flip test changes
+        images = self.site.train if trained_on else self.site.test
+        found = evaluate(
+            self.model,
+            self._batches(images, "test"),
+            instantiate(self.config.loss, "loss"),
+            device=self.device,
+            decode=decoder_of(self.config, self.model),
+            flip_permutation=None if trained_on else flip_permutation(self.config, spec),
+        )
         counts = tally(found, spec.keypoints, spec.thresholds[0])
         # A set without any visible keypoint has no loss; a message cannot carry nan past the screening.
         loss_value = found.loss if found.loss_terms else 0.0

@@ -24,10 +24,10 @@ from fedgh_app.federation import Round
 from fedgh_app.partition import Dealt
 from fedgh_app.pose.batches import Batches
 from fedgh_app.pose.cache import CropCache
-from fedgh_app.pose.decoding import decoder
+from fedgh_app.pose.decoding import Decode
 from fedgh_app.pose.drawing import LEGEND, contact_sheet, draw_comparison
 from fedgh_app.pose.images import read_image
-from fedgh_app.pose.training import predict
+from fedgh_app.pose.training import Permutation, find_keypoints
 from fedgh_app.report import headline
 
 matplotlib.use("Agg")
@@ -337,15 +337,21 @@ def _client_grid(
     return image
 
 
-def predictions(model: torch.nn.Module, cache: CropCache, path: Path, count: int = 12) -> None:
+def predictions(
+    model: torch.nn.Module,
+    cache: CropCache,
+    path: Path,
+    decode: Decode,
+    flip_permutation: Permutation | None = None,
+    count: int = 12,
+) -> None:
     """Predicted and true keypoints drawn on test images, spread over the whole test split."""
     test = cache.indices("test")
     if len(test) == 0:
         return
     chosen = test[np.linspace(0, len(test) - 1, min(count, len(test))).round().astype(int)]
     batch = next(iter(Batches(cache, chosen, batch_size=len(chosen), seed=0, shuffle=False)))
-    size = (int(batch.images.shape[-2]), int(batch.images.shape[-1]))
-    found, _ = decoder(model)(predict(model, batch.images), size)
+    found = find_keypoints(model, batch.images, decode, flip_permutation=flip_permutation).coordinates
     tiles = []
     for place, index in enumerate(chosen):
         # Drawn on the original image, where a person can judge it; the crop that the model saw is tiny.

@@ -25,6 +25,7 @@ from fedgh_app.config import compose_config, fedgh_home, split_overrides
 from fedgh_app.instantiation import instantiate
 from fedgh_app.partition import Dealt, Partition
 from fedgh_app.pose.cache import CropCache, open_cache
+from fedgh_app.pose.decoding import Decode, decoder
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.records import DatasetSpec, load_spec
 from fedgh_app.storage import load_model
@@ -291,6 +292,16 @@ def build_model(config: DictConfig, spec: DatasetSpec) -> nn.Module:
         torch.manual_seed(derive_seed(config.seed, "model"))
         model: nn.Module = instantiate(config.model, "model", num_keypoints=len(spec.keypoints))
     return model
+
+
+def decoder_of(config: DictConfig, model: nn.Module) -> Decode:
+    """How the maps of the configured model are read (``evaluate.decoding``)."""
+    return decoder(model, config.evaluate.decoding, instantiate(config.loss, "loss"))
+
+
+def flip_permutation(config: DictConfig, spec: DatasetSpec) -> np.ndarray | None:
+    """The order of the keypoints in a mirrored image where there is a flip test (``evaluate.flip_test``), else None."""
+    return spec.flip_permutation if config.evaluate.flip_test else None
 
 
 def initial_state(config: DictConfig, spec: DatasetSpec) -> dict[str, torch.Tensor]:

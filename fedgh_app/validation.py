@@ -169,6 +169,8 @@ def _check_values(config: DictConfig) -> None:
         raise UserError(f"round_timeout={config.round_timeout}: expected a positive number of seconds")
     if config.dataset.on_bad not in ("raise", "skip"):
         raise UserError(f"dataset.on_bad={config.dataset.on_bad}: expected raise or skip")
+    if config.evaluate.decoding not in ("argmax", "quarter", "dark"):
+        raise UserError(f"evaluate.decoding={config.evaluate.decoding}: expected argmax, quarter or dark")
     size = list(config.dataset.input_size)
     if len(size) != 2 or any(not isinstance(side, int) or side < 32 or side % 32 for side in size):
         raise UserError(f"dataset.input_size={size}: expected [height, width], each a multiple of 32")

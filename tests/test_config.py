@@ -53,6 +53,8 @@ def test_a_value_overrides_an_experiment() -> None:
         (["num_clients=two"], ["num_clients=two", "at least 1"]),
         (["seed=-1"], ["seed=-1"]),
         (["round_timeout=0"], ["round_timeout=0"]),
+        (["evaluate.decoding=half"], ["evaluate.decoding=half", "argmax, quarter or dark"]),
+        (["evaluate.flip_test=2"], ["evaluate.flip_test=2", "true or false"]),
         (["dataset.on_bad=ignore"], ["dataset.on_bad=ignore", "raise or skip"]),
         (["dataset.input_size=[64,60]"], ["dataset.input_size", "multiple of 32"]),
         (["dataset=mpii"], ["partition_by", "partition=iid"]),

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from fedgh_app.combinations import REFUSALS
 from fedgh_app.config import CONF, compose_config, expand_sweep, groups
+from fedgh_app.pose.decoding import DECODINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 AXES_PAGE = (ROOT / "docs/axes.md").read_text()
@@ -75,9 +76,14 @@ def test_the_page_says_where_to_look_and_which_keys_exist(axis: str) -> None:
     assert named <= keys_of(axis)
 
 
+def test_the_page_has_a_row_for_every_decoding() -> None:
+    assert [cells[0].strip("`") for cells in rows(section("evaluate"))] == list(DECODINGS)
+
+
 def test_the_papers_that_the_page_cites_are_listed() -> None:
     listed = {cells[0] for cells in rows(section("Papers"))}
-    cited = {paper for axis in AXES for cells in rows(section(axis)) for paper in papers(cells[2])}
+    tables = (*AXES, "evaluate")
+    cited = {paper for title in tables for cells in rows(section(title)) for paper in papers(cells[2])}
     assert cited == listed
 
 

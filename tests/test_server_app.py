@@ -20,7 +20,12 @@ from fedgh_app.errors import RunFailed
 from fedgh_app.federation import Federation
 from fedgh_app.inprocess import InProcessGrid
 from fedgh_app.launcher import launch
+from fedgh_app.pose.batches import Batches
+from fedgh_app.pose.decoding import Dark
 from fedgh_app.pose.errors import UserError
+from fedgh_app.pose.losses import HeatmapCrossEntropy
+from fedgh_app.pose.tally import tally
+from fedgh_app.pose.training import evaluate
 from fedgh_app.report import compare
 from fedgh_app.server_app import federate, wait_for_nodes
 
@@ -84,6 +89,29 @@ def test_the_pooled_clients_are_the_central_evaluation(run: Path) -> None:
 def test_the_stored_model_is_the_one_that_was_evaluated(run: Path, tmp_path: Path, tiny: list[str]) -> None:
     again = launch([*tiny, f"init={quoted(run)}", "rounds=0"], tmp_path / "again", quiet=True)
     assert again["per_keypoint"] == storage.read_json(run / "result.json")["per_keypoint"]
+
+
+def test_clients_and_server_read_maps_as_the_config_says(toy: list[str], tmp_path: Path) -> None:
+    chosen = [*toy, "rounds=1", "evaluate.decoding=dark", "evaluate.flip_test=true"]
+    launch(chosen, tmp_path / "run", quiet=True)
+    found = storage.read_lines(tmp_path / "run/history.jsonl")[-1]["evaluate"]
+    assert (tmp_path / "run/plots/predictions.png").exists()
+    config = compose_config(chosen)
+    cache, spec = site.open_data(config), site.specs(config)["arm"]
+    model = site.build_model(config, spec)
+    model.load_state_dict(storage.load_model(tmp_path / "run/model.safetensors")[0])
+    batches = Batches(cache, cache.indices("test"), batch_size=8, seed=0, shuffle=False)
+    loss = HeatmapCrossEntropy()
+    flip = spec.flip_permutation
+    expected = evaluate(model, batches, loss, decode=Dark(logits=True), flip_permutation=flip)
+    for where in ("central", "clients"):
+        assert found[where]["auc"] == pytest.approx(tally(expected, spec.keypoints, 0.2).auc, rel=1e-5)
+        assert found[where]["loss"] == pytest.approx(expected.loss, rel=1e-5)
+    for other in (
+        evaluate(model, batches, loss, decode=Dark(logits=True)),
+        evaluate(model, batches, loss, flip_permutation=flip),
+    ):
+        assert tally(other, spec.keypoints, 0.2).auc != pytest.approx(found["central"]["auc"], rel=1e-5)
 
 
 def test_checkpoints_are_the_latest_and_the_best(toy: list[str], tmp_path: Path) -> None:

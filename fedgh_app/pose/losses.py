@@ -4,6 +4,8 @@ Both losses average over the keypoints that have a target, never over all of the
 of sixteen joints gets gradients of the same size as one that annotates all.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +22,9 @@ class HeatmapLoss(nn.Module):
         Standard deviation of the target, in pixels of a heatmap 64 wide; a map of width w uses ``sigma * w /
         64``.
     """
+
+    # Whether the maps that are so trained are logits of a distribution over the pixels, or the Gaussians themselves.
+    logits: ClassVar[bool] = False
 
     def __init__(self, sigma: float = 2.0) -> None:
         super().__init__()
@@ -88,6 +93,8 @@ class HeatmapCrossEntropy(HeatmapLoss):
     A mean over keypoints with a target. Its least value is the target's entropy, not 0. From scratch on small
     data it learns where the squared error, most of which is background, barely moves.
     """
+
+    logits = True
 
     def terms(self, heatmaps: Tensor, keypoints: Tensor, counted: Tensor, input_size: Size) -> Tensor:
         """Cross-entropy of each map, (B, J)."""

@@ -4,7 +4,7 @@ On the CPU both repeat bit for bit: same weights, same batches, same number of t
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedgh_app.pose.decoding import Decode, decoder
+from fedgh_app.pose.decoding import Decode, decoder, flip_tested, mirrored_back
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.heatmaps import Size
 from fedgh_app.pose.losses import HeatmapLoss
 from fedgh_app.pose.metrics import Evaluation, heatmap_hits
+
+Permutation = Sequence[int] | np.ndarray
 
 
 class PoseBatch(Protocol):
@@ -131,13 +133,23 @@ def evaluate(
     *,
     device: torch.device | str = "cpu",
     decode: Decode | None = None,
+    flip_permutation: Permutation | None = None,
 ) -> Evaluation:
     """Predict every example of ``batches`` and compare with its keypoints; the model's mode stays.
 
-    The maps are read by ``decode``; None for the model's default, see `decoding.decoder`. The result does not
-    depend on how the examples are split into batches, but for the last bits of the arithmetic.
+    The result does not depend on how the examples are split into batches, but for the last bits of the
+    arithmetic.
+
+    Parameters
+    ----------
+    loss
+        Of the images' own maps, also with a flip test; the same goes for the heatmap accuracy.
+    decode
+        How the maps are read; None for the model's own way, or the quarter shift.
+    flip_permutation
+        For a flip test, see `find_keypoints`.
     """
-    decode = decode or decoder(model)
+    decode = decode or decoder(model, "quarter", loss)
     device = torch.device(device)
     place(model, device)
     columns: dict[str, list[Tensor]] = {}
@@ -146,18 +158,17 @@ def evaluate(
     for batch in batches:
         images, keypoints, visible = _to_device(batch, device)
         input_size = _size(images)
-        heatmaps = predict(model, images, device=device)
-        batch_total, batch_counted = loss.total(heatmaps, keypoints, visible, input_size)
+        prediction = find_keypoints(model, images, decode, device=device, flip_permutation=flip_permutation)
+        batch_total, batch_counted = loss.total(prediction.maps, keypoints, visible, input_size)
         total += batch_total
         counted += batch_counted
-        coordinates, scores = decode(heatmaps, input_size)
-        error = torch.linalg.vector_norm(coordinates - keypoints, dim=-1)
+        error = torch.linalg.vector_norm(prediction.coordinates - keypoints, dim=-1)
         found = {
             "distance": error / batch.reference_length.to(device)[:, None],
             "visible": visible,
-            "heatmap_hit": heatmap_hits(heatmaps, keypoints, visible, input_size),
-            "coordinates": coordinates,
-            "scores": scores,
+            "heatmap_hit": heatmap_hits(prediction.maps, keypoints, visible, input_size),
+            "coordinates": prediction.coordinates,
+            "scores": prediction.scores,
             "index": batch.index,
         }
         for name, value in found.items():
@@ -167,6 +178,46 @@ def evaluate(
     arrays: dict[str, np.ndarray] = {name: torch.cat(values).cpu().numpy() for name, values in columns.items()}
     count = int(counted)
     return Evaluation(**arrays, loss=total.item() / count if count else float("nan"), loss_terms=count)
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a model makes of B images.
+
+    Attributes:
+        maps: (B, J, h, w) float32, of the images as they are.
+        coordinates: (B, J, 2) in input pixels.
+        scores: (B, J), by the decoder's own measure.
+    """
+
+    maps: Tensor
+    coordinates: Tensor
+    scores: Tensor
+
+
+def find_keypoints(
+    model: nn.Module,
+    images: Tensor,
+    decode: Decode,
+    *,
+    device: torch.device | str = "cpu",
+    flip_permutation: Permutation | None = None,
+) -> Prediction:
+    """Keypoints of normalised images (B, 3, H, W), without gradients; the model's mode stays.
+
+    Parameters
+    ----------
+    decode
+        How the maps are read; see `decoding.decoder`.
+    flip_permutation
+        For a flip test: the order (J,) of the keypoints in a mirrored image. The coordinates are then of the images
+        and of their mirror images together, see `decoding.flip_tested`, at twice the cost.
+    """
+    maps = predict(model, images, device=device)
+    if flip_permutation is None:
+        return Prediction(maps, *decode(maps, _size(images)))
+    mirrored = mirrored_back(predict(model, images.flip(-1), device=device), flip_permutation)
+    return Prediction(maps, *flip_tested(decode, maps, mirrored, _size(images)))
 
 
 def predict(

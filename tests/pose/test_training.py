@@ -15,7 +15,7 @@ from fedgh_app.pose.losses import HeatmapCrossEntropy, HeatmapMSE
 from fedgh_app.pose.models import PoseResNet
 from fedgh_app.pose.objectives import Dyn, Plain, Prox, Received, Scaffold
 from fedgh_app.pose.tally import tally
-from fedgh_app.pose.training import cosine_distance, embed, evaluate, predict, train
+from fedgh_app.pose.training import cosine_distance, embed, evaluate, find_keypoints, predict, train
 
 CONF = Path(__file__).parents[2] / "conf"
 SIZE = 32
@@ -256,6 +256,32 @@ def test_evaluation_reports_what_the_network_predicts():
     assert found.index.tolist() == [0, 1, 2, 3, 4]
     whole = HeatmapMSE()(heatmaps, examples.keypoints, examples.visible, (SIZE, SIZE))
     assert found.loss == pytest.approx(whole.item(), rel=1e-5)
+
+
+def test_a_flip_test_predicts_the_mirror_image_too():
+    # Each channel pooled: joints 0 and 1 are red and green, and change places in a mirror.
+    model, images = nn.AvgPool2d(4), squares(3).images
+    maps = model(images)
+    mirrored = maps[:, [1, 0, 2]]  # pooling knows no left and right: of the mirror image it makes the mirrored maps
+    found = find_keypoints(model, images, quarter, flip_permutation=[1, 0, 2])
+    coordinates, scores = quarter((maps + mirrored) / 2, (SIZE, SIZE))
+    torch.testing.assert_close(found.maps, maps)
+    torch.testing.assert_close((found.coordinates, found.scores), (coordinates, scores))
+    plain = find_keypoints(model, images, quarter)
+    torch.testing.assert_close((plain.coordinates, plain.scores), quarter(maps, (SIZE, SIZE)))
+
+
+@pytest.mark.parametrize("loss", [HeatmapMSE(), HeatmapCrossEntropy()])
+def test_a_flip_test_evaluates_other_points_and_the_same_loss(loss):
+    model, batches = small_network(), squares(5).split(2)
+    plain, flipped = evaluate(model, batches, loss), evaluate(model, batches, loss, flip_permutation=[1, 0])
+    assert plain.loss == flipped.loss
+    np.testing.assert_array_equal(plain.heatmap_hit, flipped.heatmap_hit)
+    expected = torch.cat(
+        [find_keypoints(model, batch.images, quarter, flip_permutation=[1, 0]).coordinates for batch in batches]
+    )
+    np.testing.assert_array_equal(flipped.coordinates, expected)
+    assert (plain.coordinates != flipped.coordinates).any()
 
 
 def test_no_examples_are_an_error():
