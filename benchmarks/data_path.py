@@ -24,7 +24,7 @@ from rich.table import Table
 from fedgh_app.pose.batches import Augmentation, Batches
 from fedgh_app.pose.cache import CropCache, cut, open_cache
 from fedgh_app.pose.losses import HeatmapCrossEntropy
-from fedgh_app.pose.models import PoseResNet
+from fedgh_app.pose.models import PoseNet
 from fedgh_app.pose.readers import read_records
 from fedgh_app.pose.records import load_spec
 from fedgh_app.pose.training import train
@@ -122,7 +122,7 @@ def _without_cache(cache: CropCache, records: list[Any]) -> float:
 def _training_rate(batches: Batches, repeats: int, count: int = 6) -> float:
     """Images per second that training consumes: the model of `make run`, batches already in memory."""
     held = list(itertools.islice(batches, count))
-    model = PoseResNet(depth=18, num_keypoints=held[0].keypoints.shape[1], head_width=64)
+    model = PoseNet("resnet18", held[0].keypoints.shape[1], head_width=64)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     loss = HeatmapCrossEntropy()
     train(model, held[:1], loss, optimizer, epochs=1)  # warm

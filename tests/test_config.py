@@ -58,7 +58,7 @@ def test_a_value_overrides_an_experiment() -> None:
         (["dataset.on_bad=ignore"], ["dataset.on_bad=ignore", "raise or skip"]),
         (["dataset.input_size=[64,60]"], ["dataset.input_size", "multiple of 32"]),
         (["dataset=mpii"], ["partition_by", "partition=iid"]),
-        (["model.depth.x=1"], ["model.depth"]),
+        (["model.backbone.x=1"], ["model.backbone"]),
         (["strategy._target_=os.system"], ["os.system", "strategies"]),
         (["+extra._target_=subprocess.run"], ["subprocess.run"]),
         (["+loss.x=[{_target_:os.mkdir,_args_:[a]}]"], ["loss.x[0]", "_target_"]),

@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 
 from fedgh_app.pose.distillation import distil, soft_targets
 from fedgh_app.pose.errors import UserError
-from fedgh_app.pose.models import PoseResNet
+from fedgh_app.pose.models import PoseNet
 
 
 class Tiny(nn.Module):
@@ -112,7 +112,8 @@ def test_features_by_hand():
 
 
 def test_features_train_the_backbone_alone():
-    model, examples = PoseResNet(18, 2, 8), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    model = PoseNet("resnet18", 2, head_width=8)
+    examples = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     before = state_of(model)
     targets = normalize(torch.rand(2, 512, generator=torch.Generator().manual_seed(1)), dim=1)
     # Weight decay would move whatever has a gradient, even one of zero.
@@ -229,12 +230,12 @@ def test_examples_and_targets_must_match():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("output", ["heatmaps", "features"])
 def test_the_gpu_agrees_with_the_cpu(output):
-    teachers = [PoseResNet(18, 2, 8).state_dict() for _ in range(2)]
+    teachers = [PoseNet("resnet18", 2, head_width=8).state_dict() for _ in range(2)]
     shown = [batch(torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)))]
     found = []
     for device in ("cpu", "cuda"):
         torch.manual_seed(0)
-        model = PoseResNet(18, 2, 8)
+        model = PoseNet("resnet18", 2, head_width=8)
         targets = soft_targets(model, teachers, shown, output=output, device=device)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
         found.append((targets, distil(model, targets, shown, optimizer, output=output, device=device)))

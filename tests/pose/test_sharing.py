@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from fedgh_app.pose.errors import UserError
-from fedgh_app.pose.models import PoseResNet
+from fedgh_app.pose.models import PoseNet
 from fedgh_app.pose.sharing import All, FedBN, FedPav
 
 CONF = Path(__file__).parents[2] / "conf" / "sharing"
@@ -39,8 +39,8 @@ def test_fedbn_keeps_parameters_and_statistics_of_every_batch_norm():
     )
 
 
-def test_fedbn_of_a_pose_resnet():
-    model = PoseResNet(18, 2, 8)
+def test_fedbn_of_a_pose_net():
+    model = PoseNet("resnet18", 2, head_width=8)
     local = FedBN().local_keys(model)
     # ResNet-18 has 1 + 8 * 2 + 3 (where a stage halves the resolution) BatchNorm layers, the head 3; 5 keys each.
     assert len(local) == 5 * (20 + 3)
@@ -68,8 +68,8 @@ def test_fedpav_keeps_the_head_with_its_statistics():
     assert not any(key.startswith("header") for key in FedPav().local_keys(model))
 
 
-def test_fedpav_shares_the_backbone_of_pose_resnets_with_different_keypoints():
-    three, fourteen = PoseResNet(18, 3, 8), PoseResNet(18, 14, 8)
+def test_fedpav_shares_the_backbone_of_pose_nets_with_different_keypoints():
+    three, fourteen = PoseNet("resnet18", 3, head_width=8), PoseNet("resnet18", 14, head_width=8)
     shared = [
         {key: value.shape for key, value in model.state_dict().items() if key not in FedPav().local_keys(model)}
         for model in (three, fourteen)

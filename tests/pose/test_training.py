@@ -12,7 +12,7 @@ from torch import nn
 from fedgh_app.pose.decoding import quarter
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.losses import HeatmapCrossEntropy, HeatmapMSE
-from fedgh_app.pose.models import PoseResNet
+from fedgh_app.pose.models import PoseNet
 from fedgh_app.pose.objectives import Dyn, Plain, Prox, Received, Scaffold
 from fedgh_app.pose.tally import tally
 from fedgh_app.pose.training import cosine_distance, embed, evaluate, find_keypoints, predict, train
@@ -53,7 +53,7 @@ def squares(count=12, joints=2, seed=0):
 
 
 def small_network(seed=0, joints=2):
-    """Two convolutions to a quarter of the input, with BatchNorm: like PoseResNet in what matters here."""
+    """Two convolutions to a quarter of the input, with BatchNorm: like PoseNet in what matters here."""
     torch.manual_seed(seed)
     return nn.Sequential(nn.Conv2d(3, 8, 5, 2, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, joints, 5, 2, 2))
 
@@ -78,9 +78,9 @@ def test_training_reduces_the_loss_and_finds_the_keypoints(loss):
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-def test_pose_resnet_learns_with_each_configured_optimizer(optimizer):
+def test_a_pose_net_learns_with_each_configured_optimizer(optimizer):
     torch.manual_seed(0)
-    model, batches, loss = PoseResNet(18, 2, 8), squares(8).split(4), HeatmapCrossEntropy()
+    model, batches, loss = PoseNet("resnet18", 2, head_width=8), squares(8).split(4), HeatmapCrossEntropy()
     build = instantiate(OmegaConf.load(CONF / "optimizer" / f"{optimizer}.yaml"))
     first = train(model, batches, loss, build(model.parameters()), epochs=1)
     later = train(model, batches, loss, build(model.parameters()), epochs=3)
@@ -98,7 +98,7 @@ def test_a_repeated_training_is_bit_equal():
     runs = []
     for _ in range(2):
         torch.manual_seed(5)
-        model = PoseResNet(18, 2, 16)
+        model = PoseNet("resnet18", 2, head_width=16)
         build = instantiate(OmegaConf.load(CONF / "optimizer" / "adam.yaml"))
         done = train(model, squares(8).split(4), HeatmapMSE(), build(model.parameters()), epochs=2)
         runs.append((model, done, evaluate(model, squares(8).split(4), HeatmapMSE())))
@@ -228,7 +228,7 @@ def test_each_objective_takes_the_steps_of_its_paper():
 @pytest.mark.parametrize("loss", [HeatmapMSE(), HeatmapCrossEntropy()])
 def test_evaluation_does_not_depend_on_the_batch_size(loss):
     torch.manual_seed(0)
-    model, examples = PoseResNet(18, 2, 16), squares(9)
+    model, examples = PoseNet("resnet18", 2, head_width=16), squares(9)
     train(model, [examples], loss, adam(model, 1e-3), epochs=2)
     whole, split = evaluate(model, [examples], loss), evaluate(model, examples.split(2), loss)
     assert whole.loss == pytest.approx(split.loss, rel=1e-5)
@@ -328,7 +328,7 @@ def test_a_batch_too_small_for_its_statistics_leaves_no_trace_either():
 
 def test_embedding_is_the_backbones_output_averaged_over_pixels():
     torch.manual_seed(0)
-    model, images = PoseResNet(18, 2, 8).train(), squares(4).images
+    model, images = PoseNet("resnet18", 2, head_width=8).train(), squares(4).images
     state = copy.deepcopy(model.state_dict())
     with torch.no_grad():
         maps = copy.deepcopy(model).eval().backbone(torch.cat((images, images), -1))

@@ -1,5 +1,5 @@
-"""Networks that turn an image of one person into one heatmap per keypoint."""
+"""Networks that turn an image of one person into one map per keypoint."""
 
-from fedgh_app.pose.models.pose_resnet import PoseResNet
+from fedgh_app.pose.models.pose_net import PoseNet
 
-__all__ = ["PoseResNet"]
+__all__ = ["PoseNet"]
