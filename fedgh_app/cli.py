@@ -17,7 +17,8 @@ import typer
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.progress import Progress
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from fedgh_app.config import CONF, compose_config, expand_sweep, fedgh_home, groups, quoted, run_name
@@ -150,6 +151,35 @@ def report(
 
 
 @app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="A run directory, or one of several models in it.")],
+    inputs: Annotated[list[Path], typer.Argument(help="Images, videos, and folders that hold them.")],
+    out: Annotated[Path, typer.Option(help="New folder for pictures with skeletons and predictions.json.")],
+    boxes: Annotated[Path | None, typer.Option(help="COCO detections or annotations: where people are.")] = None,
+    box: Annotated[list[str] | None, typer.Option(help="x,y,width,height in a single input; may repeat.")] = None,
+    min_score: Annotated[float, typer.Option(help="Draw only keypoints this sure, 0 to 1; all are written.")] = 0.0,
+    decoding: Annotated[str | None, typer.Option(help="How heatmaps are read. [default: as in the run]")] = None,
+    flip_test: Annotated[bool | None, typer.Option(help="Look at mirrored crops too. [default: as in the run]")] = None,
+    batch_size: Annotated[int, typer.Option(help="Most crops in one pass of the model.", min=1)] = 32,
+) -> None:
+    """Find the keypoints of people in images and videos: fedgh predict RUN photo.jpg clip.mp4 --out DIR."""
+    from fedgh_app.inference import predictor
+    from fedgh_app.pose.prediction import asked_boxes, check_output, find_sources, predict_all
+    from fedgh_app.runs import load_run
+
+    check_output(out)
+    sources = find_sources(inputs)
+    given = asked_boxes(sources, boxes, box or [])
+    model = predictor(load_run(run), decoding=decoding, flip_test=flip_test, batch_size=batch_size)
+    info = {"made_by": "fedgh predict", "model": str(run), "boxes": None if boxes is None else str(boxes)}
+    counts = _with_progress(
+        "predicting",
+        lambda told: predict_all(model, sources, out, boxes=given, min_score=min_score, info=info, progress=told),
+    )
+    console.print(escape(f"{counts} in {out}"), soft_wrap=True, highlight=False)
+
+
+@app.command()
 def score(
     dataset: Annotated[str, typer.Argument(help="mpii, coco, lsp, lspet, arm, lspet_arm or a data set of your own.")],
     truth: Annotated[Path, typer.Option(help="The data set's annotation file; of MPII also a .mat with pos_gt_src.")],
@@ -248,6 +278,7 @@ def data_partition(
 
 
 def _with_progress(title: str, work: Callable[[Callable[[int, int], None]], T]) -> T:
-    with Progress(console=console, transient=True) as bar:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(title, total=None)
         return work(lambda done, total: bar.update(task, completed=done, total=total))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedgh_app.config import fedgh_home
 from fedgh_app.errors import RunFailed
-from fedgh_app.storage import replacing
+from fedgh_app.pose.files import replacing
 
 ACCEPTED, PROPOSED = "accepted", "proposed"
 _ABOUT = "local"

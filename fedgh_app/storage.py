@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fedgh_app.pose.errors import UserError
-
-UMASK = os.umask(0o022)
-os.umask(UMASK)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary sibling of ``path`` that takes its place when the block ends well, and vanishes when not."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield draft
-        draft.chmod(0o666 & ~UMASK)  # safetensors would leave its files to their owner alone
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+from fedgh_app.pose.files import replacing
 
 
 def plain(value: Any) -> Any:

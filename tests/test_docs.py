@@ -119,3 +119,15 @@ def test_the_layout_names_every_config_group_and_files_that_exist() -> None:
     assert {group for group in groups() if f"`{group}`" in LAYOUT} == set(groups())
     for name in re.findall(r"`(\w+(?:/\w+)*\.py)`", LAYOUT):
         assert any((ROOT / folder / name).exists() for folder in ("", "fedgh_app", "fedgh_app/pose")), name
+
+
+def test_the_pages_name_every_option_of_the_commands_that_they_describe() -> None:
+    from typer.main import get_command
+
+    from fedgh_app.cli import app
+
+    page = (ROOT / "docs/prediction.md").read_text()
+    for name in ("predict",):
+        command = get_command(app).commands[name]  # type: ignore[attr-defined]
+        options = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
+        assert options - {"--help"} <= set(re.findall(r"--[a-z-]+", page)), name

@@ -18,9 +18,10 @@ from threadpoolctl import threadpool_limits
 
 from fedgh_app.pose.arm_render import Image, Rendering, render
 from fedgh_app.pose.arm_scene import POSTURES, VIEWPOINTS, sample_scene
-from fedgh_app.pose.coco_folder import IMAGES, is_written, staged, write_annotations
+from fedgh_app.pose.coco_folder import IMAGES, is_written, write_annotations
 from fedgh_app.pose.cores import usable_cores
 from fedgh_app.pose.errors import UserError
+from fedgh_app.pose.files import staged
 
 KEYPOINTS = ("shoulder", "elbow", "wrist")
 SKELETON = ((0, 1), (1, 2))
@@ -62,6 +63,7 @@ def generate(
     if is_written(root, made_by):
         return root
     with staged(root) as stage:
+        (stage / IMAGES).mkdir()
         entries: list[tuple[dict[str, Any], dict[str, Any]]] = []
         for chunk in _chunks(stage / IMAGES, count, seed, image_size, workers or usable_cores()):
             entries += chunk

@@ -181,7 +181,7 @@ class Batches:
             visible &= ((keypoints >= -0.5) & (keypoints <= edge)).all(axis=-1)
         lengths = cache.reference_length[index] * cropping.magnification(matrices)
         return Batch(
-            images=_normalised(self._pixels(index, matrices)),
+            images=normalised(self._pixels(index, matrices)),
             keypoints=torch.from_numpy(keypoints.astype(np.float32)),
             visible=torch.from_numpy(visible),
             reference_length=torch.from_numpy(lengths.astype(np.float32)),
@@ -210,7 +210,7 @@ class Batches:
         return pixels
 
 
-def _normalised(pixels: np.ndarray) -> Tensor:
+def normalised(pixels: np.ndarray) -> Tensor:
     """Images (B, 3, h, w) float32 of pixels (B, h, w, 3) uint8."""
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     scale = torch.tensor(STD).mul_(255).reciprocal_().view(3, 1, 1)

@@ -31,6 +31,8 @@ from fedgh_app.pose.split import split_records
 
 # Raise it whenever the code would make other crops from the same files.
 VERSION = 2
+# A crop's size as a multiple of the network's input: what rotation and zoom may show beyond it.
+MARGIN = 1.5
 # Crops in flight between the decoding threads and the file: bounds the builder's memory.
 BLOCK = 256
 ARRAYS = ("keypoints", "visible", "reference_length", "to_image", "split", "group", "ids", "images")
@@ -74,7 +76,7 @@ def open_cache(
     root: Path,
     *,
     input_size: tuple[int, int],
-    margin: float = 1.5,
+    margin: float = MARGIN,
     on_bad: Literal["raise", "skip"] = "raise",
     directory: Path,
 ) -> CropCache:
@@ -182,15 +184,40 @@ def cut(record: PoseRecord, input_size: tuple[int, int], margin: float) -> tuple
     if record.image_size is not None and record.image_size != (width, height):
         stated = "x".join(map(str, record.image_size))
         raise UserError(f"{record.image}: image is {width}x{height}, its annotation says {stated}")
-    x, y, box_width, box_height = record.box
-    if x >= width or y >= height or x + box_width <= 0 or y + box_height <= 0:
+    if is_outside(record.box, width, height):
         box = [round(float(value), 1) for value in record.box]
         raise UserError(f"{record.image}: box {box} of record {record.id} lies outside the {width}x{height} image")
+    return cut_box(image, record.box, input_size, margin)
+
+
+def is_outside(box: np.ndarray, width: int, height: int) -> bool:
+    """Whether a box (x, y, width, height) has nothing in common with an image."""
+    x, y, box_width, box_height = box
+    return bool(x >= width or y >= height or x + box_width <= 0 or y + box_height <= 0)
+
+
+def cut_box(
+    image: np.ndarray, box: np.ndarray, input_size: tuple[int, int], margin: float = MARGIN
+) -> tuple[np.ndarray, np.ndarray]:
+    """Crop of an image (H, W, 3) around a box: (H', W', 3) uint8 and the map (2, 3) from image to crop."""
     h, w = input_size
-    matrix = cropping.crop_matrix(record.box, (w, h))
+    matrix = cropping.crop_matrix(box, (w, h))
     crop_height, crop_width = crop_size(input_size, margin)
     matrix[:, 2] += ((crop_width - w) / 2, (crop_height - h) / 2)
     return cropping.crop_image(image, matrix, (crop_width, crop_height)), matrix
+
+
+def network_input(image: np.ndarray, box: np.ndarray, input_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """What a network sees of a box when it is tested: (h, w, 3) uint8 and the map (2, 3) from image to input.
+
+    Cut with the margin of training and then sliced, though the margin is thrown away: a crop without it would be
+    averaged over other blocks of pixels, and so differ in its last bits.
+    """
+    h, w = input_size
+    crop, matrix = cut_box(image, box, input_size)
+    top, left = (crop.shape[0] - h) // 2, (crop.shape[1] - w) // 2
+    matrix[:, 2] -= (left, top)
+    return crop[top : top + h, left : left + w], matrix
 
 
 def _build(

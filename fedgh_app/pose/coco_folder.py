@@ -2,10 +2,7 @@
 
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,27 +37,6 @@ def is_written(root: Path, made_by: Mapping[str, Any]) -> bool:
     names = {entry["file_name"] for entry in content["images"]}
     there = {entry.name for entry in os.scandir(root / IMAGES)} if (root / IMAGES).is_dir() else set()
     return dict(found) == dict(made_by) and names <= there
-
-
-@contextmanager
-def staged(root: Path) -> Iterator[Path]:
-    """A temporary sibling of `root` (with `images/`); takes its place when the block ends well."""
-    root = root.absolute()
-    root.parent.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    try:
-        (stage / IMAGES).mkdir()
-        yield stage
-        stage.chmod(0o755)  # mkdtemp makes it private
-        if root.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{root.name}-old-", dir=root.parent))
-            root.replace(old)  # rename(2) may replace an empty folder
-            stage.replace(root)
-            shutil.rmtree(old)
-        else:
-            stage.replace(root)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 def write_annotations(

@@ -19,6 +19,8 @@ OUTLINE: Colour = (20, 20, 20)
 PAPER: Colour = (250, 250, 250)
 INK: Colour = (30, 30, 30)
 SHORTEST = 320  # px: smaller images are enlarged before drawing, so that lines stay thinner than limbs
+LINES_PER_SIDE = 130  # a limb is drawn this many times thinner than its person is long
+FAINT, FAINT_OPACITY = 0.35, 0.4  # keypoints of less confidence than this are drawn this opaque
 FRACTION_BITS = 4  # cv2 draws at 1/16 px
 
 
@@ -37,7 +39,37 @@ def draw_skeleton(
     has its own colour unless `colour` is given; every line has a dark rim, so it reads on light and on dark.
     """
     canvas, points = _enlarged(image, np.asarray(keypoints, float), shortest)
-    _draw(canvas, points, _mask(visible, spec), spec, colour, filled=True)
+    _draw(canvas, points, _mask(visible, spec), spec, colour, line=_line(canvas), filled=True)
+    return canvas
+
+
+def draw_people(
+    image: Image, people: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike]], spec: DatasetSpec, *, min_score: float = 0.0
+) -> Image:
+    """A copy of the image, in its own size, with a skeleton for each of its people.
+
+    Each is (keypoints (J, 2), scores (J,), box (4,)); lines are as wide as suits the box and the whole image. Keypoints
+    with less than `min_score` are not drawn, nor a limb that ends in one; those below `FAINT` shine through.
+    """
+    canvas, faint = image.copy(), image.copy()
+    sure: list[tuple[NDArray[np.float64], NDArray[np.bool_], int, int]] = []
+    unsure = False
+    for keypoints, scores, box in people:
+        points, scores = np.asarray(keypoints, float), np.asarray(scores, float)
+        shortest = min(image.shape[:2])
+        side = min(float(np.max(np.asarray(box)[2:])), shortest)
+        # Wide enough for the person, and to be seen in the whole image, but no wider than the person has room for.
+        line = round(min(max(1 + side / LINES_PER_SIDE, shortest / 300), 1 + side / 40))
+        rim = 2 if side >= 24 else 0
+        shown = scores >= min_score
+        sure.append((points, shown & (scores >= FAINT), line, rim))
+        if (shown & (scores < FAINT)).any():
+            _draw(faint, points, shown, spec, None, line=line, rim=rim, filled=True)
+            unsure = True
+    if unsure:
+        canvas = np.asarray(cv2.addWeighted(faint, FAINT_OPACITY, canvas, 1 - FAINT_OPACITY, 0), np.uint8)
+    for points, shown, line, rim in sure:
+        _draw(canvas, points, shown, spec, None, line=line, rim=rim, filled=True)
     return canvas
 
 
@@ -57,10 +89,10 @@ def draw_comparison(
     """
     mask = _mask(visible, spec)
     canvas, points = _enlarged(image, np.asarray(truth, float), shortest)
-    _draw(canvas, points, mask, spec, TRUTH, filled=False)
+    _draw(canvas, points, mask, spec, TRUTH, line=_line(canvas), filled=False)
     horizontal, vertical = canvas.shape[1] / image.shape[1], canvas.shape[0] / image.shape[0]
     points = _scaled(np.asarray(prediction, float), horizontal, vertical)
-    _draw(canvas, points, mask, spec, PREDICTION, filled=True)
+    _draw(canvas, points, mask, spec, PREDICTION, line=_line(canvas), filled=True)
     return canvas
 
 
@@ -127,6 +159,11 @@ def _scaled(points: NDArray[np.float64], horizontal: float, vertical: float) -> 
     return (points + 0.5) * [horizontal, vertical] - 0.5
 
 
+def _line(canvas: Image) -> int:
+    """Width of a limb on the crop of one person."""
+    return max(2, round(min(canvas.shape[:2]) / LINES_PER_SIDE))
+
+
 def _draw(
     canvas: Image,
     points: NDArray[np.float64],
@@ -134,27 +171,28 @@ def _draw(
     spec: DatasetSpec,
     colour: Colour | None,
     *,
+    line: int,
+    rim: int = 2,
     filled: bool,
 ) -> None:
-    """Draw a skeleton in place: all dark rims first, so that they never cut a coloured line."""
+    """Draw a skeleton in place, limbs `line` px wide with rims of `rim` px: those first, to cut no line."""
     colours = [colour] * len(points) if colour is not None else keypoint_colours(len(points))
-    line = max(2, round(min(canvas.shape[:2]) / 130))
     visible = visible & np.isfinite(points).all(axis=1) & (np.abs(points) < 1e5).all(axis=1)  # cv2 takes int32
     at = np.rint(np.where(visible[:, None], points, 0) * 2**FRACTION_BITS).astype(int)
     bones = [(a, b) for a, b in spec.skeleton if visible[a] and visible[b]]
     radius = round((1.7 * line) * 2**FRACTION_BITS)
-    for rim in (2, 0):
+    for dark in (rim, 0):
         for a, b in bones:
-            shade = OUTLINE if rim else colours[b]
-            cv2.line(canvas, _xy(at[a]), _xy(at[b]), shade, line + rim, cv2.LINE_AA, FRACTION_BITS)
+            shade = OUTLINE if dark else colours[b]
+            cv2.line(canvas, _xy(at[a]), _xy(at[b]), shade, line + dark, cv2.LINE_AA, FRACTION_BITS)
     for joint in np.flatnonzero(visible):
-        for rim in (2, 0):
-            shade = OUTLINE if rim else colours[joint]
+        for dark in (rim, 0):
+            shade = OUTLINE if dark else colours[joint]
             if filled:
-                size = radius + (rim << FRACTION_BITS) // 2
+                size = radius + (dark << FRACTION_BITS) // 2
                 cv2.circle(canvas, _xy(at[joint]), size, shade, -1, cv2.LINE_AA, FRACTION_BITS)
             else:
-                cv2.circle(canvas, _xy(at[joint]), 2 * radius, shade, line + rim, cv2.LINE_AA, FRACTION_BITS)
+                cv2.circle(canvas, _xy(at[joint]), 2 * radius, shade, line + dark, cv2.LINE_AA, FRACTION_BITS)
 
 
 def _xy(point: NDArray[np.int64]) -> tuple[int, int]:

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgh_app.pose.arm import KEYPOINTS, SKELETON, write_jpeg
-from fedgh_app.pose.coco_folder import IMAGES, is_written, staged, write_annotations
+from fedgh_app.pose.coco_folder import IMAGES, is_written, write_annotations
 from fedgh_app.pose.errors import UserError
+from fedgh_app.pose.files import staged
 from fedgh_app.pose.images import read_image
 from fedgh_app.pose.readers.intake import read_arrays
 
@@ -66,6 +67,7 @@ def cut(lspet_root: Path, root: Path, *, progress: Callable[[int, int], None] | 
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     with staged(root) as stage:
+        (stage / IMAGES).mkdir()
         for number in range(total):
             name = f"im{number + 1:05d}.jpg"
             arms = list(arms_of(name, joints[:, :, number]))

@@ -7,13 +7,16 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from folders import SHARED, arm_annotations, write_arm, write_image
 
 from fedgh_app.pose import cache as cache_module
-from fedgh_app.pose.cache import crop_size, open_cache
+from fedgh_app.pose.batches import Batches, normalised
+from fedgh_app.pose.cache import crop_size, network_input, open_cache
 from fedgh_app.pose.crops import apply_affine
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.images import is_truncated, read_image
+from fedgh_app.pose.readers import read_records
 from fedgh_app.pose.records import load_spec
 
 ARM = load_spec("arm")
@@ -275,3 +278,16 @@ def test_real_files(tmp_path: Path, name: str) -> None:
     cache = open_cache(load_spec(name), SHARED / name, input_size=(64, 48), directory=tmp_path)
     assert len(cache) == {"mpii": 5, "coco": 12}[name]
     assert (cache.crops.reshape(len(cache), -1).std(axis=1) > 5).all()
+
+
+def test_a_prediction_sees_the_very_pixels_that_an_evaluation_sees(home: Path) -> None:
+    spec = load_spec("arm")
+    root = home / "data" / "arm"
+    cache = open_cache(spec, root, input_size=(48, 32), directory=home / "cache" / "crops")
+    records, _ = read_records(spec, root, on_bad="raise")
+    batch = next(iter(Batches(cache, np.arange(6), batch_size=6, seed=0, shuffle=False)))
+    for position in range(6):
+        pixels, matrix = network_input(read_image(records[position].image), records[position].box, (48, 32))
+        assert torch.equal(normalised(pixels[None])[0], batch.images[position])
+        found = apply_affine(records[position].keypoints, matrix)
+        assert np.allclose(found, batch.keypoints[position].numpy(), atol=1e-4)

@@ -1,0 +1,45 @@
+"""Files and folders that are there whole or not at all: written beside their place, then renamed into it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+UMASK = os.umask(0o022)
+os.umask(UMASK)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary sibling of ``path`` that takes its place when the block ends well, and vanishes when not."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield draft
+        draft.chmod(0o666 & ~UMASK)  # safetensors would leave its files to their owner alone
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged(root: Path) -> Iterator[Path]:
+    """A temporary sibling of the folder ``root`` that takes its place when the block ends well."""
+    root = root.absolute()
+    root.parent.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    try:
+        yield stage
+        stage.chmod(0o777 & ~UMASK)  # mkdtemp makes it private
+        if root.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{root.name}-old-", dir=root.parent))
+            root.replace(old)  # rename(2) may replace an empty folder
+            stage.replace(root)
+            shutil.rmtree(old)
+        else:
+            stage.replace(root)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
