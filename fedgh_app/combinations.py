@@ -74,6 +74,7 @@ feddyn, dyn = _builds("strategy", "FedDyn"), _builds("objective", "Dyn")
 scaffold = _builds("objective", "Scaffold")
 asynchronous = _builds("mode", "Async")
 clustered, edges = _is("clustering", "finch"), _is("topology", "edge_cloud")
+integral_head, integral_loss = (lambda config: config.model.get("head") == "integral"), _builds("loss", "IntegralLoss")
 distils, fedpav = _is("distillation", "server"), _builds("sharing", "FedPav")
 
 
@@ -103,6 +104,20 @@ def gradvac(config: DictConfig) -> bool:
 
 
 REFUSALS = (
+    Refusal(
+        "model.head=integral",
+        "a loss of heatmaps",
+        _both(integral_head, _not(integral_loss)),
+        "its keypoint is the expectation of the map's softmax, which such a loss does not train; "
+        "expected loss=integral",
+    ),
+    Refusal(
+        "loss=integral",
+        "model.head=heatmap",
+        _both(integral_loss, _not(integral_head)),
+        "it trains the expectation of the map's softmax, which this head's keypoints are not read by; "
+        "expected model.head=integral",
+    ),
     Refusal(
         "strategy=feddyn",
         "another objective",

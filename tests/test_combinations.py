@@ -22,6 +22,8 @@ SGD = ["optimizer=sgd", "optimizer.momentum=0"]
 
 # One config that has both choices, for every refusal.
 REFUSED = {
+    ("model.head=integral", "a loss of heatmaps"): ["model.head=integral"],
+    ("loss=integral", "model.head=heatmap"): ["loss=integral"],
     ("strategy=feddyn", "another objective"): ["strategy=feddyn"],
     ("objective=dyn", "another strategy"): ["objective=dyn"],
     ("strategy.alpha", "another objective.alpha"): [*FEDDYN, "objective.alpha=0.5"],

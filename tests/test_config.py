@@ -19,6 +19,7 @@ BESIDE = {
     "dyn": ["strategy=feddyn"],
     "scaffold": ["optimizer=sgd", "optimizer.momentum=0"],
     "arm_lspet": ["sharing=fedpav"],
+    "integral": ["model.head=integral"],
 }
 
 

@@ -15,7 +15,10 @@ from torch.nn.functional import mse_loss, normalize
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.training import PoseBatch, evaluation_mode, features_of, heatmaps_of, place
 
-# What is distilled. heatmaps: as the network puts them out, (J, h, w); logits, where a cross-entropy trained them.
+# What is distilled. heatmaps: as the network puts them out, (J, h, w). Logits, where a cross-entropy or an integral
+# loss trained them: their mean is, after the softmax, the normalised product of the clients' distributions, high where
+# all of them see the keypoint. A mean of distributions would have a peak for each client that errs, and an integral
+# keypoint in between; and in a mean of logits the background, by which such a keypoint is debiased, stays at 0.
 # features: the backbone's, averaged over pixels and of length 1, (C,): clients of one backbone agree on no more.
 Output = Literal["heatmaps", "features"]
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedgh_app.pose.decoding import Integral
 from fedgh_app.pose.heatmaps import Size, peaks, render_gaussian
 
 Array = np.ndarray
@@ -40,7 +41,7 @@ class Evaluation:
     coordinates
         (N, J, 2) predictions in input pixels.
     scores
-        (N, J) height of the heatmap at its peak.
+        (N, J) height of the heatmap at its peak; of an implicit heatmap, of its softmax.
     index
         (N,) place of each example in its data set.
     loss
@@ -104,16 +105,21 @@ def pckh(distance: Array, visible: Array, threshold: float = 0.5) -> dict[str, f
     return result
 
 
-def heatmap_hits(heatmaps: Tensor, keypoints: Tensor, visible: Tensor, input_size: Size) -> Tensor:
+def heatmap_hits(
+    heatmaps: Tensor, keypoints: Tensor, visible: Tensor, input_size: Size, integral: Integral | None = None
+) -> Tensor:
     """Whether each heatmap's peak is near its target's, (B, J) float: 1, 0, or nan where ignored.
 
     The accuracy of the Simple Baselines code (Xiao et al., ECCV 2018): the distance of the peaks, x in tenths
     of the map's width and y in tenths of its height, is below 0.5. As there, a keypoint is ignored where its
     target's peak has x <= 1 or y <= 1, which an invisible keypoint's empty map has too.
+
+    The peak of an implicit heatmap need not be where its keypoint is: for maps that are read by an ``integral``, the
+    point that this finds takes the place of the predicted peak.
     """
     height, width = heatmaps.shape[-2:]
     target, _ = peaks(render_gaussian(keypoints, visible, input_size, (height, width)))
-    found, _ = peaks(heatmaps)
+    found = peaks(heatmaps)[0] if integral is None else integral.coordinates(heatmaps)
     tenth = torch.tensor([width / 10, height / 10], device=heatmaps.device)
     near = torch.linalg.vector_norm((found - target) / tenth, dim=-1) < 0.5
     return torch.where((target > 1).all(-1), near.float(), torch.nan)

@@ -150,6 +150,7 @@ def evaluate(
         For a flip test, see `find_keypoints`.
     """
     decode = decode or decoder(model, "quarter", loss)
+    integral = getattr(model, "integral", None)
     device = torch.device(device)
     place(model, device)
     columns: dict[str, list[Tensor]] = {}
@@ -166,7 +167,7 @@ def evaluate(
         found = {
             "distance": error / batch.reference_length.to(device)[:, None],
             "visible": visible,
-            "heatmap_hit": heatmap_hits(prediction.maps, keypoints, visible, input_size),
+            "heatmap_hit": heatmap_hits(prediction.maps, keypoints, visible, input_size, integral),
             "coordinates": prediction.coordinates,
             "scores": prediction.scores,
             "index": batch.index,

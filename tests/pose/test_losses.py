@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.heatmaps import render_gaussian
-from fedgh_app.pose.losses import HeatmapCrossEntropy, HeatmapMSE
+from fedgh_app.pose.losses import HeatmapCrossEntropy, HeatmapMSE, IntegralLoss
 
-LOSSES = [HeatmapMSE, HeatmapCrossEntropy]
+LOSSES = [HeatmapMSE, HeatmapCrossEntropy, IntegralLoss]
 INPUT, MAP = (32, 32), (8, 8)
 
 
@@ -58,7 +58,7 @@ def test_cross_entropy_of_uniform_logits_is_the_logarithm_of_the_number_of_pixel
     assert found.item() == pytest.approx(math.log(64), rel=1e-5)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", [HeatmapMSE, HeatmapCrossEntropy])
 def test_each_loss_is_least_at_its_own_target(loss):
     _, keypoints, visible = example()
     target = render_gaussian(keypoints, visible, INPUT, MAP)
@@ -77,6 +77,17 @@ def test_gradients_agree_with_finite_differences(loss):
     visible[1, 0] = False
     heatmaps.requires_grad_()
     assert torch.autograd.gradcheck(lambda h: loss()(h, keypoints, visible, INPUT), heatmaps)
+
+
+@pytest.mark.parametrize("regulariser", ["js", "kl", "none"])
+@pytest.mark.parametrize("debiased", [False, True])
+def test_gradients_of_each_form_of_the_integral_loss_agree_with_finite_differences(regulariser, debiased):
+    loss = IntegralLoss(debiased, beta=1.5, regulariser=regulariser, weight=0.7, sigma=8)
+    logits, keypoints, visible = example(2, 2, dtype=torch.float64)
+    visible[1, 0] = False
+    logits[0, 0] -= 3  # nearly all background: read as it is also when debiased
+    logits.requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: loss(z, keypoints, visible, INPUT), logits)
 
 
 @settings(deadline=None, max_examples=30)
@@ -169,3 +180,90 @@ def test_the_loss_of_an_example_is_its_loss_as_a_batch_of_its_own(loss):
     alone = [loss()(heatmaps[i : i + 1], keypoints[i : i + 1], visible[i : i + 1], INPUT) for i in range(5)]
     torch.testing.assert_close(each, torch.stack(alone))
     assert each[2] == 0 and (each[[0, 1, 3, 4]] > 0).all()
+
+
+def logits_at(*masses, size):
+    """Logits (1, 1, h, w) of a distribution: ((x, y), mass) each."""
+    logits = torch.full((1, 1, *size), -1e4)
+    for (x, y), mass in masses:
+        logits[0, 0, y, x] = math.log(mass)
+    return logits
+
+
+def test_the_integral_loss_counts_an_error_as_a_fraction_of_the_map():
+    # A map 16 wide and 8 high over an input of 64 x 32. The expectation is (3, 3), the truth (5, 4): 2 / 16 + 1 / 8.
+    logits = logits_at(((2, 3), 0.75), ((6, 3), 0.25), size=(8, 16))
+    truth, visible = torch.tensor([[[21.5, 17.5]]]), torch.ones(1, 1, dtype=torch.bool)
+    loss = IntegralLoss(debiased=False, regulariser="none")
+    assert loss(logits, truth, visible, (32, 64)).item() == pytest.approx(0.25, rel=1e-5)
+    # Twice the resolution, the same places: the same error.
+    finer = logits_at(((4, 6), 0.75), ((12, 6), 0.25), size=(16, 32))
+    assert loss(finer, (truth + 0.5) * 1 - 1.5, visible, (32, 64)).item() == pytest.approx(0.25, rel=1e-5)
+
+
+def test_the_debiased_loss_of_a_peak_on_a_background_of_zeros_is_that_of_the_peak():
+    # 63 pixels of logit 0 and one of ln 37 at (6, 1): mass 37 % there, the centre (3.5, 3.5) draws by 64 %.
+    logits = torch.zeros(1, 1, *MAP)
+    logits[0, 0, 1, 6] = math.log(37)
+    truth, visible = torch.tensor([[[25.5, 5.5]]]), torch.ones(1, 1, dtype=torch.bool)
+    debiased, raw = (IntegralLoss(value, regulariser="none") for value in (True, False))
+    assert debiased(logits, truth, visible, INPUT).item() == pytest.approx(0, abs=1e-6)
+    assert raw(logits, truth, visible, INPUT).item() == pytest.approx(0.64 * (2.5 + 2.5) / 8, rel=1e-5)
+    # beta scales the logits before anything else.
+    assert IntegralLoss(True, 2.0, "none")(logits / 2, truth, visible, INPUT).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("regulariser", ["js", "kl"])
+def test_the_divergence_by_hand(regulariser):
+    logits, keypoints, visible = example(1, 1, dtype=torch.float64)
+    p = (2 * logits[0, 0]).exp().flatten().tolist()
+    x, y = ((keypoints[0, 0] + 0.5) / 4 - 0.5).tolist()
+    # sigma 16 on a map 8 wide is 2 px.
+    q = [math.exp(-((u - x) ** 2 + (v - y) ** 2) / 8) for v in range(8) for u in range(8)]
+    p, q = ([value / sum(mass) for value in mass] for mass in (p, q))
+    expected = kl(p, q)
+    if regulariser == "js":
+        mean = [(a + b) / 2 for a, b in zip(p, q, strict=True)]
+        expected = (kl(p, mean) + kl(q, mean)) / 2
+    plain = IntegralLoss(True, 2.0, "none", sigma=16)(logits, keypoints, visible, INPUT)
+    for weight in (1.0, 0.25):
+        found = IntegralLoss(True, 2.0, regulariser, weight, sigma=16)(logits, keypoints, visible, INPUT) - plain
+        assert found.item() == pytest.approx(weight * expected, rel=1e-6)
+
+
+def kl(p, q):
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+def test_a_prediction_far_from_the_gaussian_has_a_finite_divergence_of_at_most_the_logarithm_of_two():
+    logits = logits_at(((0, 0), 1.0), size=(64, 64)).requires_grad_()
+    truth, visible = torch.tensor([[[250.0, 250.0]]]), torch.ones(1, 1, dtype=torch.bool)
+    error = IntegralLoss(regulariser="none")(logits, truth, visible, (256, 256))
+    loss = IntegralLoss()(logits, truth, visible, (256, 256))
+    loss.backward()
+    assert (loss - error).item() == pytest.approx(math.log(2), rel=1e-4)
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_a_map_of_equal_logits_has_an_error_and_a_finite_gradient():
+    # As a network starts: all is background, nothing to take out, the point is the centre.
+    logits = torch.zeros(1, 1, *MAP, requires_grad=True)
+    truth, visible = torch.tensor([[[25.5, 5.5]]]), torch.ones(1, 1, dtype=torch.bool)
+    loss = IntegralLoss(regulariser="none")(logits, truth, visible, INPUT)
+    loss.backward()
+    assert loss.item() == pytest.approx(5 / 8)
+    assert torch.isfinite(logits.grad).all()
+    # A step against the gradient moves mass towards the keypoint (6, 1).
+    assert logits.grad[0, 0, 1, 6] == logits.grad.min() or logits.grad[0, 0, 0, 7] == logits.grad.min()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"regulariser": "JS"},
+        *({"weight": value} for value in (-0.1, math.nan, math.inf)),
+    ],
+)
+def test_senseless_arguments_of_the_integral_loss_are_refused(arguments):
+    with pytest.raises(UserError, match=rf"loss\.{next(iter(arguments))}: found .* expected"):
+        IntegralLoss(**arguments)

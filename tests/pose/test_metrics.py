@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from fedgh_app.pose.decoding import Integral
 from fedgh_app.pose.heatmaps import render_gaussian
 from fedgh_app.pose.metrics import (
     MPII_GROUPS,
@@ -122,6 +123,16 @@ def test_heatmap_hits_by_hand():
     hits = heatmap_hits(heatmaps, target, visible, (40, 80))[0].tolist()
     assert hits[:3] == [1, 0, 0]
     assert math.isnan(hits[3]) and math.isnan(hits[4])
+
+
+def test_hits_of_implicit_heatmaps_are_of_the_expectation_not_of_the_peak():
+    # Mass 1/2 at (2, 5), 1/4 each at (9, 5) and (11, 5): the peak is at x = 2, the expectation and the truth at 6.
+    logits = torch.full((1, 1, 10, 20), -1e9)
+    logits[0, 0, 5, [2, 9, 11]] = torch.tensor([0.5, 0.25, 0.25]).log()
+    target, visible = torch.tensor([[[25.5, 21.5]]]), torch.tensor([[True]])
+    assert heatmap_hits(logits, target, visible, (40, 80)).item() == 0
+    assert heatmap_hits(logits, target, visible, (40, 80), Integral(debiased=False)).item() == 1
+    assert heatmap_hits(logits, target + 4, visible, (40, 80), Integral(debiased=False)).item() == 0
 
 
 def test_spread_by_hand():

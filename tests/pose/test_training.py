@@ -9,9 +9,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from fedgh_app.pose.decoding import quarter
+from fedgh_app.pose.decoding import Integral, quarter
 from fedgh_app.pose.errors import UserError
-from fedgh_app.pose.losses import HeatmapCrossEntropy, HeatmapMSE
+from fedgh_app.pose.losses import HeatmapCrossEntropy, HeatmapMSE, IntegralLoss
 from fedgh_app.pose.models import PoseNet
 from fedgh_app.pose.objectives import Dyn, Plain, Prox, Received, Scaffold
 from fedgh_app.pose.tally import tally
@@ -64,6 +64,21 @@ def adam(model, lr=0.01):
 
 def equal(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("debiased", [False, True])
+def test_an_integral_net_overfits_a_handful_of_crops(debiased):
+    model, batches, loss = small_network(), squares(8).split(8), IntegralLoss(debiased, sigma=4)
+    model.integral = Integral(debiased)
+    before = evaluate(model, batches, loss)
+    train(model, batches, loss, adam(model), epochs=200)
+    after = evaluate(model, batches, loss)
+    seen = after.visible
+    assert after.loss < before.loss / 3
+    # In reference lengths of 20 px: the worst keypoint is nearer than the mean one was.
+    assert after.distance[seen].max() < before.distance[seen].mean() / 2
+    assert (after.heatmap_hit[seen & ~np.isnan(after.heatmap_hit)] == 1).mean() > 0.5
+    np.testing.assert_allclose(after.coordinates, model.integral(predict(model, batches[0].images), (SIZE, SIZE))[0])
 
 
 @pytest.mark.parametrize("loss", [HeatmapMSE(), HeatmapCrossEntropy()])

@@ -1,0 +1,37 @@
+"""A light integral model through a federation: trained, distilled on the server, and built again from its file."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from recording import run
+
+from fedgh_app import storage
+from fedgh_app.instantiation import instantiate
+from fedgh_app.pose.decoding import Integral
+
+INTEGRAL = [
+    *("model=shufflenet_v2", "model.backbone=shufflenet_v2_x0_5"),
+    *("model.head=integral", "model.beta=2.0", "model.debiased=false", "loss=integral"),
+]
+DISTILS = ["distillation=server", "distillation.every=1", "distillation.images=8", "strategy=fedcdw"]
+
+
+def test_an_integral_model_is_trained_distilled_and_built_again(tiny: list[str], tmp_path: Path) -> None:
+    run([*tiny, *INTEGRAL, *DISTILS, "partition=iid", "rounds=1"], tmp_path / "run", count=2)
+    before, after = storage.read_lines(tmp_path / "run/history.jsonl")
+    assert math.isfinite(after["train"]["loss"])
+    assert after["evaluate"]["central"]["loss"] != before["evaluate"]["central"]["loss"]
+    assert 0 < after["distillation"]["global"]["loss"] < math.inf
+
+    state, metadata = storage.load_model(tmp_path / "run")
+    node = OmegaConf.create(json.loads(metadata["model"]))
+    model = instantiate(node, "model")
+    model.load_state_dict(state)
+    assert model.integral == Integral(debiased=False, beta=2.0)
+    points, scores = model.eval().integral(model(torch.zeros(1, 3, 64, 64)), (64, 64))
+    assert points.shape == (1, 3, 2) and scores.shape == (1, 3)
