@@ -20,6 +20,7 @@ from fedgh_app.federation import Federation
 from fedgh_app.inprocess import InProcessGrid
 from fedgh_app.pose.errors import UserError
 from fedgh_app.progress import Display
+from fedgh_app.resumption import claimed
 from fedgh_app.server_app import deal, failing_into, federate
 
 # What a federation of one client is: the other choices of these groups say how several work together.
@@ -60,8 +61,8 @@ def run_centralised(
     alone = [*_alone(config, overrides, "partition", "num_clients"), "partition=site"]
     config = compose_config(alone)
     site.open_data(config)
-    directory.mkdir(parents=True, exist_ok=True)
-    with Display(config, directory, title=f"centralised on {config.dataset.spec}", quiet=quiet) as display:
+    title = f"centralised on {config.dataset.spec}"
+    with claimed(directory, overrides), Display(config, directory, title=title, quiet=quiet) as display:
         _federate(config, alone, directory, [{"name": "centralised"}], display)
     return storage.read_json(directory / "result.json")
 

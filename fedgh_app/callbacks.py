@@ -5,18 +5,17 @@ One class a habit; the round loop knows none of them by name.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from logging import INFO
-from pathlib import Path
 
 from flwr.common.logger import log
 from omegaconf import DictConfig
 from torch import nn
 
 from fedgh_app import plots, site, storage
+from fedgh_app.checkpoints import Checkpoint, save
 from fedgh_app.combinations import is_central
-from fedgh_app.federation import Callback, Federation, Round, tensors
+from fedgh_app.federation import Callback, Federation, Round
 from fedgh_app.instantiation import instantiate
 from fedgh_app.pose.batches import Batches
 from fedgh_app.pose.errors import UserError
@@ -30,9 +29,9 @@ def usual_callbacks(config: DictConfig) -> Iterator[Callback]:
     """The callbacks of every run, in their order: what adds to a round comes before what records it."""
     if config.evaluate.central_every and is_central(config):
         yield CentralEvaluation()
-    if config.keep_checkpoints:
-        yield Checkpoint(config.keep_checkpoints)
     yield History()
+    if config.keep_checkpoints:  # after the history, which a run that is resumed has then up to its checkpoint
+        yield Checkpoint(config.keep_checkpoints)
     yield Model()
     yield Progress()
     yield Plots()
@@ -81,36 +80,6 @@ class CentralEvaluation(Habit):
         this.seconds["total"] = this.seconds.get("total", 0.0) + this.seconds["evaluate_central"]
 
 
-class Checkpoint(Habit):
-    """Keeps the latest models and the best one, each with the strategy's state.
-
-    Args:
-        keep: how many of the latest to keep.
-    """
-
-    def __init__(self, keep: int) -> None:
-        self.keep = keep
-        self.best: tuple[float, int] | None = None
-
-    def after_round(self, run: Federation, this: Round) -> None:
-        """Write ``checkpoints/round-NNNN.safetensors`` and ``.json``, and drop what is neither latest nor best."""
-        if this.round == 0:
-            return
-        folder = run.directory / "checkpoints"
-        folder.mkdir(exist_ok=True)
-        stem = f"round-{this.round:04d}"
-        _save(run, folder, stem, this.round)
-        storage.save_state(folder / f"{stem}.json", {"round": this.round, **run.server_state()})
-        pck = headline(this.evaluate).get("pck")
-        if pck is not None and (self.best is None or pck > self.best[0]):
-            self.best = (pck, this.round)
-            storage.write_json(folder / "best.json", {"round": this.round, "pck": pck})
-        kept = {this.round - back for back in range(self.keep)} | ({self.best[1]} if self.best else set())
-        for file in folder.glob("round-*"):
-            if int(file.name.removeprefix("round-")[:4]) not in kept:
-                file.unlink()
-
-
 class History(Habit):
     """Appends each round to ``history.jsonl``."""
 
@@ -126,8 +95,10 @@ class Model:
         """Nothing yet: checkpoints hold the rounds."""
 
     def close(self, run: Federation, failure: str | None) -> None:
-        """Write the model of all clients, or each cluster's."""
-        _save(run, run.directory, "model", run.history[-1].round if run.history else 0)
+        """Write the model of all clients, or each cluster's; a run that was resumed may have left other clusters'."""
+        for file in run.directory.glob("model.*safetensors"):
+            file.unlink()
+        save(run, run.directory, "model", run.history[-1].round if run.history else 0)
 
 
 class Progress(Habit):
@@ -177,17 +148,3 @@ class Plots:
             decode, flip = site.decoder_of(run.config, model), site.flip_permutation(run.config, run.spec)
             plots.predictions(model, cache, folder / "predictions.png", decode, flip)
 
-
-def _save(run: Federation, folder: Path, stem: str, rounds: int) -> None:
-    """Write ``<stem>.safetensors``, or of clusters ``<stem>.<cluster>.safetensors`` each."""
-    model = json.loads(json.dumps(storage.plain(dict(run.config.model))))
-    clustered = run.config.clustering.name != "none"
-    models = run.cohorts.models if clustered else {"": run.arrays}
-    for cohort, arrays in models.items():
-        storage.save_model(
-            folder / ".".join(filter(None, (stem, cohort, "safetensors"))),
-            tensors(arrays),
-            model={**model, "num_keypoints": len(run.spec.keypoints)},
-            dataset=run.spec.name,
-            rounds=rounds,
-        )

@@ -61,7 +61,8 @@ def _fail(error: object, status: int) -> None:
 
 @app.command(context_settings=PASS_ON)
 def run(context: typer.Context) -> None:
-    """Run a federation: fedgh run [OVERRIDES…] [-m]. `fedgh list` shows the choices; -m sweeps over commas."""
+    """Run a federation: fedgh run [OVERRIDES…] [-m]. `fedgh list` shows the choices; -m sweeps over commas;
+    resume=RUN goes on with a run that was interrupted."""
     arguments = list(context.args)
     if "--help" in arguments or "-h" in arguments:
         console.print(context.get_help(), highlight=False)
@@ -71,6 +72,12 @@ def run(context: typer.Context) -> None:
         where = _check_sweep(overrides)
     else:
         config = compose_config(overrides)
+        if config.resume is not None:
+            from fedgh_app.resumption import resumed
+
+            directory = Path(config.resume).expanduser().resolve()
+            arguments = overrides = resumed(directory, overrides)
+            config = compose_config(overrides)
         where = [f"hydra.run.dir={quoted(Path(config.run_dir or _default_directory(config)))}"]
     outcomes: list[int] = []
 
@@ -112,6 +119,8 @@ def _default_directory(config: Any) -> str:
 def _check_sweep(overrides: list[str]) -> list[str]:
     """Check every job before the first one starts; return where the sweep goes."""
     jobs = [compose_config(job) for job in expand_sweep(overrides)]
+    if any(job.resume is not None for job in jobs):
+        raise UserError("resume=…: a sweep cannot be resumed as one; expected its unfinished runs, without -m")
     folder = jobs[0].run_dir or f"runs/sweep-{time.strftime('%Y%m%d-%H%M%S')}"
     where = [f"hydra.sweep.dir={quoted(Path(folder))}", "hydra.sweep.subdir=${hydra:job.num}"]
     if all(job.tracking.name == "wandb" and job.tracking.group is None for job in jobs):

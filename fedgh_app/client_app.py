@@ -77,7 +77,8 @@ def _client(context: Context, message: Message | None = None) -> PoseClient:
     client = PoseClient(config, site, model, initial)
     if message is not None and client.keeps_state:
         client.local = LocalState.open(context.state, _file(client, message))
-        client.local.acknowledge(int(_config(message)["acknowledged"]))
+        said = _config(message)
+        client.local.acknowledge(int(said["acknowledged"]), int(said["settled"]), int(said["session"]))
     if message is not None and CONTROL in message.content:
         control = message.content.array_records[CONTROL]
         client.control = {key: torch.as_tensor(array.numpy()).clone() for key, array in control.items()}

@@ -88,6 +88,8 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     check_keys(base, parsed, groups())
     config = _compose([*choices, *values])
     check_config(base, config)
+    if config.resume is not None:
+        config.run_dir = config.resume  # a run goes on where it lies
     return config
 
 

@@ -134,6 +134,9 @@ class Federation:
         axes: the other parts of the server that carry something from round to round, by config group.
         history: rounds so far, round 0 first.
         accepted: the draw of the last update that was accepted from each client.
+        settled: the same as the latest checkpoint holds it; None where there are no checkpoints.
+        session: how often the run was resumed.
+        earlier: seconds that the run took before it was resumed, as `seconds` gives them.
     """
 
     config: DictConfig
@@ -148,6 +151,11 @@ class Federation:
     axes: dict[str, Any] = field(default_factory=dict)
     history: list[Round] = field(default_factory=list)
     accepted: dict[str, int] = field(default_factory=dict)
+    settled: dict[str, int] | None = None
+    session: int = 0
+    earlier: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+    rounds_started: float | None = None
 
     @property
     def is_central(self) -> bool:
@@ -169,15 +177,45 @@ class Federation:
     def server_state(self) -> dict[str, Any]:
         """What the server carries from round to round beside the models; tensors at the leaves."""
         edge = {} if self.client_strategy is self.strategy else {"edge": self.client_strategy.state_dict()}
-        parts = {**self.axes, "mode": self.mode}
         return {
             "id": self.id,
+            "session": self.session,
             "strategy": self.strategy.state_dict(),
             **edge,
-            "axes": {name: part.state_dict() for name, part in parts.items() if hasattr(part, "state_dict")},
+            "axes": {name: part.state_dict() for name, part in self._stateful()},
             "accepted": dict(self.accepted),
             "cohorts": dict(self.cohorts.of),
+            "seconds": self.seconds(),
         }
+
+    def load_server_state(self, state: Mapping[str, Any], models: Mapping[str, ArrayRecord]) -> None:
+        """Go on from what `server_state` returned, and the models of the cohorts that it names."""
+        self.id, self.session = str(state["id"]), int(state["session"])
+        self.strategy.load_state_dict(state["strategy"])
+        if "edge" in state:
+            self.client_strategy.load_state_dict(state["edge"])
+        for name, part in self._stateful():
+            part.load_state_dict(state["axes"][name])
+        self.accepted = {name: int(draw) for name, draw in state["accepted"].items()}
+        self.settled = dict(self.accepted)
+        self.cohorts.regroup(models, state["cohorts"])
+        self.earlier = dict(state["seconds"])
+
+    def _stateful(self) -> list[tuple[str, Any]]:
+        """The parts, beside the strategies, that carry something from round to round."""
+        return [(name, part) for name, part in {**self.axes, "mode": self.mode}.items() if hasattr(part, "state_dict")]
+
+    def seconds(self) -> dict[str, float]:
+        """Wall time until now: ``total`` from the first query on, ``rounds`` of the rounds with their callbacks."""
+        now = time.perf_counter()
+        since = {"total": self.started, "rounds": now if self.rounds_started is None else self.rounds_started}
+        return {name: self.earlier.get(name, 0.0) + now - start for name, start in since.items()}
+
+    def position(self, client: str) -> dict[str, int]:
+        """What a client is told of where the server stands with it; see `fedgh_app.local_state`."""
+        accepted = self.accepted.get(client, 0)
+        settled = accepted if self.settled is None else self.settled.get(client, 0)
+        return {"acknowledged": accepted, "settled": settled, "session": self.session}
 
     def due(self, every: int, server_round: int) -> bool:
         """Whether something done every ``every`` rounds, and after the last, is done after this one."""

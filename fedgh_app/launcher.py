@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -24,11 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import tomli_w
 from omegaconf import DictConfig
 
-from fedgh_app import baselines, server_app, site, storage
+from fedgh_app import baselines, checkpoints, processes, resumption, server_app, site, storage
 from fedgh_app.config import ROOT, compose_config, join_overrides, quoted
 from fedgh_app.errors import RunFailed
 from fedgh_app.pose.cores import usable_cores
@@ -37,7 +35,6 @@ from fedgh_app.progress import Display
 from fedgh_app.screening import STOP_FILE
 
 APP_FILES = ("fedgh_app", "strategies", "conf", "datasets", "pyproject.toml", "README.md", "LICENSE")
-MARK = "FEDGH_RUN_MARK"  # environment variable that every process of a run inherits
 START_SECONDS = 60.0
 STOP_SECONDS = 15.0
 STATUS_SECONDS = 3.0  # between two questions about the run's status; each is a line in the SuperLink's log
@@ -48,7 +45,7 @@ def launch(overrides: Sequence[str], directory: Path, *, quiet: bool = False) ->
 
     Args:
         overrides: the run's overrides.
-        directory: the run directory; must not hold another run.
+        directory: the run directory; must not hold another run, but with ``resume`` the one that goes on.
         quiet: no live progress.
 
     Returns:
@@ -59,14 +56,21 @@ def launch(overrides: Sequence[str], directory: Path, *, quiet: bool = False) ->
         RunFailed: the run ended early; the message is one line that says why.
     """
     directory = directory.resolve()
-    if any((directory / name).exists() for name in ("history.jsonl", "result.json", "clients")):
-        raise UserError(f"run_dir={directory}: holds a run already; expected a new or empty directory")
     overrides = [*overrides, f"run_dir={quoted(directory)}"]
     config = compose_config(overrides)
     overrides += absolute_paths(config)
     config = compose_config(overrides)
+    held = any((directory / name).exists() for name in ("history.jsonl", "result.json", "clients"))
+    if held and config.resume is None:
+        raise UserError(
+            f"run_dir={directory}: holds a run already; expected a new or empty directory, or resume={directory}"
+        )
     server_app.check(config)
     runtime = config.runtime.name
+    if config.resume is not None:
+        if runtime == "local":
+            raise UserError("runtime=local: it is one run for each client, which cannot be resumed; expected a new run")
+        checkpoints.newest(directory, config.rounds)
     if runtime == "local":
         return baselines.run_local(config, overrides, directory, quiet=quiet)
     if runtime == "centralised":
@@ -76,18 +80,17 @@ def launch(overrides: Sequence[str], directory: Path, *, quiet: bool = False) ->
         overrides.append(f"num_clients={nodes}")  # the server then waits for all of them
     if config.partition._target_ is not None:
         site.deal(config, nodes)
-    directory.mkdir(parents=True, exist_ok=True)
-    with Display(config, directory, quiet=quiet) as display:
+    with resumption.claimed(directory, overrides) as mark, Display(config, directory, quiet=quiet) as display:
         if runtime == "inprocess":
             baselines.run_inprocess(config, overrides, directory, nodes, display)
         else:
-            _simulate(config, overrides, directory, nodes, display)
+            _simulate(config, overrides, directory, nodes, display, mark)
     return storage.read_json(directory / "result.json")
 
 
 def absolute_paths(config: DictConfig) -> list[str]:
     """Overrides that make every path absolute: Flower's processes have working directories of their own."""
-    paths = {"init": config.init, **dict(_data_roots(config))}
+    paths = {"init": config.init, "resume": config.resume, **dict(_data_roots(config))}
     weights = config.model.get("weights")
     if weights and Path(weights).expanduser().exists():  # else it is the name of a torchvision enum
         paths["model.weights"] = weights
@@ -120,9 +123,11 @@ class SuperLink:
     process: subprocess.Popen[bytes]
 
 
-def _simulate(config: DictConfig, overrides: Sequence[str], directory: Path, nodes: int, display: Display) -> None:
+def _simulate(
+    config: DictConfig, overrides: Sequence[str], directory: Path, nodes: int, display: Display, mark: str
+) -> None:
     """Run on Flower's Ray simulation."""
-    with _superlink(config, directory) as superlink:
+    with _superlink(config, directory, mark) as superlink:
         app = _stage(superlink.home)
         run_config = superlink.home / "run.toml"
         run_config.write_text(tomli_w.dumps({"overrides": join_overrides(overrides)}))
@@ -240,13 +245,13 @@ def _script(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _superlink(config: DictConfig, directory: Path) -> Iterator[SuperLink]:
+def _superlink(config: DictConfig, directory: Path, mark: str) -> Iterator[SuperLink]:
     """A SuperLink that is up, and gone afterwards with all that it started."""
     with (
         tempfile.TemporaryDirectory(prefix="fedgh-", ignore_cleanup_errors=True) as folder,
         (directory / "flower.log").open("ab") as log,
     ):
-        home, port, mark = Path(folder), _free_port(), secrets.token_hex(8)
+        home, port = Path(folder), _free_port()
         environment = _environment(config, home, mark)
         address = {"address": f"127.0.0.1:{port}", "insecure": True}
         (home / "config.toml").write_text(tomli_w.dumps({"superlink": {"default": "fedgh", "fedgh": address}}))
@@ -281,7 +286,7 @@ def _environment(config: DictConfig, home: Path, mark: str) -> dict[str, str]:
     """What the SuperLink, and so every process of the run, inherits."""
     environment = {
         **os.environ,
-        MARK: mark,
+        processes.MARK: mark,
         "FLWR_HOME": str(home),
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -317,14 +322,7 @@ def _end(process: subprocess.Popen[bytes], mark: str) -> None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STOP_SECONDS)
-        left = list(_marked(mark))
-        for survivor in left:
-            with contextlib.suppress(psutil.Error):
-                survivor.terminate()
-        _, alive = psutil.wait_procs(left, timeout=STOP_SECONDS / 2)
-        for survivor in [*alive, *_marked(mark)]:
-            with contextlib.suppress(psutil.Error):
-                survivor.kill()
+        processes.end_marked(mark)
         process.wait()
     finally:
         for number, handler in handlers.items():
@@ -333,13 +331,6 @@ def _end(process: subprocess.Popen[bytes], mark: str) -> None:
 
 def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
-
-
-def _marked(mark: str) -> Iterator[psutil.Process]:
-    for candidate in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if candidate.environ().get(MARK) == mark:
-                yield candidate
 
 
 def _stage(home: Path) -> Path:

@@ -21,52 +21,73 @@ from fedgh_app.config import fedgh_home
 from fedgh_app.errors import RunFailed
 from fedgh_app.pose.files import replacing
 
-ACCEPTED, PROPOSED = "accepted", "proposed"
 _ABOUT = "local"
+_VERSION = "local-"
 
 
 class LocalState:
-    """Tensors by name, as after the last training whose update the server accepted.
+    """Tensors by name, as each of this client's trainings left them that may still count.
 
     What a training leaves is only proposed: the server's next message says whether it took the update. Until then a
-    rejected reply, or a server that repeats the round, finds the client as it was.
+    rejected reply, or a server that repeats the round, finds the client as it was. And since a server that is resumed
+    goes on from its latest checkpoint, what that speaks of is kept too.
 
     Attributes:
-        accepted: what counts.
-        accepted_draw: the number of the training that left it; 0 before any.
-        proposed: what the latest training left.
-        draw: the number of that training.
+        versions: what trainings left, by their number; before any training, number 0, there was nothing.
+        accepted_draw: number of the training that counts.
+        settled_draw: number of the training that counts in the server's latest checkpoint.
+        draw: number of the latest training.
+        session: how often the run had been resumed at that training.
     """
 
     def __init__(
         self,
-        accepted: Mapping[str, Tensor] | None = None,
-        proposed: Mapping[str, Tensor] | None = None,
+        versions: Mapping[int, Mapping[str, Tensor]] | None = None,
         *,
         accepted_draw: int = 0,
+        settled_draw: int = 0,
         draw: int = 0,
+        session: int = 0,
     ) -> None:
-        self.accepted = dict(accepted or {})
-        self.proposed = dict(proposed or {})
+        self.versions = {number: dict(tensors) for number, tensors in (versions or {}).items()}
         self.accepted_draw = accepted_draw
+        self.settled_draw = settled_draw
         self.draw = draw
+        self.session = session
 
-    def acknowledge(self, draw: int) -> None:
+    @property
+    def accepted(self) -> dict[str, Tensor]:
+        """What counts."""
+        return self.versions.get(self.accepted_draw, {})
+
+    def acknowledge(self, draw: int, settled: int | None = None, session: int = 0) -> None:
         """Take it that training number ``draw`` is the last whose update the server accepted; 0 for none.
 
-        Raises RunFailed where this client holds neither that training's state nor can go back to it.
+        Args:
+            draw: that training's number.
+            settled: the number that the server's latest checkpoint holds; None for ``draw``, no way back.
+            session: how often the server was resumed.
+
+        Raises RunFailed where this client holds that training's state no more.
         """
-        if draw == self.draw and self.proposed:
-            self.accepted, self.accepted_draw, self.proposed = self.proposed, draw, {}
-        if draw != self.accepted_draw:
+        if draw not in self.versions and not draw == self.settled_draw == 0:
             raise RunFailed(
                 f"own state is of training {self.accepted_draw}, the server goes on from training {draw}; "
                 "expected the same: this client and the server are not of one run any more"
             )
+        if session != self.session:  # later trainings are of rounds that the server has lost
+            self.session, self.draw = session, draw
+        self.accepted_draw, self.settled_draw = draw, draw if settled is None else settled
+        self._forget()
 
     def propose(self, draw: int, tensors: Mapping[str, Tensor]) -> None:
         """Keep what training number ``draw`` left until the server says what became of it."""
-        self.proposed, self.draw = dict(tensors), draw
+        self.versions[draw], self.draw = dict(tensors), draw
+        self._forget()
+
+    def _forget(self) -> None:
+        kept = {self.settled_draw, self.accepted_draw, self.draw}
+        self.versions = {number: tensors for number, tensors in self.versions.items() if number in kept}
 
     @classmethod
     def open(cls, state: RecordDict, file: Path) -> LocalState:
@@ -74,47 +95,59 @@ class LocalState:
 
         An overdue training that ends after its successor may leave an earlier state in the one or the other.
         """
-        held = int(state.config_records[_ABOUT]["draw"]) if _ABOUT in state else 0  # type: ignore[arg-type]
-        if held and held >= _draw_of(file):
-            accepted, proposed = (
-                {key: torch.from_numpy(array.numpy()) for key, array in state.array_records[part].items()}
-                for part in (ACCEPTED, PROPOSED)
-            )
-            before = int(state.config_records[_ABOUT]["accepted"])  # type: ignore[arg-type]
-            return cls(accepted, proposed, accepted_draw=before, draw=held)
-        if not file.exists():
+        about = {key: int(value) for key, value in state.config_records.get(_ABOUT, {}).items()}  # type: ignore[arg-type]
+        filed = _about(file)
+        if about and _age(about) >= _age(filed):
+            versions = {
+                int(name.removeprefix(_VERSION)): {key: torch.from_numpy(a.numpy()) for key, a in record.items()}
+                for name, record in state.array_records.items()
+                if name.startswith(_VERSION)
+            }
+            return cls(versions, **about)
+        if not filed:
             return cls()
-        found: dict[str, dict[str, Tensor]] = {ACCEPTED: {}, PROPOSED: {}}
+        found: dict[int, dict[str, Tensor]] = {}
         with safe_open(file, framework="pt") as stored:
             for key in stored.keys():  # noqa: SIM118
-                part, _, name = key.partition("/")
-                found[part][name] = stored.get_tensor(key)
-            about = stored.metadata()
-        return cls(found[ACCEPTED], found[PROPOSED], accepted_draw=int(about["accepted"]), draw=int(about["draw"]))
+                number, _, name = key.partition("/")
+                found.setdefault(int(number), {})[name] = stored.get_tensor(key)
+        return cls(found, **filed)
 
     def store(self, state: RecordDict, file: Path) -> None:
         """Into ``Context.state`` and, atomically, into ``file``, unless that is of a later training already."""
-        parts = {ACCEPTED: self.accepted, PROPOSED: self.proposed}
-        for part, tensors in parts.items():
-            state[part] = ArrayRecord({key: Array(tensor.numpy()) for key, tensor in tensors.items()})
-        about = {"draw": self.draw, "accepted": self.accepted_draw}
+        about = {
+            "accepted_draw": self.accepted_draw,
+            "settled_draw": self.settled_draw,
+            "draw": self.draw,
+            "session": self.session,
+        }
+        for name in [name for name in state.array_records if name.startswith(_VERSION)]:
+            del state.array_records[name]
+        for number, tensors in self.versions.items():
+            state[f"{_VERSION}{number}"] = ArrayRecord({key: Array(tensor.numpy()) for key, tensor in tensors.items()})
         state[_ABOUT] = ConfigRecord(dict(about))
-        if _draw_of(file) > self.draw:
+        if _age(_about(file)) > _age(about):
             return
         file.parent.mkdir(parents=True, exist_ok=True)
         flat = {
-            f"{part}/{key}": value.contiguous() for part, tensors in parts.items() for key, value in tensors.items()
+            f"{number}/{key}": value.contiguous()
+            for number, tensors in self.versions.items()
+            for key, value in tensors.items()
         }
         with replacing(file) as draft:
             save_file(flat, draft, metadata={key: str(value) for key, value in about.items()})
 
 
-def _draw_of(file: Path) -> int:
-    """The number of the training that a file is of; 0 without a file."""
+def _about(file: Path) -> dict[str, int]:
+    """What a file says of the trainings that it holds; nothing without a file."""
     if not file.exists():
-        return 0
+        return {}
     with safe_open(file, framework="pt") as stored:
-        return int(stored.metadata()["draw"])
+        return {key: int(value) for key, value in stored.metadata().items()}
+
+
+def _age(about: Mapping[str, int]) -> tuple[int, int]:
+    return about.get("session", 0), about.get("draw", 0)
 
 
 def file_of(config: DictConfig, run: str, client: str) -> Path:

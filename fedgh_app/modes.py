@@ -206,7 +206,7 @@ def evaluation_messages(
     for cohort, members in run.cohorts.members(names).items():
         view = grid.only(nodes_of(grid, members))
         for message in run.client_strategy.configure_evaluate(this.round, run.cohorts.models[cohort], config, view):
-            made.append(_personal(message, {"acknowledged": run.accepted.get(grid.name_of(message), 0)}))
+            made.append(_personal(message, run.position(grid.name_of(message))))
     return made
 
 
@@ -221,7 +221,7 @@ def training_messages(
         view = grid.only(nodes_of(grid, members))
         for message in run.client_strategy.configure_train(this.round, run.cohorts.models[cohort], config, view):
             name = grid.name_of(message)
-            own = {"draw": draws[name], "acknowledged": run.accepted.get(name, 0)}
+            own = {"draw": draws[name], **run.position(name)}
             made.append(_personal(message, own, control))
     return made
 

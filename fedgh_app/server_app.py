@@ -7,7 +7,6 @@ hook between rounds and waits without end for missing nodes.
 from __future__ import annotations
 
 import functools
-import math
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,21 +20,21 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 from omegaconf import DictConfig, OmegaConf
 
-from fedgh_app import plots, site, storage
+from fedgh_app import checkpoints, plots, site, storage
 from fedgh_app.aggregation import EdgeCloud, Finch, Flat, edges_of
 from fedgh_app.callbacks import usual_callbacks
+from fedgh_app.client_evaluation import evaluate_clients
 from fedgh_app.config import compose_config, run_name, split_overrides
 from fedgh_app.errors import RunFailed, first_line
 from fedgh_app.federation import Callback, ClientInfo, Cohorts, Federation, Round, Topology
 from fedgh_app.instantiation import build_optimizer, instantiate
 from fedgh_app.knowledge import PublicImages, ServerDistillation
-from fedgh_app.modes import CONTROL, book, evaluation_messages
+from fedgh_app.modes import CONTROL
 from fedgh_app.pose.errors import UserError
-from fedgh_app.pose.metrics import spread
 from fedgh_app.pose.records import DatasetSpec
 from fedgh_app.pose.tally import Count, Tally
 from fedgh_app.report import headline
-from fedgh_app.screening import STOP_FILE, ScreeningGrid
+from fedgh_app.screening import STOP_FILE, Rejected, ScreeningGrid
 from strategies.scaffold import ControlVariate
 from strategies.server_optimizer import ServerOptimizer
 
@@ -157,7 +156,8 @@ def federate(
     callbacks: Sequence[Callback] | None = None,
     watch: Callable[[], None] = lambda: None,
 ) -> Federation:
-    """Run all rounds of one federation over ``grid`` and write the run directory.
+    """Run all rounds of one federation over ``grid``, or with ``resume`` those after its newest checkpoint, and write
+    the run directory.
 
     Args:
         config: the composed config.
@@ -171,25 +171,29 @@ def federate(
 
     Raises:
         RunFailed: too few good replies.
-        UserError: clients that do not fit the config.
+        UserError: clients that do not fit the config, or not the checkpoint.
     """
-    if (directory / "history.jsonl").exists():
+    if config.resume is None and (directory / "history.jsonl").exists():
         raise UserError(f"run_dir={directory}: holds a run already; expected a new or empty directory")
     site.limit_threads(config.runtime.client_cpus)
     spec = first_spec(config)
     started = time.perf_counter()
-    OmegaConf.save(config, directory / "config.yaml")
     screen = ScreeningGrid(grid, stop_file=directory / STOP_FILE)
     clients = query(screen, config, spec)
     screen.expected = functools.partial(expected_metrics, clients)
     run, topology = assemble(config, directory, spec, clients, screen)
+    run.started = started
+    first = 0
+    if config.resume is not None:
+        first = checkpoints.take_up(run) + 1
+        screen.rejected = [Rejected(**item) for this in run.history for item in this.rejected]
+    OmegaConf.save(config, directory / "config.yaml")
     hooks = list(usual_callbacks(config) if callbacks is None else callbacks)
     failure: str | None = "stopped"
-    first_round = started
     try:
-        for server_round in range(config.rounds + 1):
-            if server_round == 1:
-                first_round = time.perf_counter()
+        for server_round in range(first, config.rounds + 1):
+            if server_round and run.rounds_started is None:
+                run.rounds_started = time.perf_counter()
             this = Round(server_round)
             with this.timed("total"):
                 if server_round:
@@ -202,8 +206,7 @@ def federate(
             for hook in hooks:
                 hook.after_round(run, this)
             watch()
-        ended = time.perf_counter()
-        write_result(run, screen, {"total": ended - started, "rounds": ended - first_round if config.rounds else 0.0})
+        write_result(run, screen)
         failure = None
     except Exception as error:
         failure = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -310,89 +313,8 @@ def _fits_any_keypoints(config: DictConfig, spec: DatasetSpec) -> bool:
     return shapes[0] == shapes[1]
 
 
-def evaluate_clients(run: Federation, grid: ScreeningGrid, this: Round) -> None:
-    """Let every client that has test images, and does not train just now, test its model on them.
-
-    After the last round nobody's training is waited for any more, and all are asked.
-    """
-    if not run.due(run.config.evaluate.clients_every, this.round):
-        return
-    free = list(run.clients) if this.round == run.config.rounds else run.mode.idle(run)
-    able = [name for name in free if run.clients[name].test_examples]
-    with this.timed("evaluate_clients"):
-        messages = evaluation_messages(run, grid, this, able, "test")
-        replies = list(grid.send_and_receive(messages, timeout=run.config.round_timeout))
-        if len({run.clients[name].keypoints for name in able}) == 1:  # Flower averages only what all reported
-            run.client_strategy.aggregate_evaluate(this.round, replies)
-    book(grid, this)
-    this.evaluate["clients"] = summary_of_clients(reply_metrics(grid, replies))
-
-
-def reply_metrics(grid: ScreeningGrid, replies: Iterable[Message]) -> dict[str, dict[str, Any]]:
-    """Metrics by client name, in the order of names."""
-    found = {
-        grid.client_names[reply.metadata.src_node_id]: dict(next(iter(reply.content.metric_records.values())))
-        for reply in replies
-    }
-    return dict(sorted(found.items()))
-
-
-def summary_of_clients(metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Metrics of each client, of all their test images pooled, and how the clients differ."""
-    tallies = {name: Tally.from_scalars(values) for name, values in metrics.items()}
-    if not tallies:
-        return {}
-    each = {
-        name: {
-            **tallies[name].summary(),
-            "loss": metrics[name]["loss"],
-            "examples": metrics[name]["num-examples"],
-        }
-        for name in tallies
-    }
-    pooled = sum(tallies.values(), Tally({}))
-    terms = sum(values["loss-terms"] for values in metrics.values())
-    weighed = sum(values["loss-terms"] * values["loss"] for values in metrics.values())
-    differ = spread({name: values["pck"] for name, values in each.items()})
-    return {
-        **pooled.summary(),
-        "loss": weighed / terms if terms else float("nan"),
-        "weighted": weighted_mean(each),
-        "std_pck": differ.std,
-        "worst_client": differ.worst_client,
-        "worst_pck": differ.worst,
-        "by_client": each,
-    }
-
-
-def weighted_mean(each: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean of the clients' own results, weighted by their test examples; each keypoint over the clients that have it.
-
-    The headline of a federation without a model of all clients. A client that a number does not exist for is not in
-    its mean.
-    """
-
-    def mean(pick: Callable[[Mapping[str, Any]], float]) -> float:
-        known = [(values["examples"], pick(values)) for values in each.values()]
-        known = [(examples, value) for examples, value in known if not math.isnan(value)]
-        total = sum(examples for examples, _ in known)
-        return sum(examples * value for examples, value in known) / total if total else math.nan
-
-    keypoints = dict.fromkeys(name for values in each.values() for name in values["per_keypoint"])
-    return {
-        **{key: mean(lambda values, key=key: values[key]) for key in ("pck", "auc", "heatmap_accuracy")},  # type: ignore[misc]
-        "per_keypoint": {
-            name: mean(lambda values, name=name: values["per_keypoint"].get(name, math.nan))  # type: ignore[misc]
-            for name in keypoints
-        },
-    }
-
-
-def write_result(run: Federation, grid: ScreeningGrid, seconds: dict[str, float]) -> None:
-    """Write ``result.json``: the headline is central where the server saw test images, else the clients' own.
-
-    ``seconds`` are wall time: ``total`` from the first query on, ``rounds`` of the rounds with all that callbacks did.
-    """
+def write_result(run: Federation, grid: ScreeningGrid) -> None:
+    """Write ``result.json``: the headline is central where the server saw test images, else the clients' own."""
     last = run.history[-1].evaluate
     found = headline(last)
     storage.write_json(
@@ -402,7 +324,7 @@ def write_result(run: Federation, grid: ScreeningGrid, seconds: dict[str, float]
             "per_keypoint": found.get("per_keypoint", {}),
             "evaluated": "central" if "central" in last else "clients",
             "rounds": run.config.rounds,
-            "seconds": seconds,
+            "seconds": run.seconds(),
             "rejected": [vars(item) for item in grid.rejected],
             "before": headline(run.history[0].evaluate).get("per_keypoint", {}),
             "heatmap_accuracy": found.get("heatmap_accuracy"),

@@ -50,15 +50,19 @@ def read_json(path: Path) -> dict[str, Any]:
 def append_line(path: Path, content: Any) -> None:
     """Append one line of JSON."""
     with path.open("a") as file:
-        file.write(json.dumps(plain(content)) + "\n")
+        file.write(line(content))
+
+
+def line(content: Any) -> str:
+    """``content`` as a line of JSON."""
+    return json.dumps(plain(content)) + "\n"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a JSON-lines file; a last line that is still being written is left out."""
     if not path.exists():
         return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def save_model(path: Path, state: Mapping[str, torch.Tensor], *, model: Any, dataset: str, rounds: int) -> None:

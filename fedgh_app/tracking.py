@@ -77,6 +77,8 @@ class Tracker:
             entity=tracking.entity,
             group=tracking.group,
             name=run.directory.name,
+            id=run.id,
+            resume="allow" if run.session else None,
             dir=str(run.directory),
             mode=mode,
             config=dict(OmegaConf.to_container(run.config)),  # type: ignore[arg-type]

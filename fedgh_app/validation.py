@@ -174,6 +174,8 @@ def _check_values(config: DictConfig) -> None:
     size = list(config.dataset.input_size)
     if len(size) != 2 or any(not isinstance(side, int) or side < 32 or side % 32 for side in size):
         raise UserError(f"dataset.input_size={size}: expected [height, width], each a multiple of 32")
+    if config.resume is not None and not isinstance(config.resume, str):
+        raise UserError(f"resume={config.resume}: expected a run directory")
     if config.init is not None and not isinstance(config.init, str):
         raise UserError(f"init={config.init}: expected a run directory or a model.safetensors")
     if config.tracking.get("mode") not in (None, "online", "offline", "disabled"):

@@ -8,7 +8,8 @@ from typing import Any
 from flwr.app import Message
 
 from fedgh_app import partition, site
-from fedgh_app.callbacks import CentralEvaluation, Checkpoint, History, Model
+from fedgh_app.callbacks import CentralEvaluation, History, Model
+from fedgh_app.checkpoints import Checkpoint
 from fedgh_app.client_app import app as client_app
 from fedgh_app.combinations import is_central
 from fedgh_app.config import compose_config, join_overrides
@@ -43,7 +44,7 @@ def run(
     config = compose_config(overrides)
     partition.partition(config, site.open_data(config), count)
     nodes = [{"partition-id": number, "num-partitions": count} for number in range(count)]
-    directory.mkdir()
+    directory.mkdir(exist_ok=config.resume is not None)
     grid = Recording(
         app,
         nodes,
@@ -52,4 +53,4 @@ def run(
         speeds=config.runtime.speeds,
     )
     central = [CentralEvaluation()] if is_central(config) else []
-    return federate(config, grid, directory, [*central, Checkpoint(1), History(), Model()]), grid
+    return federate(config, grid, directory, [*central, History(), Checkpoint(1), Model()]), grid

@@ -10,7 +10,7 @@ from fedgh_app.config import compose_config
 from fedgh_app.errors import RunFailed
 from fedgh_app.local_state import LocalState, file_of
 
-ONE, TWO = {"w": torch.tensor([1.0])}, {"w": torch.tensor([2.0])}
+ZERO, ONE, TWO = ({"w": torch.tensor([value])} for value in (0.0, 1.0, 2.0))
 
 
 def test_what_training_left_counts_once_the_server_says_so() -> None:
@@ -33,30 +33,70 @@ def test_what_training_left_counts_once_the_server_says_so() -> None:
 
 @pytest.mark.parametrize("draw", [0, 1, 4])
 def test_a_server_that_goes_on_from_elsewhere_is_told(draw: int) -> None:
-    local = LocalState(ONE, TWO, accepted_draw=2, draw=3)
+    local = LocalState({2: ONE, 3: TWO}, accepted_draw=2, settled_draw=2, draw=3)
     with pytest.raises(RunFailed, match=f"own state is of training 2, the server goes on from training {draw}"):
         local.acknowledge(draw)
+
+
+def test_a_server_that_is_resumed_finds_the_state_of_its_checkpoint() -> None:
+    """Two trainings count since the checkpoint, which holds none; a third is under way as the server is killed."""
+    local = LocalState()
+    local.propose(1, ZERO)
+    for draw, left in ((2, ONE), (3, TWO)):
+        local.acknowledge(draw - 1, settled=0)
+        local.propose(draw, left)
+    local.acknowledge(0, settled=0, session=1)
+    assert (local.accepted, local.versions, local.draw) == ({}, {}, 0)
+    local.propose(1, ONE)
+    local.acknowledge(1, settled=1, session=1)
+    local.propose(2, TWO)
+    local.acknowledge(2, settled=1, session=1)
+    local.propose(3, ZERO)
+    local.acknowledge(1, settled=1, session=2)
+    assert (local.accepted, local.versions) == (ONE, {1: ONE})
+
+
+def test_no_more_is_kept_than_may_still_count() -> None:
+    local = LocalState()
+    for draw in range(1, 9):
+        local.propose(draw, ONE)
+        local.acknowledge(draw, settled=max(0, draw - 5))
+        assert set(local.versions) <= {draw, max(0, draw - 5)}
+    for draw in range(9, 12):  # rejected, one after the other
+        local.propose(draw, TWO)
+        local.acknowledge(8, settled=8)
+    assert set(local.versions) == {8, 11}
+
+
+def test_a_training_of_lost_rounds_is_older_than_one_of_this_session(tmp_path: Path) -> None:
+    lost, now, file = RecordDict(), RecordDict(), tmp_path / "0.safetensors"
+    LocalState({7: ONE}, draw=7).store(lost, file)
+    LocalState({5: TWO}, draw=5, session=1).store(now, file)
+    for state in (lost, now, RecordDict()):
+        found = LocalState.open(state, file)
+        assert (found.versions, found.draw, found.session) == ({5: TWO}, 5, 1)
 
 
 @pytest.mark.parametrize("survivor", ["state", "file"])
 def test_it_survives_rounds_and_restarts(survivor: str, tmp_path: Path) -> None:
     state, file = RecordDict(), tmp_path / "clients" / "0.safetensors"
-    LocalState(ONE, TWO, accepted_draw=3, draw=4).store(state, file)
+    LocalState({2: ZERO, 3: ONE, 4: TWO}, accepted_draw=3, settled_draw=2, draw=4, session=1).store(state, file)
     again = LocalState.open(state, tmp_path / "none") if survivor == "state" else LocalState.open(RecordDict(), file)
-    assert (again.accepted, again.proposed, again.accepted_draw, again.draw) == (ONE, TWO, 3, 4)
+    assert again.versions == {2: ZERO, 3: ONE, 4: TWO}
+    assert (again.accepted, again.accepted_draw, again.settled_draw, again.draw, again.session) == (ONE, 3, 2, 4, 1)
 
 
 def test_a_training_that_ends_after_its_successor_takes_nothing_back(tmp_path: Path) -> None:
     early, late, file = RecordDict(), RecordDict(), tmp_path / "0.safetensors"
-    LocalState(proposed=TWO, draw=6).store(late, file)
-    LocalState(proposed=ONE, draw=5).store(early, file)
+    LocalState({6: TWO}, draw=6).store(late, file)
+    LocalState({5: ONE}, draw=5).store(early, file)
     for state in (early, late, RecordDict()):
         assert LocalState.open(state, file).draw == 6
 
 
 def test_a_client_that_never_trained_keeps_nothing(tmp_path: Path) -> None:
     local = LocalState.open(RecordDict(), tmp_path / "none")
-    assert (local.accepted, local.proposed, local.draw) == ({}, {}, 0)
+    assert (local.accepted, local.versions, local.draw) == ({}, {}, 0)
 
 
 def test_no_name_leads_out_of_the_folder(home: Path, tmp_path: Path) -> None:

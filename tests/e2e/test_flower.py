@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sysconfig
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -19,26 +21,34 @@ from conftest import TINY
 from flwr.cli.build import build_fab_from_disk
 
 from fedgh_app import storage
-from fedgh_app.launcher import MARK, _stage
+from fedgh_app.launcher import _stage
+from fedgh_app.processes import MARK
 
+OURS = str(os.getpid())  # other tests may run on this machine
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 OVERRIDES = [*TINY, "evaluate.clients_every=2"]
 
 
 def environment(**more: str) -> dict[str, str]:
     path = f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "FEDGH_TEST": "1", "PATH": path, "COLUMNS": "160", "FLWR_DISABLE_UPDATE_CHECK": "1", **more}
+    return {**os.environ, "FEDGH_TEST": OURS, "PATH": path, "COLUMNS": "160", "FLWR_DISABLE_UPDATE_CHECK": "1", **more}
+
+
+def survivors() -> Iterator[psutil.Process]:
+    """Processes that a run of these tests started and that still live."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            known = process.environ()
+            if process.status() != psutil.STATUS_ZOMBIE and MARK in known and known.get("FEDGH_TEST") == OURS:
+                yield process
 
 
 def left_behind() -> list[str]:
-    """Command lines of processes that a run of these tests started and that still live."""
+    """Their command lines."""
     found = []
-    for process in psutil.process_iter():
-        try:
-            if process.status() != psutil.STATUS_ZOMBIE and {MARK, "FEDGH_TEST"} <= process.environ().keys():
-                found.append(" ".join(process.cmdline()))
-        except (psutil.Error, OSError):
-            continue
+    for process in survivors():
+        with contextlib.suppress(psutil.Error, OSError):
+            found.append(" ".join(process.cmdline()))
     return found
 
 
@@ -165,6 +175,33 @@ def test_a_run_that_is_stopped_leaves_no_process(home: Path, tmp_path: Path, kin
     assert storage.read_json(tmp_path / "run/failure.json")["error"] == "stopped"
     assert int(storage.load_model(tmp_path / "run")[1]["rounds"]) >= 1
     assert storage.read_json(tmp_path / "run/tracking.json")["mode"] == "offline"
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_goes_on_with_the_same_bits(home: Path, tiny: list[str], tmp_path: Path) -> None:
+    """The launcher is killed and ends nothing; what it left is ended, and rounds that were lost are done again."""
+    from fedgh_app.launcher import launch
+
+    overrides = [*OVERRIDES, "sharing=fedbn", "strategy=fedaw", "rounds=4"]
+    command = [str(SCRIPTS / "fedgh"), "run", "run_dir=run", *overrides, "tracking=wandb", "tracking.mode=offline"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL)
+    end = time.monotonic() + 180
+    while len(storage.read_lines(tmp_path / "run/history.jsonl")) < 3 and time.monotonic() < end:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    orphans = list(survivors())
+    assert len(orphans) > 2
+    for orphan in orphans:
+        orphan.suspend()  # or they would bring the run to its end
+    command = [str(SCRIPTS / "fedgh"), "run", "resume=run"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert left_behind() == []
+    assert [line["round"] for line in storage.read_lines(tmp_path / "run/history.jsonl")] == [0, 1, 2, 3, 4]
+    launch([*tiny, *overrides, "runtime=inprocess"], tmp_path / "whole", quiet=True)
+    first, second = (storage.load_model(tmp_path / name)[0] for name in ("run", "whole"))
+    assert all(bool((first[key] == second[key]).all()) for key in first)
 
 
 @pytest.mark.slow

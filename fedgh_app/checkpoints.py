@@ -1,0 +1,146 @@
+"""Checkpoints of a run, and how a run goes on from the newest of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from flwr.app import Array, ArrayRecord
+
+from fedgh_app import storage
+from fedgh_app.federation import GLOBAL, Federation, Round, tensors
+from fedgh_app.pose.errors import UserError
+from fedgh_app.report import headline
+
+FOLDER = "checkpoints"
+
+
+class Checkpoint:
+    """Keeps the latest models and the best one, each with all that the server carries from round to round.
+
+    Args:
+        keep: how many of the latest to keep.
+    """
+
+    def __init__(self, keep: int) -> None:
+        self.keep = keep
+
+    def after_round(self, run: Federation, this: Round) -> None:
+        """Write ``checkpoints/round-NNNN.json`` and its tensors, and drop what is neither latest nor best."""
+        folder = run.directory / FOLDER
+        folder.mkdir(exist_ok=True)
+        save(run, folder, _stem(this.round), this.round)
+        # Last, so that a checkpoint that was begun but not finished has no such file, and is none.
+        storage.save_state(folder / f"{_stem(this.round)}.json", {"round": this.round, **run.server_state()})
+        run.settled = dict(run.accepted)
+        best = best_round(run)
+        if best == this.round:
+            pck = headline(this.evaluate)["pck"]
+            storage.write_json(folder / "best.json", {"round": this.round, "pck": pck})
+        kept = {best, *(this.round - back for back in range(self.keep))}
+        for file in folder.glob("round-*"):
+            if _round_of(file) not in kept:
+                file.unlink()
+
+    def close(self, run: Federation, failure: str | None) -> None:
+        """Nothing: the last round's is written."""
+
+
+def best_round(run: Federation) -> int | None:
+    """The round after training with the best headline, of equals the first; None where nothing was measured."""
+    found = {this.round: headline(this.evaluate).get("pck") for this in run.history if this.round}
+    known = {number: pck for number, pck in found.items() if pck is not None}
+    return max(known, key=lambda number: (known[number], -number), default=None)
+
+
+def newest(directory: Path, rounds: int) -> Path:
+    """The newest whole checkpoint of a run directory.
+
+    Raises UserError where there is none, or none of a round before ``rounds``.
+    """
+    found = sorted((directory / FOLDER).glob("round-*.json"))
+    if not found:
+        raise UserError(
+            f"resume={directory}: found no checkpoint, expected the directory of a run with keep_checkpoints above 0"
+        )
+    done = _round_of(found[-1])
+    if done >= rounds:
+        raise UserError(
+            f"rounds={rounds}: {directory} has {done} already; "
+            f"expected more to resume it, such as rounds={done + rounds}"
+        )
+    return found[-1]
+
+
+def take_up(run: Federation) -> int:
+    """Bring ``run`` to where its newest checkpoint was written; rounds after that never were.
+
+    Returns:
+        The checkpoint's round.
+
+    Raises:
+        UserError: the run has all its rounds already, its clients or its model are others, a file cannot be read.
+    """
+    file = newest(run.directory, run.config.rounds)
+    try:
+        state = storage.load_state(file)
+        server_round, of = int(state["round"]), dict(state["cohorts"])
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{file}: not a checkpoint ({type(error).__name__}: {error})") from None
+    if of.keys() != run.clients.keys():
+        raise UserError(
+            f"resume={run.directory}: clients {', '.join(run.clients)} are connected; expected those of the run, "
+            f"{', '.join(sorted(of))}"
+        )
+    # Before anything depends on it: a second resumption of this checkpoint is another session.
+    state["session"] = int(state["session"]) + 1
+    storage.write_json(file, storage.read_json(file) | {"session": state["session"]})
+    run.load_server_state(state, _models(run, file, sorted(set(of.values()))))
+    run.history = [Round(**line) for line in storage.read_lines(run.directory / "history.jsonl")]
+    run.history = [this for this in run.history if this.round <= server_round]
+    with storage.replacing(run.directory / "history.jsonl") as draft:
+        draft.write_text("".join(storage.line(vars(this)) for this in run.history))
+    (run.directory / "result.json").unlink(missing_ok=True)  # of a run that had ended, and now goes on
+    return server_round
+
+
+def save(run: Federation, folder: Path, stem: str, rounds: int) -> None:
+    """Write ``<stem>.safetensors``, or of clusters ``<stem>.<cluster>.safetensors`` each."""
+    model = json.loads(json.dumps(storage.plain(dict(run.config.model))))
+    for cohort, arrays in run.cohorts.models.items() if _clustered(run) else [("", run.arrays)]:
+        storage.save_model(
+            folder / _name(stem, cohort),
+            tensors(arrays),
+            model={**model, "num_keypoints": len(run.spec.keypoints)},
+            dataset=run.spec.name,
+            rounds=rounds,
+        )
+
+
+def _models(run: Federation, file: Path, cohorts: list[str]) -> dict[str, ArrayRecord]:
+    """The shared arrays by cohort, in the order in which the run's own model has them."""
+    expected = run.cohorts.models[GLOBAL]
+    models: dict[str, ArrayRecord] = {}
+    for cohort in cohorts if _clustered(run) else [""]:
+        path = file.with_name(_name(file.stem, cohort))
+        stored, _ = storage.load_model(path)
+        for key in stored.keys() ^ expected.keys():
+            raise UserError(f"{path}: {key} is {'not ' if key in expected else ''}there; expected the model of the run")
+        models[cohort] = ArrayRecord({key: Array(stored[key].numpy()) for key in expected})
+    return models if _clustered(run) else dict.fromkeys(cohorts, models[""])
+
+
+def _clustered(run: Federation) -> bool:
+    return bool(run.config.clustering.name != "none")
+
+
+def _name(stem: str, cohort: str) -> str:
+    return ".".join(filter(None, (stem, cohort, "safetensors")))
+
+
+def _stem(server_round: int) -> str:
+    return f"round-{server_round:04d}"
+
+
+def _round_of(file: Path) -> int:
+    return int(file.name.removeprefix("round-").partition(".")[0])

@@ -1,0 +1,93 @@
+"""What the clients find on their own test images, and what that says of all of them together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from flwr.app import Message
+
+from fedgh_app.federation import Federation, Round
+from fedgh_app.modes import book, evaluation_messages
+from fedgh_app.pose.metrics import spread
+from fedgh_app.pose.tally import Tally
+from fedgh_app.screening import ScreeningGrid
+
+
+def evaluate_clients(run: Federation, grid: ScreeningGrid, this: Round) -> None:
+    """Let every client that has test images, and does not train just now, test its model on them.
+
+    After the last round nobody's training is waited for any more, and all are asked.
+    """
+    if not run.due(run.config.evaluate.clients_every, this.round):
+        return
+    free = list(run.clients) if this.round == run.config.rounds else run.mode.idle(run)
+    able = [name for name in free if run.clients[name].test_examples]
+    with this.timed("evaluate_clients"):
+        messages = evaluation_messages(run, grid, this, able, "test")
+        replies = list(grid.send_and_receive(messages, timeout=run.config.round_timeout))
+        if len({run.clients[name].keypoints for name in able}) == 1:  # Flower averages only what all reported
+            run.client_strategy.aggregate_evaluate(this.round, replies)
+    book(grid, this)
+    this.evaluate["clients"] = summary_of_clients(reply_metrics(grid, replies))
+
+
+def reply_metrics(grid: ScreeningGrid, replies: Iterable[Message]) -> dict[str, dict[str, Any]]:
+    """Metrics by client name, in the order of names."""
+    found = {
+        grid.client_names[reply.metadata.src_node_id]: dict(next(iter(reply.content.metric_records.values())))
+        for reply in replies
+    }
+    return dict(sorted(found.items()))
+
+
+def summary_of_clients(metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Metrics of each client, of all their test images pooled, and how the clients differ."""
+    tallies = {name: Tally.from_scalars(values) for name, values in metrics.items()}
+    if not tallies:
+        return {}
+    each = {
+        name: {
+            **tallies[name].summary(),
+            "loss": metrics[name]["loss"],
+            "examples": metrics[name]["num-examples"],
+        }
+        for name in tallies
+    }
+    pooled = sum(tallies.values(), Tally({}))
+    terms = sum(values["loss-terms"] for values in metrics.values())
+    weighed = sum(values["loss-terms"] * values["loss"] for values in metrics.values())
+    differ = spread({name: values["pck"] for name, values in each.items()})
+    return {
+        **pooled.summary(),
+        "loss": weighed / terms if terms else float("nan"),
+        "weighted": weighted_mean(each),
+        "std_pck": differ.std,
+        "worst_client": differ.worst_client,
+        "worst_pck": differ.worst,
+        "by_client": each,
+    }
+
+
+def weighted_mean(each: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean of the clients' own results, weighted by their test examples; each keypoint over the clients that have it.
+
+    The headline of a federation without a model of all clients. A client that a number does not exist for is not in
+    its mean.
+    """
+
+    def mean(pick: Callable[[Mapping[str, Any]], float]) -> float:
+        known = [(values["examples"], pick(values)) for values in each.values()]
+        known = [(examples, value) for examples, value in known if not math.isnan(value)]
+        total = sum(examples for examples, _ in known)
+        return sum(examples * value for examples, value in known) / total if total else math.nan
+
+    keypoints = dict.fromkeys(name for values in each.values() for name in values["per_keypoint"])
+    return {
+        **{key: mean(lambda values, key=key: values[key]) for key in ("pck", "auc", "heatmap_accuracy")},  # type: ignore[misc]
+        "per_keypoint": {
+            name: mean(lambda values, name=name: values["per_keypoint"].get(name, math.nan))  # type: ignore[misc]
+            for name in keypoints
+        },
+    }

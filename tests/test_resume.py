@@ -1,0 +1,201 @@
+"""A run that was killed and resumed is the run that was never stopped, bit for bit."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Context, Message
+from recording import run
+
+from fedgh_app import processes, storage
+from fedgh_app.client_app import app as client_app
+from fedgh_app.launcher import launch
+from fedgh_app.pose.errors import UserError
+from fedgh_app.resumption import claimed, resumed
+
+
+class Killed(BaseException):
+    """Nothing of ours may catch it."""
+
+
+def model_of(directory: Path) -> dict[str, bytes]:
+    """The bytes of every tensor of the run's models."""
+    files = sorted(directory.glob("model*.safetensors"))
+    return {f"{f.name}/{key}": t.numpy().tobytes() for f in files for key, t in storage.load_model(f)[0].items()}
+
+
+def rounds_of(directory: Path) -> list[dict[str, Any]]:
+    """What does not depend on the clock of every line of the history."""
+
+    def timeless(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: timeless(item) for key, item in value.items() if "seconds" not in key}
+        return value
+
+    return [timeless(line) for line in storage.read_lines(directory / "history.jsonl")]
+
+
+def dying_at(server_round: int, message: int) -> Any:
+    """A ClientApp whose process dies at the n-th training of a round, after the client has stored its state."""
+    seen = itertools.count(1)
+
+    def answer(asked: Message, context: Context) -> Message:
+        reply = client_app(asked, context)
+        config = asked.content.config_records.get("config", {})
+        if config.get("server-round") == server_round and "draw" in config and next(seen) == message:
+            raise Killed
+        return reply
+
+    return answer
+
+
+# Every strategy that carries something, every part that stays with a client, and each axis with a memory. All of them
+# go through the same few lines: what is tested is that none leaves out what it remembers.
+SETTINGS: dict[str, list[str]] = {
+    "fedgh": ["strategy=fedgh"],
+    "fedaw": ["strategy=fedaw", "selection.fraction=0.6"],
+    "fedcdw": ["strategy=fedcdw"],
+    "feddyn": ["strategy=feddyn", "objective=dyn"],
+    "gradvac": ["strategy=conflict_averse", "strategy.weighting=GradVac"],
+    "krum": ["strategy=krum", "server_optimizer=sgd"],
+    "scaffold": ["strategy=fedavg", "objective=scaffold", "optimizer=sgd", "optimizer.momentum=0"],
+    "fedbn-adam": ["sharing=fedbn", "server_optimizer=adam"],
+    "fedpav-oort": ["sharing=fedpav", "selection=oort", "selection.fraction=0.5", "selection.time=declared"],
+    "finch": ["clustering=finch", "clustering.images=8", "clustering.public.root=${dataset.root}"],
+    "edges-fedbn": ["topology=edge_cloud", "strategy@topology.edge_strategy=fedaw", "sharing=fedbn"],
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_same_bits_as_without_the_kill(setting: str, toy: list[str], tmp_path: Path) -> None:
+    overrides = [*toy, *SETTINGS[setting], "rounds=3", "optimizer.lr=0.02", "evaluate.central_every=0"]
+    run(overrides, tmp_path / "whole")
+    directory = tmp_path / "killed"
+    last = 6 if "edges" in setting else 2  # the edges' second aggregation is under way
+    for server_round, message in ((2, last), (3, 1)):
+        where = f"{'resume' if directory.exists() else 'run_dir'}={directory}"
+        with pytest.raises(Killed):
+            run([*overrides, where], directory, dying_at(server_round, message))
+        assert len(rounds_of(directory)) == server_round
+    again, _ = run([*overrides, f"resume={directory}"], directory)
+    assert model_of(directory) == model_of(tmp_path / "whole")
+    assert rounds_of(directory) == rounds_of(tmp_path / "whole")
+    assert again.session == 2
+
+
+def test_a_longer_run_goes_on_where_the_shorter_one_ended(toy: list[str], tmp_path: Path) -> None:
+    """By the command's own way, which finds the settings in the run directory; no earlier round is lost."""
+    launch([*toy, "strategy=fedaw", "rounds=1"], tmp_path / "run", quiet=True)
+    short = rounds_of(tmp_path / "run")
+    launch(resumed(tmp_path / "run", ["rounds=2", "resume=elsewhere"]), tmp_path / "run", quiet=True)
+    launch([*toy, "strategy=fedaw", "rounds=2"], tmp_path / "whole", quiet=True)
+    assert rounds_of(tmp_path / "run") == rounds_of(tmp_path / "whole")
+    assert rounds_of(tmp_path / "run")[:2] == short
+    assert model_of(tmp_path / "run") == model_of(tmp_path / "whole")
+    found, whole = (storage.read_json(tmp_path / name / "result.json") for name in ("run", "whole"))
+    assert {**found, "seconds": 0} == {**whole, "seconds": 0}
+    assert found["seconds"]["total"] > sum(
+        line["seconds"]["total"] for line in storage.read_lines(tmp_path / "run" / "history.jsonl")
+    )
+    assert "rounds: 2" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("strategy=fedavg", "strategy=fedavg: a run that is resumed keeps its settings; expected only rounds, runtime"),
+        ("optimizer.lr=1", "optimizer.lr=1: a run that is resumed"),
+        ("seed=3", "seed=3: a run that is resumed"),
+    ],
+)
+def test_what_would_make_it_another_run_is_refused(change: str, said: str, tmp_path: Path) -> None:
+    storage.write_json(tmp_path / "launch.json", {"overrides": ["strategy=fedgh"], "mark": "none"})
+    with pytest.raises(UserError, match=re.escape(said)):
+        resumed(tmp_path, [change])
+
+
+def test_changes_replace_what_the_run_was_started_with(tmp_path: Path) -> None:
+    started = ["rounds=2", "runtime=inprocess", "runtime.client_cpus=2", "evaluate.clients_every=0", "seed=1"]
+    storage.write_json(tmp_path / "launch.json", {"overrides": started, "mark": "none"})
+    found = resumed(tmp_path, ["rounds=9", "runtime=simulation", "evaluate.central_every=2"])
+    kept = ["evaluate.clients_every=0", "seed=1", "rounds=9", "runtime=simulation", "evaluate.central_every=2"]
+    assert found == [*kept, f"resume='{tmp_path}'"]
+
+
+def test_a_directory_that_is_none_of_ours_is_named(toy: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"resume=.*: found no launch\.json, expected the directory of an earlier"):
+        resumed(tmp_path, [])
+    with pytest.raises(UserError, match=r"resume=.*: found no checkpoint, expected the directory of a run with keep_"):
+        launch([*toy, f"resume={tmp_path}"], tmp_path, quiet=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_with_all_its_rounds_is_left_as_it_is(toy: list[str], tmp_path: Path) -> None:
+    run([*toy, "rounds=1"], tmp_path / "run")
+    before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    with pytest.raises(UserError, match=r"rounds=1: .* has 1 already; expected more to resume it, such as rounds=2"):
+        launch([*toy, "rounds=1", f"resume={tmp_path / 'run'}"], tmp_path / "run", quiet=True)
+    assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == before
+
+
+def test_a_checkpoint_that_was_not_finished_is_none(toy: list[str], tmp_path: Path) -> None:
+    """A kill leaves the tensors of round 2 without its JSON, a draft of that, and half a line of history."""
+    directory = tmp_path / "run"
+    run([*toy, "rounds=3", f"run_dir={directory}"], tmp_path / "whole")
+    with pytest.raises(Killed):
+        run([*toy, "rounds=3", f"run_dir={directory}"], directory, dying_at(2, 1))
+    folder = directory / "checkpoints"
+    (folder / "round-0002.safetensors").write_bytes(b"half")
+    (folder / ".round-0002.json.1.part").write_text('{"round": 2,')
+    with (directory / "history.jsonl").open("a") as history:
+        history.write('{"round": 2, "train"')
+    again, _ = run([*toy, "rounds=3", f"resume={directory}"], directory)
+    assert again.session == 1
+    assert model_of(directory) == model_of(tmp_path / "whole")
+    assert rounds_of(directory) == rounds_of(tmp_path / "whole")
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named(toy: list[str], tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    run([*toy, "rounds=1"], directory)
+    file = directory / "checkpoints" / "round-0001.safetensors"
+    file.write_bytes(b"no tensors")
+    with pytest.raises(UserError, match=r"round-0001\.safetensors: not a safetensors file"):
+        run([*toy, "rounds=2", f"resume={directory}"], directory)
+
+
+def test_other_clients_than_the_runs_are_refused(toy: list[str], tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    run([*toy, "rounds=1", "partition=iid"], directory)
+    with pytest.raises(UserError, match=r"clients 0, 1, 2 are connected; expected those of the run, 0, 1, 2, 3"):
+        run([*toy, "rounds=2", "partition=iid", f"resume={directory}"], directory, count=3)
+
+
+def test_a_run_that_still_goes_on_is_not_resumed(tmp_path: Path) -> None:
+    with (
+        claimed(tmp_path, ["rounds=2", f"run_dir={tmp_path}"]),
+        pytest.raises(UserError, match=r"a run is still going on there; expected one that has ended"),
+        claimed(tmp_path, []),
+    ):
+        pass
+    assert storage.read_json(tmp_path / "launch.json")["overrides"] == ["rounds=2"]
+
+
+def test_processes_that_a_killed_launcher_left_are_ended(tmp_path: Path) -> None:
+    with claimed(tmp_path, []) as mark:
+        orphan = subprocess.Popen(["sleep", "60"], env={**os.environ, processes.MARK: mark})
+        stranger = subprocess.Popen(["sleep", "60"], env={**os.environ, processes.MARK: "another run's"})
+    try:
+        with claimed(tmp_path, []):
+            assert not list(processes.marked(mark))
+            assert stranger.poll() is None
+    finally:
+        for process in (orphan, stranger):
+            process.kill()
+            process.wait()
