@@ -189,6 +189,24 @@ def predict(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run directory, or one of several models in it.")],
+    form: Annotated[str, typer.Option("--format", help="onnx")] = "onnx",
+    out: Annotated[Path | None, typer.Option(help="File to write. [default: beside the model, model.onnx]")] = None,
+    decoding: Annotated[str | None, typer.Option(help="How heatmaps are read. [default: as in the run]")] = None,
+) -> None:
+    """Write a run's model as ONNX: images in, keypoints and maps out; checked against PyTorch."""
+    from fedgh_app import inference
+    from fedgh_app.runs import load_run
+
+    if form != "onnx":
+        raise UserError(f"--format {form}: no such format; expected onnx")
+    path = out or (run / "model.onnx" if run.is_dir() else run.with_suffix(".onnx"))
+    agreement = inference.export(load_run(run), path, decoding=decoding)
+    console.print(escape(f"{agreement}\n{path}, {path.stat().st_size / 1e6:.1f} MB"), soft_wrap=True, highlight=False)
+
+
+@app.command()
 def score(
     dataset: Annotated[str, typer.Argument(help="mpii, coco, lsp, lspet, arm, lspet_arm or a data set of your own.")],
     truth: Annotated[Path, typer.Option(help="The data set's annotation file; of MPII also a .mat with pos_gt_src.")],

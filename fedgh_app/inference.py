@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from fedgh_app import site
 from fedgh_app.instantiation import instantiate
+from fedgh_app.pose import export as onnx
 from fedgh_app.pose.confidence import Confidence, MassAtPeak, peak_height
 from fedgh_app.pose.decoding import decoder
+from fedgh_app.pose.errors import UserError
+from fedgh_app.pose.export import Agreement
 from fedgh_app.pose.prediction import Predictor
 from fedgh_app.runs import Run
 
@@ -38,6 +43,23 @@ def predictor(
         batch_size=batch_size,
         flip_permutation=run.spec.flip_permutation if flips else None,
     )
+
+
+def export(run: Run, path: Path, *, decoding: str | None = None) -> Agreement:
+    """Write the run's model to an ONNX file, with what says where it comes from; see `fedgh_app.pose.export`.
+
+    Raises UserError where the export's packages are missing, the file cannot be written, or it disagrees with PyTorch.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"--out {path}: expected a file in a folder that exists")
+    about = {
+        "dataset": run.spec.title,
+        "licence": run.spec.licence,
+        "source": run.spec.source,
+        "run": run.directory.resolve().name,
+        "rounds": str(run.metadata.get("rounds", "")),
+    }
+    return onnx.export(predictor(run, decoding=decoding, flip_test=False), path, about)
 
 
 def confidence(run: Run) -> Confidence:

@@ -127,7 +127,7 @@ def test_the_pages_name_every_option_of_the_commands_that_they_describe() -> Non
     from fedgh_app.cli import app
 
     page = (ROOT / "docs/prediction.md").read_text()
-    for name in ("predict",):
+    for name in ("predict", "export"):
         command = get_command(app).commands[name]  # type: ignore[attr-defined]
         options = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
         assert options - {"--help"} <= set(re.findall(r"--[a-z-]+", page)), name
