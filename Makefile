@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# One process a core, each with one thread; a file's tests share what its fixtures took seconds to make.
+WORKERS := --numprocesses logical --maxprocesses 4 --dist loadfile
 INSTALLED := $(VENV)/.installed
 
 .PHONY: run test test-all lint bench install clean
@@ -11,10 +13,10 @@ run: $(INSTALLED)
 	$(BIN)/fedgh run experiment=arm_quick
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest $(WORKERS) -m ""
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
