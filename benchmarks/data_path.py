@@ -21,7 +21,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fedgh_app.pose.batches import Augmentation, Batches
+from fedgh_app.pose.augmentation import Augmentation
+from fedgh_app.pose.batches import Batches
 from fedgh_app.pose.cache import CropCache, cut, open_cache
 from fedgh_app.pose.losses import HeatmapCrossEntropy
 from fedgh_app.pose.models import PoseNet
@@ -33,6 +34,18 @@ INPUT_SIZE = (64, 64)
 MARGIN = 1.5
 BATCH_SIZE = 32
 AUGMENTATION = Augmentation(rotation_deg=30, scale=0.25, translate=0.05, flip_probability=0.5)
+STRONG = Augmentation(  # conf/augmentation/strong.yaml
+    rotation_deg=45,
+    scale=0.35,
+    translate=0.05,
+    flip_probability=0.5,
+    half_body_probability=0.3,
+    occlusion_probability=0.5,
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.4,
+    hue=0.1,
+)
 
 
 def measure(root: Path, *, dataset: str = "arm", repeats: int = 3, limit: int = 512) -> dict[str, Any]:
@@ -54,6 +67,7 @@ def measure(root: Path, *, dataset: str = "arm", repeats: int = 3, limit: int = 
             train = cache.indices("train")
             options: dict[str, Any] = {"batch_size": BATCH_SIZE, "seed": 0}
             augmented = Batches(cache, train, augmentation=AUGMENTATION, shuffle=True, **options)
+            strong = Batches(cache, train, augmentation=STRONG, shuffle=True, **options)
             plain = Batches(cache, train, shuffle=False, **options)
             records, _ = read_records(spec, root)
             few = min(limit, len(records))
@@ -67,6 +81,7 @@ def measure(root: Path, *, dataset: str = "arm", repeats: int = 3, limit: int = 
                 "open_seconds": opening,
                 "cache_bytes": int(cache.crops.nbytes),
                 "cached_augmented_per_second": len(train) / _best(lambda: _consume(augmented), repeats),
+                "cached_strong_per_second": len(train) / _best(lambda: _consume(strong), repeats),
                 "cached_plain_per_second": len(train) / _best(lambda: _consume(plain), repeats),
                 "uncached_augmented_per_second": few / uncached,
                 "training_per_second": _training_rate(augmented, repeats),
@@ -137,6 +152,7 @@ def table(result: dict[str, Any]) -> Table:
     view.add_column("µs/image", justify="right")
     for way, key in (
         ("cache, augmented", "cached_augmented_per_second"),
+        ("cache, augmented strongly", "cached_strong_per_second"),
         ("cache, as is", "cached_plain_per_second"),
         ("no cache, augmented", "uncached_augmented_per_second"),
         ("what training consumes", "training_per_second"),

@@ -260,18 +260,26 @@ def data_check(
     root: Annotated[Path | None, typer.Option(help="Where it lies. [default: as in conf/dataset]")] = None,
     out: Annotated[Path, typer.Option(help="Contact sheet to write.")] = Path("check.png"),
     count: Annotated[int, typer.Option(help="Images on the contact sheet.")] = 24,
+    augmentation: Annotated[
+        str | None, typer.Option(help="Draw them as training under this augmentation sees them.")
+    ] = None,
 ) -> None:
     """Count a data set, say what is wrong with which file, and draw its skeletons on a contact sheet."""
-    from fedgh_app.pose.check import check
+    from fedgh_app.instantiation import instantiate
+    from fedgh_app.pose.check import Seen, check
     from fedgh_app.pose.records import load_spec
 
     # Of what a check does not look at: what every data set goes with.
-    config = compose_config([f"dataset={dataset}", "partition=iid", "sharing=fedpav"])
+    chosen = [] if augmentation is None else [f"augmentation={augmentation}"]
+    config = compose_config([f"dataset={dataset}", "partition=iid", "sharing=fedpav", *chosen])
     if "members" in config.dataset:
         names = " or ".join(map(str, config.dataset.members))
         raise UserError(f"data check {dataset}: it holds several data sets; expected one of them: {names}")
     spec, root = load_spec(config.dataset.spec), root or Path(config.dataset.root)
-    found = _with_progress("reading images", lambda told: check(spec, root, out=out, count=count, progress=told))
+    seen = Seen(instantiate(config.augmentation, "augmentation"), tuple(config.dataset.input_size)) if chosen else None
+    found = _with_progress(
+        "reading images", lambda told: check(spec, root, out=out, count=count, seen=seen, progress=told)
+    )
     console.print(found)
     if found.bad:
         sys.exit(1)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from fedgh_app.instantiation import build_optimizer, instantiate
 from fedgh_app.local_state import LocalState
-from fedgh_app.pose.batches import Augmentation, Batches
+from fedgh_app.pose.augmentation import Augmentation
+from fedgh_app.pose.batches import Batches
 from fedgh_app.pose.objectives import Objective, Plain, Received
 from fedgh_app.pose.tally import tally
 from fedgh_app.pose.training import cosine_distance, evaluate, predict, train

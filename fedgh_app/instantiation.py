@@ -19,7 +19,7 @@ TARGETS = {
     "strategy": ("strategies",),
     "model": ("fedgh_app.pose.models", "torchvision.models", "timm.models"),
     "loss": ("fedgh_app.pose.losses", "torch.nn"),
-    "augmentation": ("fedgh_app.pose.batches",),
+    "augmentation": ("fedgh_app.pose.augmentation",),
     "optimizer": ("torch.optim", "timm.optim"),
     "schedule": ("fedgh_app.pose.schedules",),
     "server_optimizer": ("torch.optim", "timm.optim"),

@@ -76,13 +76,16 @@ def test_the_page_says_where_to_look_and_which_keys_exist(axis: str) -> None:
     assert named <= keys_of(axis)
 
 
-def test_the_page_has_a_row_for_every_decoding() -> None:
+def test_the_page_has_a_row_for_every_decoding_and_augmentation() -> None:
     assert [cells[0].strip("`") for cells in rows(section("evaluate"))] == list(DECODINGS)
+    assert [cells[0].strip("`") for cells in rows(section("augmentation"))] == groups()["augmentation"]
+    named = set(re.findall(r"augmentation\.(\w+)", section("augmentation")))
+    assert named <= keys_of("augmentation")
 
 
 def test_the_papers_that_the_page_cites_are_listed() -> None:
     listed = {cells[0] for cells in rows(section("Papers"))}
-    tables = (*AXES, "evaluate")
+    tables = (*AXES, "evaluate", "augmentation")
     cited = {paper for title in tables for cells in rows(section(title)) for paper in papers(cells[2])}
     assert cited == listed
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedgh_app.pose import crops as cropping
+from fedgh_app.pose.augmentation import Augmentation, Drawn
 from fedgh_app.pose.cache import CropCache
 from fedgh_app.pose.errors import UserError
 
@@ -37,39 +38,6 @@ class Batch:
         return len(self.images)
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """Random geometry for training; the default changes nothing.
-
-    Args:
-        rotation_deg: largest angle in degrees; drawn uniformly from [-rotation_deg, rotation_deg].
-        scale: largest relative change of size; the factor is drawn uniformly from [1 - scale, 1 + scale].
-        translate: largest shift as a fraction of the input's width and height, drawn for each uniformly.
-        flip_probability: how often a sample is mirrored, left and right keypoints changing places.
-    """
-
-    rotation_deg: float = 0.0
-    scale: float = 0.0
-    translate: float = 0.0
-    flip_probability: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("rotation_deg", 0, 180),
-            ("scale", 0, 0.9),
-            ("translate", 0, 1),
-            ("flip_probability", 0, 1),
-        ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-                raise UserError(f"augmentation.{name}={value}, expected a number from {low} to {high}")
-
-    @property
-    def is_identity(self) -> bool:
-        """Whether samples pass unchanged."""
-        return self == Augmentation()
-
-
 class Batches:
     """An iterable over batches of the cache's records `indices`.
 
@@ -82,8 +50,8 @@ class Batches:
         indices: which records, as positions in the cache.
         batch_size: samples in a batch, B.
         input_size: (h, w) of the network's input; None takes the cache's own.
-        augmentation: random geometry; None for none. A keypoint that it pushes out of the input is marked
-            invisible, as there is nothing to learn from it.
+        augmentation: None for none. A keypoint that it pushes out of the input is marked invisible, as there is
+            nothing to learn from it; one that it hides is not.
         seed: of the order and the augmentation.
         shuffle: whether the order is random, as in training. A last batch of one sample then joins the one
             before: batch normalisation has no variance in a single sample at the deepest 1 x 1 maps.
@@ -127,8 +95,8 @@ class Batches:
         generator = np.random.default_rng([self.seed % 2**64, number])
         count = len(self.indices)
         order = generator.permutation(count) if self.shuffle else np.arange(count)
-        matrices, flips = self._matrices(count, generator)
-        return self._batches(self.indices[order], matrices, flips)
+        index = self.indices[order]
+        return self._batches(index, self.augmentation.draw(self.cache, index, self.input_size, generator))
 
     def _batch_bounds(self) -> list[tuple[int, int]]:
         count, size = len(self.indices), self.batch_size
@@ -137,51 +105,28 @@ class Batches:
             bounds[-2:] = [(bounds[-2][0], count)]
         return bounds
 
-    def _matrices(self, count: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Maps (count, 2, 3) from cached crop to input, and which of them mirror (count,) bool."""
-        asked = self.augmentation
-        rotation, scale, shift_x, shift_y = generator.uniform(-1, 1, (4, count))
-        flips = generator.uniform(size=count) < asked.flip_probability
-        height, width = self.input_size
-        crop_height, crop_width = self.cache.crops.shape[1:3]
-        cached_height, cached_width = self.cache.input_size
-        # The input shows the middle of a crop, and all of it where its aspect ratio is not the cache's.
-        zoom = min(width / cached_width, height / cached_height)
-        target = np.stack(
-            [
-                (width - 1) / 2 + asked.translate * width * shift_x,
-                (height - 1) / 2 + asked.translate * height * shift_y,
-            ],
-            axis=-1,
-        )
-        matrices = cropping.similarity_matrix(
-            np.array([(crop_width - 1) / 2, (crop_height - 1) / 2]),
-            target,
-            magnification=zoom * (1 + asked.scale * scale),
-            rotation_deg=asked.rotation_deg * rotation,
-            flip=flips,
-        )
-        return matrices, flips
-
-    def _batches(self, index: np.ndarray, matrices: np.ndarray, flips: np.ndarray) -> Iterator[Batch]:
+    def _batches(self, index: np.ndarray, drawn: Drawn) -> Iterator[Batch]:
         for start, stop in self._bounds:
-            yield self._batch(index[start:stop], matrices[start:stop], flips[start:stop])
+            yield self._batch(index[start:stop], drawn, start)
 
-    def _batch(self, index: np.ndarray, matrices: np.ndarray, flips: np.ndarray) -> Batch:
+    def _batch(self, index: np.ndarray, drawn: Drawn, start: int) -> Batch:
         cache = self.cache
         height, width = self.input_size
+        matrices, flips = (each[start : start + len(index)] for each in (drawn.matrices, drawn.flips))
         keypoints = cropping.apply_affine(cache.keypoints[index], matrices)
         visible = cache.visible[index]
         if flips.any():
             permutation = cache.spec.flip_permutation
             keypoints[flips] = keypoints[flips][:, permutation]
             visible[flips] = visible[flips][:, permutation]
-        if not self.augmentation.is_identity:
+        if self.augmentation.moves:
             edge = np.array([width, height]) - 0.5
             visible &= ((keypoints >= -0.5) & (keypoints <= edge)).all(axis=-1)
         lengths = cache.reference_length[index] * cropping.magnification(matrices)
+        pixels = self._pixels(index, matrices)
+        drawn.paint(pixels, start)
         return Batch(
-            images=normalised(self._pixels(index, matrices)),
+            images=normalised(pixels),
             keypoints=torch.from_numpy(keypoints.astype(np.float32)),
             visible=torch.from_numpy(visible),
             reference_length=torch.from_numpy(lengths.astype(np.float32)),
@@ -192,7 +137,7 @@ class Batches:
         """Inputs (B, h, w, 3) uint8."""
         height, width = self.input_size
         crops = np.asarray(self.cache.crops)  # a plain view: indexing a memmap costs more than the warp
-        if self.augmentation.is_identity and self.input_size == self.cache.input_size:
+        if not self.augmentation.moves and self.input_size == self.cache.input_size:
             top, left = (crops.shape[1] - height) // 2, (crops.shape[2] - width) // 2
             return crops[:, top : top + height, left : left + width][index]
         pixels = np.empty((len(index), height, width, 3), dtype=np.uint8)

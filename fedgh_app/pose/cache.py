@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -220,6 +220,20 @@ def network_input(image: np.ndarray, box: np.ndarray, input_size: tuple[int, int
     return crop[top : top + h, left : left + w], matrix
 
 
+def cut_records(records: Sequence[PoseRecord], spec: DatasetSpec, input_size: tuple[int, int]) -> CropCache:
+    """Crops of a few records, at least one, in memory and on no side of a split; UserError for a bad record."""
+    cuts = [cut(record, input_size, MARGIN) for record in records]
+    return CropCache(
+        crops=np.stack([crop for crop, _ in cuts]),
+        **_arrays(records, np.stack([matrix for _, matrix in cuts]), [""] * len(records)),
+        attributes={},
+        bad=[],
+        spec=spec,
+        input_size=input_size,
+        fingerprint="",
+    )
+
+
 def _build(
     path: Path,
     spec: DatasetSpec,
@@ -294,23 +308,28 @@ def _cut_all(
 
 
 def _write_arrays(part: Path, spec: DatasetSpec, records: Sequence[PoseRecord], matrices: np.ndarray) -> None:
-    keypoints = np.stack([record.keypoints for record in records])
-    lengths = np.array([record.reference_length for record in records])
-    arrays = {
-        "keypoints": cropping.apply_affine(keypoints, matrices).astype(np.float32),
-        "visible": np.stack([record.visible for record in records]),
-        "reference_length": (lengths * cropping.magnification(matrices)).astype(np.float32),
-        "to_image": cropping.invert_affine(matrices),
-        "split": np.array(split_records(records, spec)),
-        "group": np.array([record.group for record in records]),
-        "ids": np.array([record.id for record in records]),
-        "images": np.array([str(record.image) for record in records]),
-    }
+    arrays = _arrays(records, matrices, split_records(records, spec))
     names = sorted({key for record in records for key in record.attributes})
     for position, name in enumerate(names):  # by number: an attribute's name need not be a file's
         arrays[f"attribute{position}"] = np.array([record.attributes.get(name, "") for record in records])
     with (part / "arrays.npz").open("wb") as file:
         np.savez(file, **arrays)
+
+
+def _arrays(records: Sequence[PoseRecord], matrices: np.ndarray, split: Sequence[str]) -> dict[str, Any]:
+    """`ARRAYS` by name, of records whose crops were cut by `matrices` (N, 2, 3)."""
+    keypoints = np.stack([record.keypoints for record in records])
+    lengths = np.array([record.reference_length for record in records])
+    return {
+        "keypoints": cropping.apply_affine(keypoints, matrices).astype(np.float32),
+        "visible": np.stack([record.visible for record in records]),
+        "reference_length": (lengths * cropping.magnification(matrices)).astype(np.float32),
+        "to_image": cropping.invert_affine(matrices),
+        "split": np.array(split),
+        "group": np.array([record.group for record in records]),
+        "ids": np.array([record.id for record in records]),
+        "images": np.array([str(record.image) for record in records]),
+    }
 
 
 def _is_whole(path: Path) -> bool:

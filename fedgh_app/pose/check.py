@@ -15,6 +15,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fedgh_app.pose.augmentation import Augmentation
+from fedgh_app.pose.batches import MEAN, STD, Batches
+from fedgh_app.pose.cache import cut_records
 from fedgh_app.pose.crops import apply_affine, crop_matrix
 from fedgh_app.pose.drawing import Image, contact_sheet, draw_skeleton
 from fedgh_app.pose.errors import UserError
@@ -27,6 +30,14 @@ TILE = 288  # px, side of a picture on the contact sheet
 AROUND = 1.7  # a picture shows this many times the annotated box
 MOST_VALUES = 12  # an attribute with more values than this is listed by its commonest
 MOST_BAD = 20  # lines of trouble in the printed report
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How training sees a data set: inputs of `input_size` = (h, w) pixels under an `augmentation`."""
+
+    augmentation: Augmentation
+    input_size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -97,11 +108,13 @@ def check(
     out: Path,
     count: int = 24,
     columns: int = 6,
+    seen: Seen | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
     """Read every annotation and decode every image under `root`; draw `count` of them onto the PNG `out`.
 
-    Bad records are listed, not raised; an annotation file that is no annotation file at all is a `UserError`.
+    They are drawn as annotated, or as `seen` in training, where a record that cannot be trained on is a `UserError`.
+    Other bad records are listed, not raised; an annotation file that is no annotation file at all is a `UserError`.
     `progress` is called with (images decoded, images in all).
     """
     records, bad = read_records(spec, root, on_bad="skip")
@@ -125,7 +138,7 @@ def check(
         visible=dict(zip(spec.keypoints, visible.sum(axis=0).tolist(), strict=True)),
         bad=tuple(bad),
         odd=tuple(_odd(records, sizes, spec)),
-        sheet=_sheet(_spread(records, count), spec, columns, out),
+        sheet=_sheet(_spread(records, count), spec, columns, out, seen),
     )
 
 
@@ -209,11 +222,12 @@ def _spread(records: Sequence[PoseRecord], count: int) -> list[PoseRecord]:
     ]
 
 
-def _sheet(records: Sequence[PoseRecord], spec: DatasetSpec, columns: int, out: Path) -> Path | None:
+def _sheet(records: Sequence[PoseRecord], spec: DatasetSpec, columns: int, out: Path, seen: Seen | None) -> Path | None:
     """Draw the records and write the sheet; None if there are none."""
     if not records:
         return None
-    tiles, captions = [_tile(r, spec) for r in records], [_caption(r) for r in records]
+    tiles = [_tile(r, spec) for r in records] if seen is None else _inputs(records, spec, seen)
+    captions = [_caption(r) for r in records]
     sheet = contact_sheet(tiles, columns, captions, largest=TILE)
     out.parent.mkdir(parents=True, exist_ok=True)
     done, data = cv2.imencode(".png", sheet)
@@ -230,6 +244,15 @@ def _tile(record: PoseRecord, spec: DatasetSpec) -> Image:
     tile = cv2.warpAffine(image, matrix, (TILE, TILE), flags=cv2.INTER_CUBIC, borderValue=(128, 128, 128))
     points = apply_affine(np.asarray(record.keypoints, float), matrix)
     return draw_skeleton(np.asarray(tile, np.uint8), points, record.visible, spec, shortest=TILE)
+
+
+def _inputs(records: Sequence[PoseRecord], spec: DatasetSpec, seen: Seen) -> list[Image]:
+    """Each record as an epoch shows it to the network, with its skeleton."""
+    cache, count = cut_records(records, spec, seen.input_size), len(records)
+    (batch,) = Batches(cache, range(count), batch_size=count, augmentation=seen.augmentation, seed=0, shuffle=False)
+    pixels = ((batch.images.permute(0, 2, 3, 1).numpy() * STD + MEAN) * 255).round().clip(0, 255).astype(np.uint8)
+    samples = zip(pixels[..., ::-1], batch.keypoints.numpy(), batch.visible.numpy(), strict=True)
+    return [draw_skeleton(image, points, visible, spec, shortest=TILE) for image, points, visible in samples]
 
 
 def _surroundings(box: NDArray[np.float32], width: int, height: int) -> list[float]:

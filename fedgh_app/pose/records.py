@@ -24,8 +24,9 @@ Format = Literal["coco", "mpii", "mpii_mat", "lsp"]
 class DatasetSpec:
     """One data set as `datasets/<name>.yaml` describes it; J keypoints.
 
-    `flip_pairs` and `skeleton` hold keypoint indices here and keypoint names in the file. The first of
-    `thresholds` is the headline: a keypoint is right within that fraction of the reference length.
+    `flip_pairs`, `skeleton` and `upper_body` hold keypoint indices here and keypoint names in the file. The first
+    of `thresholds` is the headline: a keypoint is right within that fraction of the reference length. `upper_body`
+    is what half-body augmentation parts from the rest; a set without halves leaves it out.
     """
 
     name: str
@@ -41,6 +42,7 @@ class DatasetSpec:
     licence: str
     source: str
     obtain: str
+    upper_body: tuple[int, ...] = ()
 
     @property
     def num_keypoints(self) -> int:
@@ -126,8 +128,8 @@ def _spec(path: Path, name: str, values: Any) -> DatasetSpec:
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping, found {type(values).__name__}")
     expected = {entry.name for entry in fields(DatasetSpec)} - {"name"}
-    if set(values) != expected:
-        missing, extra = sorted(expected - set(values)), sorted(map(str, set(values) - expected))
+    if set(values) | {"upper_body"} != expected:
+        missing, extra = sorted(expected - {*values, "upper_body"}), sorted(map(str, set(values) - expected))
         raise UserError(f"{path}: missing keys {missing}, unknown keys {extra}")
     for key, kind in (("metric", Metric), ("reference", Reference), ("format", Format)):
         if values[key] not in get_args(kind):
@@ -154,11 +156,15 @@ def _spec(path: Path, name: str, values: Any) -> DatasetSpec:
     flipped = [keypoint for pair in flip_pairs for keypoint in pair]
     if len(set(flipped)) != len(flipped):
         raise UserError(f"{path}: flip_pairs: a keypoint stands in two pairs or is its own partner")
+    upper_body = values.get("upper_body", [])
+    if not isinstance(upper_body, list) or not set(map(str, upper_body)) <= set(keypoints):
+        raise UserError(f"{path}: upper_body={upper_body}, expected a list of keypoint names")
     return DatasetSpec(
         name=name,
         keypoints=keypoints,
         flip_pairs=flip_pairs,
         skeleton=pairs("skeleton"),
+        upper_body=tuple(index[str(keypoint)] for keypoint in upper_body),
         thresholds=thresholds,
         test_fraction=test_fraction,
         metric=values["metric"],

@@ -10,7 +10,8 @@ from folders import arm_annotations, write_arm
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from fedgh_app.pose.batches import MEAN, STD, Augmentation, Batches
+from fedgh_app.pose.augmentation import Augmentation
+from fedgh_app.pose.batches import MEAN, STD, Batches
 from fedgh_app.pose.cache import CropCache, open_cache
 from fedgh_app.pose.crops import apply_affine
 from fedgh_app.pose.errors import UserError
@@ -173,17 +174,33 @@ def test_mapped_points_return_to_the_image(tmp_path: Path) -> None:
     np.testing.assert_allclose(apply_affine(in_crop, cache.to_image[:4])[2], [[10, 8], [20, 15], [29.5, 22]], atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["none", "standard"])
-def test_configs(name: str) -> None:
-    augmentation = instantiate(OmegaConf.load(CONF / f"{name}.yaml"))
-    assert augmentation == (Augmentation() if name == "none" else STANDARD)
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("none", Augmentation()),
+        ("standard", STANDARD),
+        ("strong", Augmentation(45, 0.35, 0.05, 0.5, 0.3, 9, 0.5, 0.4, 0.4, 0.4, 0.4, 0.1)),
+    ],
+)
+def test_configs(name: str, expected: Augmentation) -> None:
+    assert instantiate(OmegaConf.load(CONF / f"{name}.yaml")) == expected
     shown = set(OmegaConf.load(CONF / f"{name}.yaml")) - {"_target_"}
     assert shown == set(Augmentation.__dataclass_fields__)
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"rotation_deg": -1}, {"scale": 1.0}, {"flip_probability": 2}, {"translate": "far"}, {"scale": None}],
+    [
+        {"rotation_deg": -1},
+        {"scale": 1.0},
+        {"flip_probability": 2},
+        {"translate": "far"},
+        {"scale": None},
+        {"half_body_probability": True},
+        {"half_body_min_visible": 2},
+        {"occlusion_size": 1.5},
+        {"hue": 0.6},
+    ],
 )
 def test_bad_augmentation(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"augmentation.{next(iter(changes))}="):

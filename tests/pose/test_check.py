@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from fedgh_app.pose.arm import generate
-from fedgh_app.pose.check import TILE, _spread, _surroundings, check
+from fedgh_app.pose.augmentation import Augmentation
+from fedgh_app.pose.check import TILE, Seen, _spread, _surroundings, check
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.records import PoseRecord, load_spec
 
@@ -59,6 +60,23 @@ def test_a_good_data_set(data: Path, tmp_path: Path) -> None:
     text = str(report)
     for word in ("40", "viewpoint", "upright", "wrist", "no bad records"):
         assert word in text
+
+
+def test_the_sheet_can_show_what_training_sees(data: Path, tmp_path: Path) -> None:
+    sheets = {}
+    for name, seen in (
+        ("annotated", None),
+        ("plain", Seen(Augmentation(), (32, 32))),
+        ("noise", Seen(Augmentation(occlusion_probability=1.0, occlusion_size=1.0), (32, 32))),
+    ):
+        report = check(ARM, data, out=tmp_path / f"{name}.png", count=1, seen=seen)
+        assert report.ok
+        sheets[name] = cv2.imread(str(report.sheet)).astype(int)
+    assert len({sheet.shape for sheet in sheets.values()}) == 1
+    # The hidden arm's skeleton is drawn where it was; only the picture behind it differs.
+    assert 0.2 < (np.abs(sheets["noise"] - sheets["plain"]).max(-1) > 20).mean() < 0.95
+    # The annotation is shown with more around it than the network sees.
+    assert (sheets["annotated"] != sheets["plain"]).mean() > 0.2
 
 
 def test_broken_data_are_listed_with_their_file(data: Path, tmp_path: Path) -> None:

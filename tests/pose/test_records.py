@@ -53,6 +53,8 @@ def test_unknown_name_offers_the_nearest() -> None:
         ("thresholds", ["wide"], "must be numbers"),
         ("test_fraction", 1.5, "test_fraction"),
         ("surprise", 1, "unknown keys"),
+        ("upper_body", ["shoulder", "hip"], "upper_body"),
+        ("upper_body", "shoulder", "upper_body"),
     ],
 )
 def test_bad_spec_names_file_and_key(tmp_path: Path, key: str, value: object, message: str) -> None:
