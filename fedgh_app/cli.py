@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import hydra
 import typer
@@ -24,6 +24,9 @@ from rich.table import Table
 from fedgh_app.config import CONF, compose_config, expand_sweep, fedgh_home, groups, quoted, run_name
 from fedgh_app.errors import RunFailed
 from fedgh_app.pose.errors import UserError
+
+if TYPE_CHECKING:
+    from fedgh_app.evaluation import Evaluation
 
 app = typer.Typer(
     name="fedgh",
@@ -204,6 +207,48 @@ def export(
     path = out or (run / "model.onnx" if run.is_dir() else run.with_suffix(".onnx"))
     agreement = inference.export(load_run(run), path, decoding=decoding)
     console.print(escape(f"{agreement}\n{path}, {path.stat().st_size / 1e6:.1f} MB"), soft_wrap=True, highlight=False)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run directory, or one of several models in it.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="dataset=… dataset.KEY=… evaluate.KEY=…")] = None,
+    split: Annotated[
+        str, typer.Option(help="Who is scored: test, train (the data set's fixed split) or all.")
+    ] = "test",
+    detections: Annotated[
+        Path | None, typer.Option(help="COCO detections to look in, not the annotated boxes.")
+    ] = None,
+    oks_nms: Annotated[float, typer.Option(help="With detections: the OKS beyond which the worse of two goes.")] = 0.9,
+    out: Annotated[
+        Path | None, typer.Option(help="New folder for predictions, numbers and pictures of errors.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Score a run's model by a data set's official metric: fedgh evaluate RUN [dataset=lspet] [--out DIR]."""
+    from fedgh_app.evaluation import evaluate_run
+    from fedgh_app.runs import load_run
+
+    opened, given = load_run(run), overrides or []
+
+    def work(told: Callable[[int, int], None] | None) -> Evaluation:
+        return evaluate_run(
+            opened,
+            given,
+            side=split,  # type: ignore[arg-type]
+            detections=detections,
+            oks_nms=oks_nms,
+            out=out,
+            progress=told,
+        )
+
+    if as_json:
+        print(json.dumps(work(None).as_json(), indent=1))
+        return
+    found = _with_progress("predicting", work)
+    console.print(found.score)
+    if found.again is not None:
+        console.print(f"in {out}; to score it again: {found.again}", soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()

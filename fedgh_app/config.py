@@ -79,7 +79,7 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
         UserError: an unknown key or choice, a wrong type, a value out of range, a forbidden ``_target_``; one line
             that names the key, the value, and what was expected.
     """
-    parsed = _parse(overrides)
+    parsed = parse_overrides(overrides)
     check_overrides(parsed, groups())
     # `experiment=null` is the default, which Hydra cannot say of an optional group.
     choices = [str(item.input_line) for item in parsed if item.key_or_group in groups() and item.value() is not None]
@@ -105,13 +105,14 @@ def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     try:
-        batches = BasicSweeper.split_arguments(_parse(overrides), None)
+        batches = BasicSweeper.split_arguments(parse_overrides(overrides), None)
     except HydraException as error:
         raise UserError(f"{' '.join(overrides)}: {first_line(error)}") from None
     return [list(job) for batch in batches for job in batch]
 
 
-def _parse(overrides: Sequence[str]) -> list[Override]:
+def parse_overrides(overrides: Sequence[str]) -> list[Override]:
+    """Overrides by their parts; UserError where Hydra cannot read one."""
     try:
         return OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:

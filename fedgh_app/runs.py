@@ -29,6 +29,7 @@ class Run:
 
     Attributes:
         directory: the run directory.
+        file: the file in it that holds the model.
         config: its config, resolved when it ran; absolute paths are those of the machine it ran on.
         spec: the data set whose keypoints the model finds.
         model: the trained model, on the CPU, in evaluation mode.
@@ -36,6 +37,7 @@ class Run:
     """
 
     directory: Path
+    file: Path
     config: DictConfig
     spec: DatasetSpec
     model: nn.Module
@@ -64,7 +66,7 @@ def load_run(path: Path | str) -> Run:
     spec = load_spec(str(metadata.get("dataset", config.dataset.spec)))
     model = _build(config, spec)
     _load(model, state, file)
-    return Run(directory, config, spec, model.eval(), metadata)
+    return Run(directory, file, config, spec, model.eval(), metadata)
 
 
 def _directory_of(file: Path) -> Path:

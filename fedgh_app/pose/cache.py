@@ -180,6 +180,12 @@ def _locked(path: Path) -> Iterator[None]:
 def cut(record: PoseRecord, input_size: tuple[int, int], margin: float) -> tuple[np.ndarray, np.ndarray]:
     """Decode a record's image and crop it: (H', W', 3) uint8 and the map (2, 3) from image to crop."""
     image = read_image(record.image)
+    check_image(record, image)
+    return cut_box(image, record.box, input_size, margin)
+
+
+def check_image(record: PoseRecord, image: np.ndarray) -> None:
+    """Raise a `UserError` where the image does not fit the annotation."""
     height, width = image.shape[:2]
     if record.image_size is not None and record.image_size != (width, height):
         stated = "x".join(map(str, record.image_size))
@@ -187,7 +193,6 @@ def cut(record: PoseRecord, input_size: tuple[int, int], margin: float) -> tuple
     if is_outside(record.box, width, height):
         box = [round(float(value), 1) for value in record.box]
         raise UserError(f"{record.image}: box {box} of record {record.id} lies outside the {width}x{height} image")
-    return cut_box(image, record.box, input_size, margin)
 
 
 def is_outside(box: np.ndarray, width: int, height: int) -> bool:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Protocol
 
-from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.official import coco, lsp, mpii, pck
-from fedgh_app.pose.official.scores import Score, Side
+from fedgh_app.pose.official.scores import Score, Side, check_side
 from fedgh_app.pose.records import DatasetSpec, load_spec
 
-__all__ = ["Score", "Side", "protocol_of", "score"]
+__all__ = ["Score", "Side", "check_side", "protocol_of", "score"]
 
 # Leeds Sports Pose has the keypoints, the file and the metric of its extended set.
 ALSO_CALLED = {"lsp": "lspet"}
@@ -50,7 +49,6 @@ def score(
 
     Raises UserError where there is no such data set, or a file is not as expected.
     """
-    if side not in ("all", "train", "test"):
-        raise UserError(f"--split {side}: expected all, train or test")
+    check_side(side)
     spec = load_spec(ALSO_CALLED.get(dataset, dataset))
     return protocol_of(spec)(spec, Path(truth), Path(predictions), side=side, on_bad=on_bad)

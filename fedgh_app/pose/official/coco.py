@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval, Params
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.official.results import Result, read_results
 from fedgh_app.pose.official.scores import Score, Side
-from fedgh_app.pose.readers.intake import BadEntry, numbers, read_json
+from fedgh_app.pose.readers.intake import BadEntry, image_path, numbers, read_json
 from fedgh_app.pose.records import DatasetSpec
 from fedgh_app.pose.split import split_of_group
 
@@ -66,6 +66,19 @@ def score(
     )
     rows = {"OKS": {name: 100 * value if value >= 0 else float("nan") for name, value in found.items()}}
     return Score("COCO keypoints, OKS", rows, people, RULE, bad)
+
+
+def images_of(spec: DatasetSpec, truth: Path, root: Path, *, side: Side) -> dict[int | str, Path]:
+    """The image files on one side of the split, below ``root``, by their ids; also those that show nobody."""
+    data, _ = _read_truth(spec, truth, "skip")
+    found = {}
+    for image in data["images"]:
+        if side in ("all", _split(spec, image)):
+            try:
+                found[image["id"]] = image_path(root, image.get("file_name"))
+            except BadEntry as error:
+                raise UserError(f"{truth}: image {image['id']}: {error}") from None
+    return found
 
 
 def suppress(results: Sequence[Result], areas: np.ndarray, threshold: float) -> list[int]:

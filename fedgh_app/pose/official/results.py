@@ -21,7 +21,7 @@ from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.records import DatasetSpec
 
 EXPECTED = 'expected COCO keypoint results: [{"image_id", "category_id", "keypoints", "score"}, ...]'
-DECIMALS = 3  # of a pixel and of a confidence, in a file
+DECIMALS = 4  # of a pixel and of a confidence, in a file
 
 
 @dataclass(frozen=True, eq=False)

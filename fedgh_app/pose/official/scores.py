@@ -6,15 +6,23 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import StringIO
-from typing import Literal
+from typing import Literal, get_args
 
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fedgh_app.pose.errors import UserError
+
 # What is scored of a truth file: everything, or one side of the data set's fixed split.
 Side = Literal["all", "train", "test"]
+
+
+def check_side(side: str) -> None:
+    """Raise a `UserError` for what is no side."""
+    if side not in get_args(Side):
+        raise UserError(f"--split {side}: expected {', '.join(get_args(Side))}")
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,9 @@ class Score:
 
     def __rich__(self) -> RenderableType:
         """The table that papers print."""
-        table = Table(title=f"{self.title} (%)", title_justify="left", box=box.SIMPLE_HEAD)
+        table = Table(
+            title=f"{self.title} (%)", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+        )
         table.add_column("")
         for name in next(iter(self.rows.values())):
             table.add_column(name, justify="right")
