@@ -147,4 +147,3 @@ class Plots:
             model.load_state_dict(run.state_dict())
             decode, flip = site.decoder_of(run.config, model), site.flip_permutation(run.config, run.spec)
             plots.predictions(model, cache, folder / "predictions.png", decode, flip)
-

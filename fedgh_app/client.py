@@ -16,6 +16,7 @@ from fedgh_app.instantiation import build_optimizer, instantiate
 from fedgh_app.local_state import LocalState
 from fedgh_app.pose.augmentation import Augmentation
 from fedgh_app.pose.batches import Batches
+from fedgh_app.pose.hhd import Guide
 from fedgh_app.pose.objectives import Objective, Plain, Received
 from fedgh_app.pose.tally import tally
 from fedgh_app.pose.training import cosine_distance, evaluate, predict, train
@@ -40,6 +41,7 @@ class PoseClient(NumPyClient):
         initial: the model's state before any training, where the part that is not shared starts.
         local: what this client keeps to itself.
         control: the server's control variate, where the objective needs one.
+        guide: a teacher beside the model, where there is one.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class PoseClient(NumPyClient):
         initial: Mapping[str, Tensor],
         local: LocalState | None = None,
         control: Mapping[str, Tensor] | None = None,
+        guide: Guide | None = None,
     ) -> None:
         self.config = config
         self.site = site
@@ -57,6 +60,7 @@ class PoseClient(NumPyClient):
         self.model = model.to(self.device)
         self.local = local or LocalState()
         self.control = dict(control or {})
+        self.guide = guide
         self.objective: Objective = instantiate(config.objective, "objective")
         self.own_keys: tuple[str, ...] = instantiate(config.sharing, "sharing").local_keys(model)
         self.shared_keys = [key for key in model.state_dict() if key not in set(self.own_keys)]
@@ -123,6 +127,7 @@ class PoseClient(NumPyClient):
             epochs=self.config.local_epochs,
             device=self.device,
             penalty=self.objective.penalty(received),
+            guide=self.guide,
             squared_losses=LOSS_RMS in asked,
         )
         if self.keeps_state:

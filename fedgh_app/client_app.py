@@ -17,8 +17,10 @@ from fedgh_app.client import PoseClient
 from fedgh_app.local_state import LocalState, file_of
 from fedgh_app.modes import CONTROL
 from fedgh_app.pose.errors import UserError
+from fedgh_app.pose.hhd import Guide
 from fedgh_app.pose.records import load_spec
-from fedgh_app.site import Site, build_model, config_of, limit_threads, open_site
+from fedgh_app.site import Site, build_model, config_of, device_of, limit_threads, open_site
+from fedgh_app.teacher import guide_of
 
 app = ClientApp()
 
@@ -74,7 +76,9 @@ def _client(context: Context, message: Message | None = None) -> PoseClient:
     limit_threads(config.runtime.client_cpus)
     site = _site(overrides, json.dumps(dict(context.node_config), sort_keys=True))
     model, initial = _model(overrides, site.cache.spec.name)
-    client = PoseClient(config, site, model, initial)
+    own = context.node_config.get("teacher")
+    guide = _guide(overrides, site.cache.spec.name, None if own is None else str(own))
+    client = PoseClient(config, site, model, initial, guide=guide)
     if message is not None and client.keeps_state:
         client.local = LocalState.open(context.state, _file(client, message))
         said = _config(message)
@@ -100,3 +104,10 @@ def _model(overrides: str, dataset: str) -> tuple[nn.Module, dict[str, Tensor]]:
     """A model for the data set's keypoints, and a copy of its state before training."""
     model = build_model(config_of(overrides), load_spec(dataset))
     return model, {key: tensor.clone() for key, tensor in model.state_dict().items()}
+
+
+@functools.lru_cache(maxsize=2)
+def _guide(overrides: str, dataset: str, own: str | None) -> Guide | None:
+    """The teacher, from the site's ``own`` copy if it has one; None without a teacher."""
+    config = config_of(overrides)
+    return guide_of(config, load_spec(dataset), device_of(config), own)

@@ -75,6 +75,7 @@ scaffold = _builds("objective", "Scaffold")
 asynchronous = _builds("mode", "Async")
 clustered, edges = _is("clustering", "finch"), _is("topology", "edge_cloud")
 integral_head, integral_loss = (lambda config: config.model.get("head") == "integral"), _builds("loss", "IntegralLoss")
+taught = _builds("teacher", "HHD")
 distils, fedpav = _is("distillation", "server"), _builds("sharing", "FedPav")
 
 
@@ -117,6 +118,19 @@ REFUSALS = (
         _both(integral_loss, _not(integral_head)),
         "it trains the expectation of the map's softmax, which this head's keypoints are not read by; "
         "expected model.head=integral",
+    ),
+    Refusal(
+        "teacher=hhd",
+        "model.head=heatmap",
+        _both(taught, _not(integral_head)),
+        "it shapes the implicit heatmap that an integral keypoint is the mean of; "
+        "expected model.head=integral loss=integral",
+    ),
+    Refusal(
+        "teacher=hhd",
+        "dataset with members",
+        _both(taught, lambda config: bool(config.dataset.get("members"))),
+        "a teacher finds one set of keypoints, and these clients have several; expected one data set",
     ),
     Refusal(
         "strategy=feddyn",

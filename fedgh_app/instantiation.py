@@ -25,6 +25,7 @@ TARGETS = {
     "server_optimizer": ("torch.optim", "timm.optim"),
     "objective": ("fedgh_app.pose.objectives",),
     "sharing": ("fedgh_app.pose.sharing",),
+    "teacher": ("fedgh_app.pose.hhd",),
     "mode": ("fedgh_app.modes",),
     "selection": ("fedgh_app.selection",),
     "partition": ("flwr_datasets.partitioner",),
@@ -34,8 +35,8 @@ HYDRA_KEYS = ("_target_", "_args_", "_recursive_", "_convert_", "_method_")
 
 def check_target(group: str, target: Any) -> None:
     """Refuse (UserError) a ``_target_`` that this group may not build."""
-    if target is None and group in ("partition", "server_optimizer"):
-        return  # every site holds its own data, and no server optimizer: nothing to build
+    if target is None and group in ("partition", "server_optimizer", "teacher"):
+        return  # every site holds its own data, no server optimizer, no teacher: nothing to build
     module, _, name = str(target).rpartition(".")
     allowed = TARGETS[group]
     if not name[:1].isupper() or not any(module == base or module.startswith(f"{base}.") for base in allowed):

@@ -90,7 +90,12 @@ def launch(overrides: Sequence[str], directory: Path, *, quiet: bool = False) ->
 
 def absolute_paths(config: DictConfig) -> list[str]:
     """Overrides that make every path absolute: Flower's processes have working directories of their own."""
-    paths = {"init": config.init, "resume": config.resume, **dict(_data_roots(config))}
+    paths: dict[str, str | None] = {
+        "init": config.init,
+        "resume": config.resume,
+        "teacher.run": config.teacher.get("run"),
+    }
+    paths |= dict(_data_roots(config))
     weights = config.model.get("weights")
     if weights and Path(weights).expanduser().exists():  # else it is the name of a torchvision enum
         paths["model.weights"] = weights

@@ -35,6 +35,7 @@ from fedgh_app.pose.records import DatasetSpec
 from fedgh_app.pose.tally import Count, Tally
 from fedgh_app.report import headline
 from fedgh_app.screening import STOP_FILE, Rejected, ScreeningGrid
+from fedgh_app.teacher import distillation_of, guide_of
 from strategies.scaffold import ControlVariate
 from strategies.server_optimizer import ServerOptimizer
 
@@ -129,6 +130,9 @@ def check(config: DictConfig) -> None:
         ServerDistillation(None, node.every, node.output, node.learning_rate_factor)
     if config.topology.name == "edge_cloud":
         instantiate(config.topology.edge_strategy, "strategy")
+    distillation_of(config)
+    if config.teacher.get("run") is not None:
+        guide_of(config, spec)
     site.initial_state(config, spec)
     parameters = list(site.build_model(config, spec).parameters())
     build_optimizer(config, parameters)

@@ -178,6 +178,7 @@ def _check_values(config: DictConfig) -> None:
         raise UserError(f"resume={config.resume}: expected a run directory")
     if config.init is not None and not isinstance(config.init, str):
         raise UserError(f"init={config.init}: expected a run directory or a model.safetensors")
+    _check_teacher(config)
     if config.tracking.get("mode") not in (None, "online", "offline", "disabled"):
         raise UserError(f"tracking.mode={config.tracking.mode}: expected online, offline, disabled or null")
     by = config.partition.get("partition_by", "")
@@ -186,3 +187,14 @@ def _check_values(config: DictConfig) -> None:
             f"partition.partition_by=null: data set {config.dataset.spec} records no attribute to part by; "
             "expected partition=iid, partition=size_skewed, or an attribute's name"
         )
+
+
+def _check_teacher(config: DictConfig) -> None:
+    if config.teacher._target_ is None:
+        return
+    run = config.teacher.run
+    if run is None and config.partition._target_ is None:
+        return  # sites that hold their own data may each hold a copy of the teacher too, and say where
+    if not isinstance(run, str):
+        shown = "null" if run is None else run
+        raise UserError(f"teacher.run={shown}: expected the run directory of a trained heatmap model")

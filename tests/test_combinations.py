@@ -20,8 +20,12 @@ FEDDYN = ["strategy=feddyn", "objective=dyn"]
 GRADVAC = ["strategy=conflict_averse", "strategy.weighting=GradVac"]
 SGD = ["optimizer=sgd", "optimizer.momentum=0"]
 
+TAUGHT = ["teacher=hhd", "teacher.run=teacher", "model.head=integral", "loss=integral"]
+
 # One config that has both choices, for every refusal.
 REFUSED = {
+    ("teacher=hhd", "model.head=heatmap"): ["teacher=hhd", "teacher.run=teacher"],
+    ("teacher=hhd", "dataset with members"): [*TAUGHT, "dataset=arm_lspet", "sharing=fedpav"],
     ("model.head=integral", "a loss of heatmaps"): ["model.head=integral"],
     ("loss=integral", "model.head=heatmap"): ["loss=integral"],
     ("strategy=feddyn", "another objective"): ["strategy=feddyn"],
@@ -92,6 +96,7 @@ AXES: dict[str, dict[str, list[str]]] = {
             "distillation.output=features",
         ],
     },
+    "teacher": {"none": [], "hhd": TAUGHT},
     "clustering": {"none": [], "finch": ["clustering=finch", "clustering.images=4"]},
     "topology": {"flat": [], "edge_cloud": ["topology=edge_cloud", "topology.edges=3"]},
     "mode": {"sync": [], "async": ["mode=async", "mode.buffer=3"]},
@@ -123,7 +128,7 @@ def overrides_of(choices: dict[str, str]) -> list[str]:
 def nodes_of(axis: str, name: str) -> dict[str, Any]:
     """What a choice changes of a config, by top-level key."""
     config = compose_config([*TINY, "runtime=inprocess", *AXES[axis][name]])
-    changed = {"optimizer"} if "scaffold" in name else set()
+    changed = {"optimizer"} if "scaffold" in name else {"model", "loss"} if name == "hhd" else set()
     return {key: config[key] for key in {axis, *changed, *(["objective"] if name == "feddyn" else [])}}
 
 
@@ -166,7 +171,9 @@ def covering_runs() -> list[dict[str, str]]:
     return runs
 
 
-def test_every_allowed_pair_of_choices_runs(toy: list[str], tmp_path: Path) -> None:
+def test_every_allowed_pair_of_choices_runs(toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run([*toy, "partition=iid", "rounds=0"], tmp_path / "teacher", count=2)
     runs = covering_runs()
     assert len(runs) >= len(AXES["strategy"]) * 2
     for number, chosen in enumerate(runs):

@@ -20,6 +20,7 @@ BESIDE = {
     "scaffold": ["optimizer=sgd", "optimizer.momentum=0"],
     "arm_lspet": ["sharing=fedpav"],
     "integral": ["model.head=integral"],
+    "hhd": ["teacher.run=teacher", "model.head=integral", "loss=integral"],
 }
 
 

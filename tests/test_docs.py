@@ -23,6 +23,7 @@ AXES = (
     "objective",
     "sharing",
     "distillation",
+    "teacher",
     "clustering",
     "topology",
     "mode",

@@ -5,6 +5,7 @@ student's softmax. Points are (x, y) and sizes (height, width), in pixels of the
 """
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn.functional import interpolate
 from fedgh_app.pose.decoding import MOST_BACKGROUND, Integral
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.heatmaps import Size, peaks
+from fedgh_app.pose.training import evaluation_mode, heatmaps_of
 
 
 class HHD(nn.Module):
@@ -109,6 +111,36 @@ class HHD(nn.Module):
     def _cells(self, size: Size) -> Size:
         """Height and width of the window on a map of this size, at least one cell."""
         return max(1, round(self.window * size[0])), max(1, round(self.window * size[1]))
+
+
+@dataclass(frozen=True, eq=False)
+class Guide:
+    """A teacher beside a student in training: what `training.train` adds to the student's own loss.
+
+    Attributes:
+        teacher: a trained heatmap model on the device of the training; never changed.
+        distillation: what is compared, and how.
+        integral: how the student decodes.
+        logits: whether the teacher's maps are logits, see `losses.HeatmapLoss.logits`.
+        input_size: height and width of the images that the teacher was trained on.
+    """
+
+    teacher: nn.Module
+    distillation: HHD
+    integral: Integral
+    logits: bool
+    input_size: Size
+
+    def __call__(self, images: Tensor, maps: Tensor, visible: Tensor) -> Tensor:
+        """The distillation's scalar for the student's maps (B, J, h, w) of images (B, 3, H, W), on the same images.
+
+        Where those are larger or smaller than the teacher knows, it is shown them resized to its own size.
+        """
+        if images.shape[-2:] != self.input_size:
+            images = interpolate(images, self.input_size, mode="bilinear", align_corners=False, antialias=True)
+        with torch.no_grad(), evaluation_mode(self.teacher):
+            explicit = heatmaps_of(self.teacher, images, images.device)
+        return self.distillation(maps, explicit, visible, integral=self.integral, logits=self.logits)
 
 
 def student_centre(peak: Tensor, logits: Tensor, mass: Tensor) -> Tensor:

@@ -74,6 +74,7 @@ def train(
     epochs: int,
     device: torch.device | str = "cpu",
     penalty: Callable[[nn.Module], Tensor] | None = None,
+    guide: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     squared_losses: bool = False,
 ) -> Training:
     """Train ``model`` in place.
@@ -90,6 +91,9 @@ def train(
     penalty
         A term of the parameters that the local objective adds to the loss of each batch, such as FedProx's.
         It is not part of the reported loss, which so stays comparable between objectives.
+    guide
+        ``(images, maps, visible) -> scalar``: a term of what the model makes of the images, (B, J, h, w) float32, such
+        as a teacher's (`hhd.Guide`). It too is not part of the reported loss.
     squared_losses
         Measure ``Training.loss_rms``, the statistical utility of Oort (Lai et al., OSDI 2021) per example.
     """
@@ -104,15 +108,18 @@ def train(
         for batch in batches(epoch) if callable(batches) else batches:
             images, keypoints, visible = _to_device(batch, device)
             with _mixed_precision(device):
-                heatmaps = model(images)
-            value = loss(heatmaps.float(), keypoints, visible, _size(images))
+                maps = model(images)
+            maps = maps.float()
+            value = loss(maps, keypoints, visible, _size(images))
             objective = value if penalty is None else value + penalty(model)
+            if guide is not None:
+                objective = objective + guide(images, maps, visible)
             optimizer.zero_grad(set_to_none=True)
             objective.backward()
             optimizer.step()
             total += value.detach() * len(images)
             if squared_losses:
-                each = loss.per_example(heatmaps.detach().float(), keypoints, visible, _size(images))
+                each = loss.per_example(maps.detach(), keypoints, visible, _size(images))
                 squares += each.double().square().sum()
             steps += 1
             examples += len(images)

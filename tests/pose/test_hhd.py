@@ -11,7 +11,7 @@ import torch
 from fedgh_app.pose.decoding import Integral
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.heatmaps import render_gaussian
-from fedgh_app.pose.hhd import HHD, crop, student_centre
+from fedgh_app.pose.hhd import HHD, Guide, crop, student_centre
 
 BENCHMARK = runpy.run_path(str(Path(__file__).resolve().parents[2] / "benchmarks" / "hhd.py"))
 by_definition = BENCHMARK["by_definition"]
@@ -191,6 +191,31 @@ def test_from_the_maps_alone_a_student_learns_to_put_its_mass_where_the_teachers
     found, _ = BIASED(z.detach(), (64, 64))
     assert (found - keypoints)[0, 0].norm() < 1.5
     assert (found - keypoints)[0, 1].norm() < 6  # on the border
+
+
+@pytest.mark.parametrize("size, resized", [((32, 32), False), ((16, 16), True), ((64, 64), True)])
+def test_a_guide_shows_the_teacher_the_same_images_in_the_size_that_it_knows(size, resized):
+    seen = []
+
+    class Teacher(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = torch.nn.BatchNorm2d(3)
+
+        def forward(self, images):
+            seen.append((images, self.norm.training))
+            return self.norm(images[..., ::4, ::4])[:, :2]
+
+    images, maps = torch.rand(2, 3, 32, 32), torch.randn(2, 2, 8, 8, requires_grad=True)
+    visible, teacher, distillation = torch.ones(2, 2, dtype=torch.bool), Teacher(), HHD(weight=2.0)
+    value = Guide(teacher, distillation, BIASED, logits=True, input_size=size)(images, maps, visible)
+    (shown, training), *_ = seen
+    assert not training and shown.shape[-2:] == size and teacher.norm.running_mean.eq(0).all()
+    assert resized or shown is images
+    expected = distillation(maps, teacher.eval()(shown), visible, integral=BIASED, logits=True)
+    torch.testing.assert_close(value, expected)
+    value.backward()
+    assert (maps.grad != 0).any() and teacher.norm.weight.grad is None
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,27 @@ def test_one_step_is_the_optimizers_step_on_the_gradient_of_the_loss():
         torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-5, atol=1e-7)
 
 
+def test_a_guide_is_added_to_what_a_step_minimises_and_not_to_the_loss():
+    model, examples, loss = small_network(), squares(), HeatmapMSE()
+    alone, by_hand = copy.deepcopy(model), copy.deepcopy(model).train()
+
+    def guide(images, maps, visible):
+        return images.mean() * (maps * visible[..., None, None]).square().mean()
+
+    maps = by_hand(examples.images)
+    value = loss(maps, examples.keypoints, examples.visible, (SIZE, SIZE))
+    (value + guide(examples.images, maps, examples.visible)).backward()
+    with torch.no_grad():
+        for parameter in by_hand.parameters():
+            parameter -= 0.1 * parameter.grad
+    done = train(model, [examples], loss, torch.optim.SGD(model.parameters(), lr=0.1), epochs=1, guide=guide)
+    unguided = train(alone, [examples], loss, torch.optim.SGD(alone.parameters(), lr=0.1), epochs=1)
+    assert done.loss == unguided.loss == pytest.approx(value.item())
+    assert not equal(model, alone)
+    for name, value in by_hand.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=1e-5, atol=1e-7)
+
+
 def test_the_reported_loss_is_a_mean_over_examples():
     model, batches = small_network(), squares(9).split(6)  # batches of 6 and 3
     frozen = torch.optim.SGD(model.parameters(), lr=0.0)
