@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fedgh_app import site, storage
+from fedgh_app import model_card, site, storage
 from fedgh_app.client_app import app as client_app
 from fedgh_app.config import compose_config, join_overrides, quoted
 from fedgh_app.federation import Federation
@@ -95,6 +95,7 @@ def run_local(config: DictConfig, overrides: Sequence[str], directory: Path, *, 
         results[str(i)] = (storage.read_json(folder / "result.json"), storage.read_lines(folder / "history.jsonl")[-1])
     result = _merged(results)
     storage.write_json(directory / "result.json", result)
+    model_card.write(directory, config, result)
     return result
 
 

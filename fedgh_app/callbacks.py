@@ -12,7 +12,7 @@ from flwr.common.logger import log
 from omegaconf import DictConfig
 from torch import nn
 
-from fedgh_app import plots, site, storage
+from fedgh_app import model_card, plots, site, storage
 from fedgh_app.checkpoints import Checkpoint, save
 from fedgh_app.combinations import is_central
 from fedgh_app.federation import Callback, Federation, Round
@@ -21,7 +21,7 @@ from fedgh_app.pose.batches import Batches
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.tally import tally
 from fedgh_app.pose.training import evaluate
-from fedgh_app.report import headline
+from fedgh_app.report import headline, result_of
 from fedgh_app.tracking import Tracker
 
 
@@ -35,6 +35,7 @@ def usual_callbacks(config: DictConfig) -> Iterator[Callback]:
     yield Model()
     yield Progress()
     yield Plots()
+    yield ModelCard()
     if config.tracking.name == "wandb":
         yield Tracker()
 
@@ -147,3 +148,14 @@ class Plots:
             model.load_state_dict(run.state_dict())
             decode, flip = site.decoder_of(run.config, model), site.flip_permutation(run.config, run.spec)
             plots.predictions(model, cache, folder / "predictions.png", decode, flip)
+
+
+class ModelCard(Habit):
+    """Writes ``MODEL_CARD.md`` at the end, also of a run that failed."""
+
+    def after_round(self, run: Federation, this: Round) -> None:
+        """Nothing yet."""
+
+    def close(self, run: Federation, failure: str | None) -> None:
+        """Write what is known by then."""
+        model_card.write(run.directory, run.config, result_of(run), run.history, failure)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedgh_app import storage
+from fedgh_app.federation import Federation
 from fedgh_app.pose.errors import UserError
 
 # What differs between runs of one setting, beside every key that ends in "seed".
@@ -61,6 +62,32 @@ def headline(evaluate: Mapping[str, Any]) -> dict[str, Any]:
     """What counts of a round's evaluation: the server's own, else the clients', weighted by their test images."""
     clients = evaluate.get("clients") or {}
     return dict(evaluate.get("central") or {**clients, **clients.get("weighted", {})})
+
+
+def result_of(run: Federation) -> dict[str, Any]:
+    """What ``result.json`` says of a run, as far as it came.
+
+    The headline is central where the server saw test images, else the clients' own.
+    """
+    last = run.history[-1].evaluate if run.history else {}
+    found = headline(last)
+    return {
+        "pck": found.get("pck"),
+        "per_keypoint": found.get("per_keypoint", {}),
+        "evaluated": "central" if "central" in last else "clients",
+        "rounds": run.history[-1].round if run.history else 0,
+        "seconds": run.seconds(),
+        "rejected": [item for this in run.history for item in this.rejected],
+        "before": headline(run.history[0].evaluate).get("per_keypoint", {}) if run.history else {},
+        "heatmap_accuracy": found.get("heatmap_accuracy"),
+        "auc": found.get("auc"),
+        "clients": {
+            name: {"label": info.label, "examples": info.examples, "test_examples": info.test_examples}
+            for name, info in run.clients.items()
+        },
+        "clients_pck": {name: values["pck"] for name, values in last.get("clients", {}).get("by_client", {}).items()},
+        "dataset": run.config.dataset.spec,
+    }
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -33,7 +33,7 @@ from fedgh_app.modes import CONTROL
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.records import DatasetSpec
 from fedgh_app.pose.tally import Count, Tally
-from fedgh_app.report import headline
+from fedgh_app.report import result_of
 from fedgh_app.screening import STOP_FILE, Rejected, ScreeningGrid
 from fedgh_app.teacher import distillation_of, guide_of
 from strategies.scaffold import ControlVariate
@@ -210,7 +210,7 @@ def federate(
             for hook in hooks:
                 hook.after_round(run, this)
             watch()
-        write_result(run, screen)
+        storage.write_json(directory / "result.json", result_of(run))
         failure = None
     except Exception as error:
         failure = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -315,31 +315,3 @@ def _fits_any_keypoints(config: DictConfig, spec: DatasetSpec) -> bool:
         local = set(instantiate(config.sharing, "sharing").local_keys(model))
         shapes.append({key: tensor.shape for key, tensor in model.state_dict().items() if key not in local})
     return shapes[0] == shapes[1]
-
-
-def write_result(run: Federation, grid: ScreeningGrid) -> None:
-    """Write ``result.json``: the headline is central where the server saw test images, else the clients' own."""
-    last = run.history[-1].evaluate
-    found = headline(last)
-    storage.write_json(
-        run.directory / "result.json",
-        {
-            "pck": found.get("pck"),
-            "per_keypoint": found.get("per_keypoint", {}),
-            "evaluated": "central" if "central" in last else "clients",
-            "rounds": run.config.rounds,
-            "seconds": run.seconds(),
-            "rejected": [vars(item) for item in grid.rejected],
-            "before": headline(run.history[0].evaluate).get("per_keypoint", {}),
-            "heatmap_accuracy": found.get("heatmap_accuracy"),
-            "auc": found.get("auc"),
-            "clients": {
-                name: {"label": info.label, "examples": info.examples, "test_examples": info.test_examples}
-                for name, info in run.clients.items()
-            },
-            "clients_pck": {
-                name: values["pck"] for name, values in last.get("clients", {}).get("by_client", {}).items()
-            },
-            "dataset": run.config.dataset.spec,
-        },
-    )

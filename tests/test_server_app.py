@@ -73,6 +73,7 @@ def test_a_run_directory_holds_all_that_others_rely_on(run: Path) -> None:
     assert last["bytes"]["up"] == pytest.approx(4 * model_bytes, rel=0.01)
     assert last["bytes"]["down"] == pytest.approx(8 * model_bytes, rel=0.01)  # to train and to evaluate
     assert (run / "config.yaml").exists()
+    assert f"**PCK@0.2: {100 * result['pck']:.1f} %**" in (run / "MODEL_CARD.md").read_text()
     plots = {plot.stem for plot in (run / "plots").glob("*.png")}
     assert {"keypoints", "clients", "cosines", "weights", "predictions", "partition"} <= plots
 
@@ -203,6 +204,8 @@ def test_too_few_replies_end_the_run_with_a_line_and_the_last_good_model(toy: li
     assert metadata["rounds"] == "0"
     assert all(torch.isfinite(tensor.float()).all() for tensor in state.values())
     assert not (tmp_path / "run/result.json").exists()
+    card = (tmp_path / "run/MODEL_CARD.md").read_text()
+    assert "> **This run failed:** round 1: 0 good replies" in card and "the model after round 0." in card
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedaw", "fedgh", "fedcdw"])
@@ -244,6 +247,9 @@ def test_baselines_go_the_same_way(toy: list[str], tmp_path: Path) -> None:
     sizes = {name: info["test_examples"] for name, info in local["clients"].items()}
     mean = sum(local["clients_pck"][name] * sizes[name] for name in sizes) / sum(sizes.values())
     assert local["pck"] == pytest.approx(mean)
+    assert "Each of 4 clients trained a model of its own" in (tmp_path / "local/MODEL_CARD.md").read_text()
+    for folder in ("central", "local/clients/3"):
+        assert "fedgh predict RUN" in (tmp_path / folder / "MODEL_CARD.md").read_text()
 
 
 def test_baselines_take_the_overrides_of_a_sweep(toy: list[str], tmp_path: Path) -> None:
