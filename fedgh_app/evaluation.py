@@ -119,6 +119,8 @@ def evaluate_run(
                 f"{truth}: found nobody in split {side} of {len(records)}, expected at least one; see --split"
             )
         found = predict_people(ready, asked, skip_bad=skip, progress=progress)
+        if not found:
+            raise UserError(f"{root}: none of the images of {len(asked)} people can be used; see fedgh data check")
         results = people_results(found)
         errors: Errors | None = errors_of(found)
     else:
