@@ -58,7 +58,8 @@ def load_run(path: Path | str) -> Run:
     if not keeps_nothing(config):
         raise UserError(
             f"{directory}: each client of this run kept a part of the model ({_sharing(config)}), so no file in it "
-            "holds a whole one; expected a run with sharing=all"
+            "holds a whole one; "
+            "what each reached is in its result.json, and a run with sharing=all has a model"
         )
     if not file.exists():
         raise UserError(f"{file}: no such file; {_instead(directory)}")

@@ -123,4 +123,4 @@ def test_a_model_that_is_not_whole_is_refused(toy: list[str], run: Path) -> None
 @pytest.mark.parametrize("sharing", ["fedbn", "fedpav"])
 def test_a_model_in_parts_is_refused(toy: list[str], tmp_path: Path, sharing: str) -> None:
     write_run(tmp_path / "run", [*toy, f"sharing={sharing}"])
-    refused(tmp_path / "run", f"sharing={sharing}", "sharing=all")
+    refused(tmp_path / "run", f"sharing={sharing}", "result.json", "sharing=all")
