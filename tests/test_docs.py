@@ -16,6 +16,7 @@ from fedgh_app.pose.decoding import DECODINGS
 ROOT = Path(__file__).resolve().parents[1]
 AXES_PAGE = (ROOT / "docs/axes.md").read_text()
 README = (ROOT / "README.md").read_text()
+MODELS_PAGE = (ROOT / "docs/models.md").read_text()
 LAYOUT = (ROOT / "docs/layout.md").read_text()
 AXES = (
     "strategy",
@@ -103,7 +104,16 @@ def test_the_table_of_refusals_is_the_codes_row_by_row() -> None:
     ]
 
 
-@pytest.mark.parametrize("page", [AXES_PAGE, README], ids=["axes", "readme"])
+def test_the_page_of_models_names_every_choice_and_what_was_measured_composes() -> None:
+    named = {name for cells in rows(MODELS_PAGE) if len(cells) == 4 for name in re.findall(r"`(\w+)`", cells[0])}
+    assert named == set(groups()["model"])
+    measured = [cells[0].strip("`") for cells in rows(MODELS_PAGE) if cells[0].startswith("`model=")]
+    assert measured
+    for line in measured:
+        compose_config(line.split())
+
+
+@pytest.mark.parametrize("page", [AXES_PAGE, README, MODELS_PAGE], ids=["axes", "readme", "models"])
 def test_every_run_that_a_page_shows_composes(page: str) -> None:
     shown = commands(page)
     assert shown

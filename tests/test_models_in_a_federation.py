@@ -7,12 +7,14 @@ import math
 from pathlib import Path
 
 import torch
+from flwr.app import ArrayRecord, RecordDict
 from omegaconf import OmegaConf
 from recording import run
 
 from fedgh_app import storage
 from fedgh_app.instantiation import instantiate
 from fedgh_app.pose.decoding import Integral
+from fedgh_app.screening import array_bytes
 
 INTEGRAL = [
     *("model=shufflenet_v2", "model.backbone=shufflenet_v2_x0_5"),
@@ -27,6 +29,10 @@ def test_an_integral_model_is_trained_distilled_and_built_again(tiny: list[str],
     assert math.isfinite(after["train"]["loss"])
     assert after["evaluate"]["central"]["loss"] != before["evaluate"]["central"]["loss"]
     assert 0 < after["distillation"]["global"]["loss"] < math.inf
+
+    # Two clients: each is sent a model to train and one to evaluate, and sends one back.
+    model_bytes = array_bytes(RecordDict({"arrays": ArrayRecord(storage.load_model(tmp_path / "run")[0])}))
+    assert after["bytes"] == {"down": 4 * model_bytes, "up": 2 * model_bytes}
 
     state, metadata = storage.load_model(tmp_path / "run")
     node = OmegaConf.create(json.loads(metadata["model"]))
