@@ -169,6 +169,7 @@ def predict(
     out: Annotated[Path, typer.Option(help="New folder for pictures with skeletons and predictions.json.")],
     boxes: Annotated[Path | None, typer.Option(help="COCO detections or annotations: where people are.")] = None,
     box: Annotated[list[str] | None, typer.Option(help="x,y,width,height in a single input; may repeat.")] = None,
+    min_box_score: Annotated[float, typer.Option(help="Leave out detected boxes below this score.")] = 0.0,
     min_score: Annotated[float, typer.Option(help="Draw only keypoints this sure, 0 to 1; all are written.")] = 0.0,
     decoding: Annotated[str | None, typer.Option(help="How heatmaps are read. [default: as in the run]")] = None,
     flip_test: Annotated[bool | None, typer.Option(help="Look at mirrored crops too. [default: as in the run]")] = None,
@@ -181,7 +182,7 @@ def predict(
 
     check_output(out)
     sources = find_sources(inputs)
-    given = asked_boxes(sources, boxes, box or [])
+    given = asked_boxes(sources, boxes, box or [], min_box_score)
     model = predictor(load_run(run), decoding=decoding, flip_test=flip_test, batch_size=batch_size)
     info = {"made_by": "fedgh predict", "model": str(run), "boxes": None if boxes is None else str(boxes)}
     counts = _with_progress(

@@ -8,7 +8,7 @@ import torch
 
 from fedgh_app import site
 from fedgh_app.instantiation import instantiate
-from fedgh_app.pose import export as onnx
+from fedgh_app.pose import export as exporting
 from fedgh_app.pose.confidence import Confidence, MassAtPeak, peak_height
 from fedgh_app.pose.decoding import decoder
 from fedgh_app.pose.errors import UserError
@@ -59,7 +59,7 @@ def export(run: Run, path: Path, *, decoding: str | None = None) -> Agreement:
         "run": run.directory.resolve().name,
         "rounds": str(run.metadata.get("rounds", "")),
     }
-    return onnx.export(predictor(run, decoding=decoding, flip_test=False), path, about)
+    return exporting.export(predictor(run, decoding=decoding, flip_test=False), path, about)
 
 
 def confidence(run: Run) -> Confidence:

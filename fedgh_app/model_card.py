@@ -293,7 +293,7 @@ class _Card:
                 f"{_percent(measured[-1])}."
             )
         if rejected := len(self.result["rejected"]):
-            yield f"- {_count(rejected, 'reply', 'replies')} of clients were rejected; `history.jsonl` says why."
+            yield f"- Replies of clients that were rejected: {rejected}; `history.jsonl` says why."
         yield "- One run with one seed; another seed gives other numbers."
         if not self.alone:
             yield (
@@ -363,8 +363,8 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
-def _count(number: int, one: str, many: str | None = None) -> str:
-    return f"{number} {one if number == 1 else many or f'{one}s'}"
+def _count(number: int, one: str) -> str:
+    return f"{number} {one}{'' if number == 1 else 's'}"
 
 
 def _plain(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import OmegaConf
@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from fedgh_app import storage
-from fedgh_app.federation import Federation
 from fedgh_app.pose.errors import UserError
+
+if TYPE_CHECKING:
+    from fedgh_app.federation import Federation
 
 # What differs between runs of one setting, beside every key that ends in "seed".
 SEEDED = ("run_dir", "tracking.group")

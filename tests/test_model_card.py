@@ -100,7 +100,7 @@ def test_what_is_weak_is_said(home: Path, tmp_path: Path) -> None:
         "90 test images: the numbers are rough.",
         "Without test images of their own: 2 (top).",
         "Training was not at its end: the last evaluation before had 70.0 %, the last has 80.0 %.",
-        "1 reply of clients were rejected; `history.jsonl` says why.",
+        "Replies of clients that were rejected: 1; `history.jsonl` says why.",
     ):
         assert words in told, words
     all_weak = limits(render(tmp_path, compose_config([]), result(dict.fromkeys(ARM, 0.2)), STEADY))

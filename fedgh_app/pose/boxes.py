@@ -54,12 +54,13 @@ def parse_box(text: str) -> Box:
         raise UserError(f"--box {text}: expected four numbers x,y,width,height in pixels") from None
 
 
-def read_boxes(path: Path, names: Collection[str]) -> Boxes:
+def read_boxes(path: Path, names: Collection[str], min_score: float = 0.0) -> Boxes:
     """The boxes that a COCO file has for the images called `names`.
 
     The file is an object with `images` and `annotations`, such as COCO's own or our predictions (whose images may have
     a `frame`), or a list of detections, each with `bbox` and either `file_name` or the `image_id` that is the image's
-    name: 139 for 000000000139.jpg. Directories of a file name are not looked at. Crowds are passed over.
+    name: 139 for 000000000139.jpg. Directories of a file name are not looked at. Crowds are passed over, and boxes
+    whose score is below `min_score`.
 
     Raises UserError where it is none of these, a box is no box, or none of the images has one.
     """
@@ -83,14 +84,17 @@ def read_boxes(path: Path, names: Collection[str]) -> Boxes:
             continue
         place = places.get(entry.get("image_id")) if places is not None else _named(entry, names, by_id)
         if place is not None:
-            kept.append((place, entry.get("category_id"), _box(entry.get("bbox"), where, entry.get("score"))))
+            box = _box(entry.get("bbox"), where, entry.get("score"))
+            if box.score is None or box.score >= min_score:
+                kept.append((place, entry.get("category_id"), box))
     several = len({category for _, category, _ in kept}) > 1
     found: dict[tuple[str, int | None], list[Box]] = {}
     for place, category, box in kept:
         if not several or category == PERSON:
             found.setdefault(place, []).append(box)
     if not found:
-        raise UserError(f"{path}: has no box for any of the {len(names)} inputs, such as {min(names)}")
+        sure = f" with a score of at least {min_score:g}" if min_score > 0 else ""
+        raise UserError(f"{path}: has no box{sure} for any of the {len(names)} inputs, such as {min(names)}")
     return Boxes(found)
 
 

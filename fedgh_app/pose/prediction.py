@@ -169,10 +169,13 @@ def find_sources(inputs: Iterable[Path]) -> list[Source]:
     return list({source.picture.casefold(): source for source in sources}.values())
 
 
-def asked_boxes(sources: Sequence[Source], file: Path | None, texts: Sequence[str]) -> Boxes | None:
-    """The boxes of a COCO file, or those of the only source as texts `x,y,width,height`; None where none are given."""
+def asked_boxes(
+    sources: Sequence[Source], file: Path | None, texts: Sequence[str], min_score: float = 0.0
+) -> Boxes | None:
+    """The boxes of a COCO file, but those with a score below `min_score`; or those of the only source as texts
+    `x,y,width,height`; None where none are given."""
     if not texts:
-        return None if file is None else read_boxes(file, {source.path.name for source in sources})
+        return None if file is None else read_boxes(file, {source.path.name for source in sources}, min_score)
     if file is not None or len(sources) != 1:
         with_what = "--boxes" if file is not None else f"{len(sources)} inputs"
         raise UserError(f"--box {texts[0]}: found together with {with_what}, expected a single image or video")

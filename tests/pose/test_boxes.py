@@ -59,6 +59,14 @@ def test_detections_name_their_image_by_file_or_by_its_number(tmp_path: Path) ->
     assert _sides(boxes["a.png", None]) == [[2, 2, 3, 4], [3, 2, 3, 4]]
 
 
+def test_boxes_of_low_score_are_left_out(tmp_path: Path) -> None:
+    content = [{"file_name": "a.png", "bbox": [1, 2, 3, n], "score": n / 10} for n in (1, 5, 9)]
+    path = _file(tmp_path, [*content, {"file_name": "a.png", "bbox": [1, 2, 3, 4]}])
+    assert _sides(read_boxes(path, NAMES, 0.5)["a.png", None]) == [[1, 2, 3, 5], [1, 2, 3, 9], [1, 2, 3, 4]]
+    with pytest.raises(UserError, match=r"has no box with a score of at least 0\.95 for any"):
+        read_boxes(_file(tmp_path, content), NAMES, 0.95)
+
+
 def test_a_number_that_two_images_have_stands_for_neither(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no box for any of the 2 inputs"):
         read_boxes(_file(tmp_path, [{"image_id": 1, "bbox": [1, 2, 3, 4]}]), ["001.jpg", "1.png"])
