@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from benchmarks import models
 from fedgh_app.combinations import REFUSALS
 from fedgh_app.config import CONF, compose_config, expand_sweep, groups
 from fedgh_app.pose.decoding import DECODINGS
@@ -104,13 +105,12 @@ def test_the_table_of_refusals_is_the_codes_row_by_row() -> None:
     ]
 
 
-def test_the_page_of_models_names_every_choice_and_what_was_measured_composes() -> None:
+def test_the_page_of_models_names_every_choice_and_has_the_table_of_the_benchmark() -> None:
     named = {name for cells in rows(MODELS_PAGE) if len(cells) == 4 for name in re.findall(r"`(\w+)`", cells[0])}
     assert named == set(groups()["model"])
-    measured = [cells[0].strip("`") for cells in rows(MODELS_PAGE) if cells[0].startswith("`model=")]
-    assert measured
-    for line in measured:
-        compose_config(line.split())
+    measured = [cells[0].strip("`").split() for cells in rows(MODELS_PAGE) if cells[0].startswith("`model=")]
+    assert {line[0] for line in measured} <= {f"model={choice}" for choice in named}
+    assert tuple(" ".join(line) for line in measured) == models.CHOICES
 
 
 @pytest.mark.parametrize("page", [AXES_PAGE, README, MODELS_PAGE], ids=["axes", "readme", "models"])

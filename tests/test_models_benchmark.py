@@ -14,7 +14,6 @@ from benchmarks import models
 
 
 def test_costs_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("onnxruntime")
     convolution, deconvolution = nn.Conv2d(3, 4, 3, 2, 1), nn.ConvTranspose2d(4, 2, 4, 2, 1, bias=False)
     parts: Any = OrderedDict(backbone=nn.Sequential(convolution, nn.BatchNorm2d(4)), head=deconvolution)
     monkeypatch.setattr(models, "build", lambda choice: nn.Sequential(parts))
