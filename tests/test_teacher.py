@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -162,3 +163,16 @@ def test_the_path_to_the_teacher_is_absolute_when_it_reaches_flower(
     found = launcher.absolute_paths(compose_config(student("teacher.run=run")))
     assert f"teacher.run='{teacher}'" in found
     assert not any("teacher" in item for item in launcher.absolute_paths(compose_config(TINY)))
+
+
+def test_the_runs_of_the_ablation_compose() -> None:
+    ablation = runpy.run_path(str(Path(__file__).resolve().parents[1] / "benchmarks" / "hhd_ablation.py"))
+    taught = ablation["taught"](Path("/teacher"))
+    for overrides in (ablation["TEACHER"], ablation["START"], (*ablation["STUDENT"], "init=/start")):
+        compose_config([*ablation["FEDERATION"], *overrides])
+    plain = compose_config([*ablation["FEDERATION"], *ablation["STUDENT"], *taught, *ablation["PLAIN"]]).teacher
+    assert (plain.normalise, plain.unbiased_crop, plain.loss) == (False, False, "l2")
+    whole = compose_config([*ablation["FEDERATION"], *ablation["STUDENT"], *taught, *ablation["HHD"]]).teacher
+    assert (whole.normalise, whole.unbiased_crop, whole.mirror) == (True, True, True)
+    rows = [ablation["Row"]("integral alone", [0.5, 0.6], 3.0), ablation["Row"]("heatmap teacher", [0.9], 9.0)]
+    assert ablation["table"](rows).row_count == 2
