@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# One process a core, each with one thread; a file's tests share what its fixtures took seconds to make.
-WORKERS := --numprocesses logical --maxprocesses 4 --dist loadfile
+# One process a core, each with one thread.
+WORKERS := --numprocesses logical --maxprocesses 4 --dist loadgroup
 INSTALLED := $(VENV)/.installed
 
 .PHONY: run test test-all lint bench install clean

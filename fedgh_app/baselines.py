@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from fedgh_app import model_card, site, storage
 from fedgh_app.client_app import app as client_app
@@ -82,7 +82,7 @@ def run_local(config: DictConfig, overrides: Sequence[str], directory: Path, *, 
     count = sum(site.clients_of(config).values())
     labels = [label for dealt in site.deal(config, count).values() for label in dealt.parts.labels]
     directory.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, directory / "config.yaml")
+    storage.save_config(directory / "config.yaml", config)
     deal(config, directory, count)
     results = {}
     for i, label in enumerate(labels):

@@ -97,9 +97,9 @@ class Model:
 
     def close(self, run: Federation, failure: str | None) -> None:
         """Write the model of all clients, or each cluster's; a run that was resumed may have left other clusters'."""
-        for file in run.directory.glob("model.*safetensors"):
+        written = save(run, run.directory, "model", run.history[-1].round if run.history else 0)
+        for file in set(run.directory.glob("model.*safetensors")) - set(written):
             file.unlink()
-        save(run, run.directory, "model", run.history[-1].round if run.history else 0)
 
 
 class Progress(Habit):

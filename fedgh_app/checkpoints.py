@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from flwr.app import Array, ArrayRecord
@@ -11,6 +12,7 @@ from fedgh_app import storage
 from fedgh_app.federation import GLOBAL, Federation, Round, tensors
 from fedgh_app.pose.errors import UserError
 from fedgh_app.report import headline
+from fedgh_app.resumption import check_same
 
 FOLDER = "checkpoints"
 
@@ -49,7 +51,7 @@ class Checkpoint:
 def best_round(run: Federation) -> int | None:
     """The round after training with the best headline, of equals the first; None where nothing was measured."""
     found = {this.round: headline(this.evaluate).get("pck") for this in run.history if this.round}
-    known = {number: pck for number, pck in found.items() if pck is not None}
+    known = {number: pck for number, pck in found.items() if pck is not None and math.isfinite(pck)}
     return max(known, key=lambda number: (known[number], -number), default=None)
 
 
@@ -58,18 +60,19 @@ def newest(directory: Path, rounds: int) -> Path:
 
     Raises UserError where there is none, or none of a round before ``rounds``.
     """
-    found = sorted((directory / FOLDER).glob("round-*.json"))
-    if not found:
+    found = max((directory / FOLDER).glob("round-*.json"), key=_round_of, default=None)
+    if found is None:
         raise UserError(
-            f"resume={directory}: found no checkpoint, expected the directory of a run with keep_checkpoints above 0"
+            f"resume={directory}: found no checkpoint, expected the directory of a run with keep_checkpoints above 0 "
+            "that came to its first one; nothing of this run can be kept"
         )
-    done = _round_of(found[-1])
+    done = _round_of(found)
     if done >= rounds:
         raise UserError(
             f"rounds={rounds}: {directory} has {done} already; "
             f"expected more to resume it, such as rounds={done + rounds}"
         )
-    return found[-1]
+    return found
 
 
 def take_up(run: Federation) -> int:
@@ -82,6 +85,7 @@ def take_up(run: Federation) -> int:
         UserError: the run has all its rounds already, its clients or its model are others, a file cannot be read.
     """
     file = newest(run.directory, run.config.rounds)
+    check_same(run.config, run.directory)
     try:
         state = storage.load_state(file)
         server_round, of = int(state["round"]), dict(state["cohorts"])
@@ -100,21 +104,23 @@ def take_up(run: Federation) -> int:
     run.history = [this for this in run.history if this.round <= server_round]
     with storage.replacing(run.directory / "history.jsonl") as draft:
         draft.write_text("".join(storage.line(vars(this)) for this in run.history))
-    (run.directory / "result.json").unlink(missing_ok=True)  # of a run that had ended, and now goes on
     return server_round
 
 
-def save(run: Federation, folder: Path, stem: str, rounds: int) -> None:
-    """Write ``<stem>.safetensors``, or of clusters ``<stem>.<cluster>.safetensors`` each."""
+def save(run: Federation, folder: Path, stem: str, rounds: int) -> list[Path]:
+    """Write ``<stem>.safetensors``, or of clusters ``<stem>.<cluster>.safetensors`` each; return the files."""
+    written = []
     model = json.loads(json.dumps(storage.plain(dict(run.config.model))))
     for cohort, arrays in run.cohorts.models.items() if _clustered(run) else [("", run.arrays)]:
+        written.append(folder / _name(stem, cohort))
         storage.save_model(
-            folder / _name(stem, cohort),
+            written[-1],
             tensors(arrays),
             model={**model, "num_keypoints": len(run.spec.keypoints)},
             dataset=run.spec.name,
             rounds=rounds,
         )
+    return written
 
 
 def _models(run: Federation, file: Path, cohorts: list[str]) -> dict[str, ArrayRecord]:

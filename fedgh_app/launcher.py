@@ -195,12 +195,13 @@ def _watch(superlink: SuperLink, run_id: str, directory: Path, display: Display)
     # What `flwr ls` asks, asked from here: a new Python process every second would take time from training.
     with contextlib.redirect_stdout(None):
         client = init_http_client_from_connection(read_superlink_connection("fedgh"))
+    before = _written(directory / "result.json")  # of a run that had ended and now goes on
     try:
         asked = 0.0
         while True:
             display.update()
             time.sleep(0.25)
-            ended = (directory / "result.json").exists() or (directory / "failure.json").exists()
+            ended = _written(directory / "result.json") != before or (directory / "failure.json").exists()
             if superlink.process.poll() is not None:
                 raise RunFailed(f"the SuperLink ended with status {superlink.process.returncode}; see flower.log")
             if not ended and time.monotonic() - asked < STATUS_SECONDS:
@@ -218,6 +219,10 @@ def _watch(superlink: SuperLink, run_id: str, directory: Path, display: Display)
             _raise_failure(directory, f"{row.status_text}: {row.details or 'no details'}")
     finally:
         client.close()
+
+
+def _written(file: Path) -> float | None:
+    return file.stat().st_mtime if file.exists() else None
 
 
 def _raise_failure(directory: Path, otherwise: str) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fedgh_app.federation import Federation
 
 # What differs between runs of one setting, beside every key that ends in "seed".
-SEEDED = ("run_dir", "tracking.group")
+SEEDED = ("run_dir", "resume", "tracking.group")
 # Which keys say what was chosen in a group.
 CHOICES = ("_target_", "name", "spec")
 

@@ -7,6 +7,9 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from fedgh_app import processes, storage
 from fedgh_app.config import quoted
@@ -26,6 +29,7 @@ MAY_CHANGE = (
     "keep_checkpoints",
     "dataset.root",
 )
+SAME_CLIENTS = ("simulation", "inprocess")
 
 
 @contextmanager
@@ -50,13 +54,14 @@ def claimed(directory: Path, overrides: Sequence[str]) -> Iterator[str]:
                 f"run_dir={directory}: a run is still going on there; expected one that has ended"
             ) from None
         file = directory / LAUNCH_FILE
-        if file.exists():
-            processes.end_marked(str(storage.read_json(file)["mark"]))
+        # A copy of a run directory knows the mark of the original, whose processes are not its own to end.
+        if file.exists() and (before := _read(directory))["directory"] == str(directory):
+            processes.end_marked(before["mark"])
         for name in ("failure.json", STOP_FILE):
             (directory / name).unlink(missing_ok=True)
         mark = secrets.token_hex(8)
         kept = [item for item in overrides if _key(item) not in ("run_dir", "resume")]
-        storage.write_json(file, {"overrides": kept, "mark": mark})
+        storage.write_json(file, {"overrides": kept, "mark": mark, "directory": str(directory)})
         yield mark
 
 
@@ -65,9 +70,10 @@ def resumed(directory: Path, changes: Sequence[str]) -> list[str]:
 
     Raises UserError where no run was started there, or a change would make it another run.
     """
-    file = directory / LAUNCH_FILE
-    if not file.exists():
-        raise UserError(f"resume={directory}: found no {LAUNCH_FILE}, expected the directory of an earlier fedgh run")
+    started = _read(directory)["overrides"]
+    for item in started:  # Hydra builds what its own keys say, from whoever wrote the file
+        if not isinstance(item, str) or _key(item).startswith(("hydra", "-")):
+            raise UserError(f"{directory / LAUNCH_FILE}: found {item!r}, expected overrides of the run alone")
     changes = [item for item in changes if _key(item) != "resume"]
     for item in changes:
         if _key(item) not in MAY_CHANGE and _key(item).split(".")[0] not in MAY_CHANGE:
@@ -75,10 +81,40 @@ def resumed(directory: Path, changes: Sequence[str]) -> list[str]:
                 f"{item}: a run that is resumed keeps its settings; expected only {', '.join(MAY_CHANGE)} to change, "
                 f"or init={directory} for a new run from its model"
             )
+        if _key(item) == "runtime" and item.split("=", 1)[1] not in SAME_CLIENTS:
+            raise UserError(f"{item}: it has other clients than the run; expected {' or '.join(SAME_CLIENTS)}")
     replaced = {_key(item) for item in changes}
-    started = [str(item) for item in storage.read_json(file)["overrides"]]
     kept = [item for item in started if not {_key(item), _key(item).split(".")[0]} & replaced]
     return [*kept, *changes, f"resume={quoted(directory)}"]
+
+
+def check_same(config: DictConfig, directory: Path) -> None:
+    """Refuse (UserError) a config that differs from the run's own in what may not change."""
+    before, now = (dict(_leaves(node)) for node in (OmegaConf.load(directory / "config.yaml"), config))
+    for key, value in before.items():
+        may = {key, key.split(".")[0]} & {*MAY_CHANGE, "run_dir", "resume", "num_clients"}
+        if not may and now.get(key) != value:
+            raise UserError(f"{key}={now.get(key)}: the run in {directory} has {value}; expected the same to resume it")
+
+
+def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, DictConfig):
+        for key in node:
+            yield from _leaves(node[key], f"{path}.{key!s}" if path else str(key))
+    else:
+        yield path, OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
+
+
+def _read(directory: Path) -> dict[str, Any]:
+    """What the launcher noted of a run; UserError where it did not, or the file is damaged."""
+    file = directory / LAUNCH_FILE
+    if not file.exists():
+        raise UserError(f"resume={directory}: found no {LAUNCH_FILE}, expected the directory of an earlier fedgh run")
+    try:
+        found = storage.read_json(file)
+        return {"overrides": list(found["overrides"]), "mark": str(found["mark"]), "directory": found["directory"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: cannot be read ({type(error).__name__}); expected what fedgh run wrote") from None
 
 
 def _key(override: str) -> str:

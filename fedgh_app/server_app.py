@@ -18,7 +18,7 @@ from typing import Any
 from flwr.app import Array, ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from fedgh_app import checkpoints, plots, site, storage
 from fedgh_app.aggregation import EdgeCloud, Finch, Flat, edges_of
@@ -191,7 +191,7 @@ def federate(
     if config.resume is not None:
         first = checkpoints.take_up(run) + 1
         screen.rejected = [Rejected(**item) for this in run.history for item in this.rejected]
-    OmegaConf.save(config, directory / "config.yaml")
+    storage.save_config(directory / "config.yaml", config)
     hooks = list(usual_callbacks(config) if callbacks is None else callbacks)
     failure: str | None = "stopped"
     try:

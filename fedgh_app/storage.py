@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -40,6 +40,12 @@ def write_json(path: Path, content: Any) -> None:
     """Write ``content`` as JSON, atomically."""
     with replacing(path) as draft:
         draft.write_text(json.dumps(plain(content), indent=1) + "\n")
+
+
+def save_config(path: Path, config: DictConfig) -> None:
+    """Write a config as YAML, atomically."""
+    with replacing(path) as draft:
+        OmegaConf.save(config, draft)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from pathlib import Path
@@ -107,6 +108,7 @@ AXES: dict[str, dict[str, list[str]]] = {
 }
 
 Choice = tuple[str, str]
+PARTS = 6  # of the runs of all pairs, for several processes to share
 
 
 @pytest.mark.parametrize("axis", AXES)
@@ -132,6 +134,7 @@ def nodes_of(axis: str, name: str) -> dict[str, Any]:
     return {key: config[key] for key in {axis, *changed, *(["objective"] if name == "feddyn" else [])}}
 
 
+@functools.cache
 def covering_runs() -> list[dict[str, str]]:
     """Few runs in which every allowed pair of choices stands at least once: greedy, from the allowed pairs."""
     choices: list[Choice] = [(axis, name) for axis, names in AXES.items() for name in names]
@@ -171,12 +174,16 @@ def covering_runs() -> list[dict[str, str]]:
     return runs
 
 
-def test_every_allowed_pair_of_choices_runs(toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part", range(PARTS))
+def test_every_allowed_pair_of_choices_runs(
+    part: int, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     run([*toy, "partition=iid", "rounds=0"], tmp_path / "teacher", count=2)
     runs = covering_runs()
     assert len(runs) >= len(AXES["strategy"]) * 2
-    for number, chosen in enumerate(runs):
+    for number in range(part, len(runs), PARTS):
+        chosen = runs[number]
         overrides = overrides_of(chosen)
         directory = tmp_path / str(number)
         run([*toy, "partition=iid", *overrides], directory, count=8)

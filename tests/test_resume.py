@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from flwr.app import Context, Message
 from recording import run
 
 from fedgh_app import processes, storage
+from fedgh_app.checkpoints import newest
 from fedgh_app.client_app import app as client_app
+from fedgh_app.errors import RunFailed
 from fedgh_app.launcher import launch
 from fedgh_app.pose.errors import UserError
 from fedgh_app.resumption import claimed, resumed
@@ -106,23 +109,30 @@ def test_a_longer_run_goes_on_where_the_shorter_one_ended(toy: list[str], tmp_pa
     assert "rounds: 2" in (tmp_path / "run" / "config.yaml").read_text()
 
 
+def started(directory: Path, overrides: list[str], of: Path | None = None) -> None:
+    """Note, as the launcher does, with what the run in a directory was started."""
+    noted = {"overrides": overrides, "mark": "none", "directory": str(of or directory)}
+    storage.write_json(directory / "launch.json", noted)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ("strategy=fedavg", "strategy=fedavg: a run that is resumed keeps its settings; expected only rounds, runtime"),
         ("optimizer.lr=1", "optimizer.lr=1: a run that is resumed"),
         ("seed=3", "seed=3: a run that is resumed"),
+        ("runtime=local", "runtime=local: it has other clients than the run; expected simulation or inprocess"),
     ],
 )
 def test_what_would_make_it_another_run_is_refused(change: str, said: str, tmp_path: Path) -> None:
-    storage.write_json(tmp_path / "launch.json", {"overrides": ["strategy=fedgh"], "mark": "none"})
+    started(tmp_path, ["strategy=fedgh"])
     with pytest.raises(UserError, match=re.escape(said)):
         resumed(tmp_path, [change])
 
 
 def test_changes_replace_what_the_run_was_started_with(tmp_path: Path) -> None:
-    started = ["rounds=2", "runtime=inprocess", "runtime.client_cpus=2", "evaluate.clients_every=0", "seed=1"]
-    storage.write_json(tmp_path / "launch.json", {"overrides": started, "mark": "none"})
+    before = ["rounds=2", "runtime=inprocess", "runtime.client_cpus=2", "evaluate.clients_every=0", "seed=1"]
+    started(tmp_path, before)
     found = resumed(tmp_path, ["rounds=9", "runtime=simulation", "evaluate.central_every=2"])
     kept = ["evaluate.clients_every=0", "seed=1", "rounds=9", "runtime=simulation", "evaluate.central_every=2"]
     assert found == [*kept, f"resume='{tmp_path}'"]
@@ -199,3 +209,97 @@ def test_processes_that_a_killed_launcher_left_are_ended(tmp_path: Path) -> None
         for process in (orphan, stranger):
             process.kill()
             process.wait()
+
+
+def test_a_copy_of_a_run_ends_nothing_of_the_original(tmp_path: Path) -> None:
+    original, copy = tmp_path / "original", tmp_path / "copy"
+    with claimed(original, []) as mark:
+        process = subprocess.Popen(["sleep", "60"], env={**os.environ, processes.MARK: mark})
+        try:
+            shutil.copytree(original, copy)
+            with claimed(copy, []):
+                assert process.poll() is None
+        finally:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.parametrize(
+    "planted", ["+hydra.callbacks.x={_target_:joblib.load,filename:x}", "--config-dir=x", "~hydra.job"]
+)
+def test_a_run_directory_gives_orders_to_nobody(planted: str, tmp_path: Path) -> None:
+    """Hydra builds what its own keys describe; a run directory may be somebody else's."""
+    started(tmp_path, ["rounds=1", planted])
+    with pytest.raises(UserError, match=r"launch\.json: found .*, expected overrides of the run alone"):
+        resumed(tmp_path, [])
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"mark": "x"}', '{"overrides": 3, "mark": "x", "directory": ""}'])
+def test_a_damaged_launch_file_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "launch.json").write_text(content)
+    with pytest.raises(UserError, match=r"launch\.json: cannot be read \(.*; expected what fedgh run wrote"):
+        resumed(tmp_path, [])
+    with pytest.raises(UserError, match=r"launch\.json: cannot be read"), claimed(tmp_path, []):
+        pass
+
+
+def test_a_resumption_that_fails_loses_nothing(toy: list[str], tmp_path: Path) -> None:
+    """The extension finds too few clients: model, result and checkpoints of the run that had ended are still there."""
+    directory = tmp_path / "run"
+    run([*toy, "rounds=1"], directory)
+    model, result = model_of(directory), (directory / "result.json").read_bytes()
+    with pytest.raises(RunFailed, match="round 2: 4 good replies, expected at least 99"):
+        run([*toy, "rounds=2", "min_clients=99", f"resume={directory}"], directory)
+    assert (model_of(directory), (directory / "result.json").read_bytes()) == (model, result)
+    assert newest(directory, 2).name == "round-0001.json"
+
+
+def test_the_last_good_model_outlives_a_cloud_that_fails(toy: list[str], tmp_path: Path) -> None:
+    """An edge without a good reply leaves Krum two edges, which it refuses: the model of before stays the run's."""
+
+    def one_edge_fails(asked: Message, context: Context) -> Message:
+        if "draw" in asked.content.config_records.get("config", {}) and context.node_config["partition-id"] == 3:
+            raise OSError("no more")
+        return client_app(asked, context)
+
+    edges = ["topology=edge_cloud", "topology.edges=3", "strategy=krum", "strategy@topology.edge_strategy=fedaw"]
+    with pytest.raises(RunFailed, match="Krum"):
+        run([*toy, *edges, "rounds=1"], tmp_path / "run", one_edge_fails)
+    assert storage.load_model(tmp_path / "run")[1]["rounds"] == "0"
+
+
+def test_another_config_than_the_runs_is_refused(toy: list[str], tmp_path: Path) -> None:
+    """Also without the launcher, which knows what the run was started with."""
+    directory = tmp_path / "run"
+    run([*toy, "rounds=1", "optimizer.lr=0.02"], directory)
+    with pytest.raises(
+        UserError, match=r"optimizer\.lr=0\.001: the run in .* has 0\.02; expected the same to resume it"
+    ):
+        run([*toy, "rounds=2", f"resume={directory}"], directory)
+
+
+def test_the_newest_checkpoint_is_the_one_of_the_latest_round(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    for number in (9999, 10000, 998):
+        (tmp_path / "checkpoints" / f"round-{number:04d}.json").touch()
+    assert newest(tmp_path, 10001).name == "round-10000.json"
+
+
+def test_an_asynchronous_run_goes_on(toy: list[str], tmp_path: Path) -> None:
+    """Who trained as it was killed is asked anew, and every client finds the state that the server speaks of."""
+    directory = tmp_path / "run"
+    overrides = [
+        *toy,
+        "mode=async",
+        "sharing=fedbn",
+        "rounds=4",
+        "evaluate.central_every=0",
+        "+runtime.speeds.3=0.2",
+    ]
+    for server_round in (2, 3):
+        where = f"{'resume' if directory.exists() else 'run_dir'}={directory}"
+        with pytest.raises(Killed):
+            run([*overrides, where], directory, dying_at(server_round, 2))
+    done, _ = run([*overrides, f"resume={directory}"], directory)
+    assert [this.round for this in done.history] == [0, 1, 2, 3, 4]
+    assert not any(this.rejected for this in done.history)
