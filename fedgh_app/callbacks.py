@@ -158,4 +158,4 @@ class ModelCard(Habit):
 
     def close(self, run: Federation, failure: str | None) -> None:
         """Write what is known by then."""
-        model_card.write(run.directory, run.config, result_of(run), run.history, failure)
+        model_card.write(run.directory, run.config, storage.plain(result_of(run)), run.history, failure)

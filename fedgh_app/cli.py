@@ -220,7 +220,12 @@ def evaluate(
     detections: Annotated[
         Path | None, typer.Option(help="COCO detections to look in, not the annotated boxes.")
     ] = None,
-    oks_nms: Annotated[float, typer.Option(help="With detections: the OKS beyond which the worse of two goes.")] = 0.9,
+    oks_nms: Annotated[
+        float | None,
+        typer.Option(
+            help="With detections: the OKS beyond which the worse of two goes. [default: as Simple Baselines]"
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="New folder for predictions, numbers and pictures of errors.")
     ] = None,

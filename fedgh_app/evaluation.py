@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
+from hydra.core.override_parser.types import OverrideType
 from omegaconf import DictConfig, OmegaConf
 
 from fedgh_app.config import CONF, compose_config, parse_overrides
@@ -31,6 +31,7 @@ from fedgh_app.pose.evaluation import (
     read_detections,
 )
 from fedgh_app.pose.files import staged
+from fedgh_app.pose.images import write_image
 from fedgh_app.pose.official import Score, Side
 from fedgh_app.pose.official.coco import images_of
 from fedgh_app.pose.official.results import Result, write_results
@@ -73,7 +74,7 @@ def evaluate_run(
     *,
     side: Side = "test",
     detections: Path | None = None,
-    oks_nms: float = OKS_NMS,
+    oks_nms: float | None = None,
     out: Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -85,7 +86,8 @@ def evaluate_run(
             ``evaluate.KEY=…``, ``batch_size=…``.
         side: which side of the data set's fixed split.
         detections: COCO detections to look in; None for the annotated boxes.
-        oks_nms: with detections, the OKS beyond which the worse of two predictions goes; 1 keeps all.
+        oks_nms: with detections, the OKS beyond which the worse of two predictions goes; 1 keeps all,
+            None is `OKS_NMS`.
         out: a new or empty folder for the predictions, the numbers and the pictures; there whole, or not at all.
         progress: called with the number of people (or, with detections, images) done and in all.
 
@@ -94,6 +96,7 @@ def evaluate_run(
             nobody on that side of the split, detections for a protocol that does not match people.
     """
     official.check_side(side)
+    oks_nms = OKS_NMS if oks_nms is None else oks_nms
     if not 0 < oks_nms <= 1:
         raise UserError(f"--oks-nms {oks_nms}: expected a number above 0, at most 1")
     if out is not None:
@@ -169,6 +172,8 @@ def configured(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """
     parsed = parse_overrides(overrides)
     for item in parsed:
+        if item.type is not OverrideType.CHANGE:
+            raise UserError(f"{item.input_line}: an evaluation adds and deletes no key; expected KEY=VALUE")
         if item.key_or_group.split(".")[0] not in OWN:
             raise UserError(
                 f"{item.input_line}: an evaluation does not depend on it; "
@@ -230,7 +235,7 @@ def _in_detections(
 
 def _draw(errors: Errors, spec: DatasetSpec, folder: Path, title: str) -> None:
     error_pictures.error_histograms(errors, spec, title).savefig(folder / "errors.png")
-    cv2.imwrite(str(folder / "worst.png"), error_pictures.worst_predictions(errors, spec))
+    write_image(folder / "worst.png", error_pictures.worst_predictions(errors, spec))
 
 
 @contextmanager

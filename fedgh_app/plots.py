@@ -26,7 +26,7 @@ from fedgh_app.pose.batches import Batches
 from fedgh_app.pose.cache import CropCache
 from fedgh_app.pose.decoding import Decode
 from fedgh_app.pose.drawing import LEGEND, contact_sheet, draw_comparison
-from fedgh_app.pose.images import read_image
+from fedgh_app.pose.images import read_image, write_image
 from fedgh_app.pose.training import Permutation, find_keypoints
 from fedgh_app.report import headline
 
@@ -366,7 +366,7 @@ def predictions(
                 spec=cache.spec,
             )
         )
-    cv2.imwrite(str(path), contact_sheet(tiles, columns=4, legend=LEGEND))
+    write_image(path, contact_sheet(tiles, columns=4, legend=LEGEND))
 
 
 def _input_to_image(cache: CropCache, index: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
@@ -20,7 +20,9 @@ from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.records import DatasetSpec, load_spec
 from fedgh_app.storage import load_model
 
-NEEDED = ("model", "dataset", "sharing", "clustering", "seed")
+GROUPS = ("model", "dataset", "loss", "evaluate", "sharing", "clustering")
+WORDS = ("model._target_", "dataset.spec", "loss._target_", "sharing._target_")
+NUMBERS = ("seed", "batch_size")
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,10 +89,21 @@ def _read_config(directory: Path) -> DictConfig:
         OmegaConf.resolve(config)
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{file}: cannot be read ({first_line(error)}); expected the config of a run") from None
-    missing = [key for key in NEEDED if not isinstance(config, DictConfig) or key not in config]
+    missing = [key for key in (*GROUPS, *NUMBERS) if not isinstance(config, DictConfig) or key not in config]
     if missing:
         raise UserError(f"{file}: has no {', '.join(missing)}; expected the config of a run")
-    return DictConfig(config)
+    config = DictConfig(config)
+    for key in GROUPS:
+        if not isinstance(config[key], DictConfig):
+            raise UserError(f"{file}: {key}: found {config[key]}, expected a group of values")
+    for keys, kind, name in ((WORDS, str, "a word"), (NUMBERS, int, "a whole number")):
+        for key in keys:
+            if not isinstance(value := OmegaConf.select(config, key), kind):
+                raise UserError(f"{file}: {key}: found {value}, expected {name}")
+    size = config.dataset.get("input_size")
+    if not isinstance(size, ListConfig) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+        raise UserError(f"{file}: dataset.input_size: found {size}, expected [height, width]")
+    return config
 
 
 def _sharing(config: DictConfig) -> str:

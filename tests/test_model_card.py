@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from fedgh_app.callbacks import ModelCard
 from fedgh_app.config import compose_config
-from fedgh_app.federation import Round
+from fedgh_app.federation import ClientInfo, Federation, Round
 from fedgh_app.model_card import differences, render, write
 from fedgh_app.pose.records import load_spec
 
@@ -44,6 +45,7 @@ def result(keypoints: dict[str, float | None], **changes: Any) -> dict[str, Any]
     }
 
 
+NAN = float("nan")
 GOOD = {"shoulder": 0.9, "elbow": 0.95, "wrist": 0.85}
 STEADY = [Round(0, evaluate=measured(0.1, GOOD)), Round(1, evaluate=measured(0.899, GOOD))]
 
@@ -129,6 +131,23 @@ def test_several_data_sets_are_each_named_with_their_licence(home: Path, tmp_pat
     assert "each client keeps its own head" in card and "fedgh predict" not in card
     assert "The data are licensed for: academic use. That binds whoever uses or passes on this model." in limits(card)
     assert "of the truth (on arm)" in card and "left shoulder to right hip of the truth (on lspet)" in card
+
+
+def test_what_could_not_be_measured_is_no_number(home: Path, tmp_path: Path) -> None:
+    # Nobody's wrist is labelled in a test image, and none of the second client's keypoints.
+    found = {"shoulder": 0.9, "elbow": 0.8, "wrist": NAN}
+    clients = {name: ClientInfo(name, name, examples=9, test_examples=60) for name in ("0", "1")}
+    for central in (True, False):
+        rounds = [Round(number, evaluate=measured(0.85, found, central, **{"0": 0.85, "1": NAN})) for number in (0, 1)]
+        nothing: dict[str, Any] = dict.fromkeys(("strategy", "client_strategy", "cohorts", "mode"))
+        run = Federation(compose_config([]), tmp_path, load_spec("arm"), clients, **nothing, history=rounds)
+        ModelCard().close(run, None)
+        card = (tmp_path / "MODEL_CARD.md").read_text()
+        assert "nan" not in card
+        assert "| wrist | 50 | - | - |" in card and "| 1 | 1 | 9 | 60 | - |" in card
+        assert "**PCK@0.2: 85.0 %**, before training 85.0 %." in card
+        assert "Not measured, for want of labelled test images: wrist." in limits(card)
+        assert not [line for line in limits(card) if line.startswith(("Weak", "It does not serve"))]
 
 
 def test_a_run_that_failed_says_so_even_before_its_first_round(home: Path, tmp_path: Path) -> None:

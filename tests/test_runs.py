@@ -120,6 +120,32 @@ def test_a_model_that_is_not_whole_is_refused(toy: list[str], run: Path) -> None
     refused(run, "model.safetensors", "expected a run that ended")
 
 
+def test_a_config_that_lacks_something_is_one_line(run: Path) -> None:
+    file = run / "config.yaml"
+    whole = OmegaConf.load(file)
+    cases: list[tuple[str, object, str]] = [
+        ("model", 3, "model: found 3, expected a group of values"),
+        ("sharing", None, "sharing: found None, expected a group of values"),
+        ("evaluate", [1], "evaluate: found [1], expected a group of values"),
+        ("sharing", {}, "sharing._target_: found None, expected a word"),
+        ("seed", "x", "seed: found x, expected a whole number"),
+        ("batch_size", None, "batch_size: found None, expected a whole number"),
+        ("dataset.input_size", 64, "dataset.input_size: found 64, expected [height, width]"),
+        ("dataset.input_size", [64, "wide"], "dataset.input_size: found [64, 'wide'], expected [height, width]"),
+    ]
+    for key, value, words in cases:
+        config = copy.deepcopy(whole)
+        OmegaConf.update(config, key, value, merge=False)
+        OmegaConf.save(config, file)
+        refused(run, "config.yaml", words)
+    for key in ("loss", "evaluate", "clustering"):
+        OmegaConf.save(OmegaConf.masked_copy(whole, [other for other in whole if other != key]), file)
+        refused(run, "config.yaml", f"has no {key}")
+    del whole.dataset.input_size
+    OmegaConf.save(whole, file)
+    refused(run, "config.yaml", "dataset.input_size: found None")
+
+
 @pytest.mark.parametrize("sharing", ["fedbn", "fedpav"])
 def test_a_model_in_parts_is_refused(toy: list[str], tmp_path: Path, sharing: str) -> None:
     write_run(tmp_path / "run", [*toy, f"sharing={sharing}"])

@@ -59,8 +59,8 @@ def read_boxes(path: Path, names: Collection[str], min_score: float = 0.0) -> Bo
 
     The file is an object with `images` and `annotations`, such as COCO's own or our predictions (whose images may have
     a `frame`), or a list of detections, each with `bbox` and either `file_name` or the `image_id` that is the image's
-    name: 139 for 000000000139.jpg. Directories of a file name are not looked at. Crowds are passed over, and boxes
-    whose score is below `min_score`.
+    name: 139 for 000000000139.jpg. Directories of a file name are not looked at. Crowds are passed over, boxes whose
+    score is below `min_score`, and in a file of several categories all but people, also in an image that has no others.
 
     Raises UserError where it is none of these, a box is no box, or none of the images has one.
     """
@@ -76,10 +76,15 @@ def read_boxes(path: Path, names: Collection[str], min_score: float = 0.0) -> Bo
         raise UserError(f"{path}: expected COCO annotations or a list of detections, found {type(content).__name__}")
     by_id = _by_id(names)
     kept: list[tuple[tuple[str, int | None], Any, Box]] = []
+    categories = set()
     for number, entry in enumerate(entries):
         where = f"{path}: entry {number}"
         if not isinstance(entry, dict):
             raise UserError(f"{where}: expected an object with a bbox, found {type(entry).__name__}")
+        for key in ("image_id", "category_id"):
+            if isinstance(entry.get(key), list | dict):
+                raise UserError(f"{where}: {key} {str(entry[key])[:60]}, expected a number or a name")
+        categories.add(entry.get("category_id"))
         if entry.get("iscrowd") == 1:
             continue
         place = places.get(entry.get("image_id")) if places is not None else _named(entry, names, by_id)
@@ -87,14 +92,15 @@ def read_boxes(path: Path, names: Collection[str], min_score: float = 0.0) -> Bo
             box = _box(entry.get("bbox"), where, entry.get("score"))
             if box.score is None or box.score >= min_score:
                 kept.append((place, entry.get("category_id"), box))
-    several = len({category for _, category, _ in kept}) > 1
+    several = len(categories) > 1
     found: dict[tuple[str, int | None], list[Box]] = {}
     for place, category, box in kept:
         if not several or category == PERSON:
             found.setdefault(place, []).append(box)
     if not found:
         sure = f" with a score of at least {min_score:g}" if min_score > 0 else ""
-        raise UserError(f"{path}: has no box{sure} for any of the {len(names)} inputs, such as {min(names)}")
+        person = f" of a person (category_id {PERSON})" if several else ""
+        raise UserError(f"{path}: has no box{person}{sure} for any of the {len(names)} inputs, such as {min(names)}")
     return Boxes(found)
 
 
@@ -137,8 +143,11 @@ def _named(entry: Mapping[str, Any], names: Collection[str], by_id: Mapping[int 
 def _box(value: Any, where: str, score: Any = None) -> Box:
     try:
         sides = numbers(value, (4,), "bbox").astype(np.float32)
+        sure = None if score is None else float(numbers(score, (), "score"))
     except BadEntry as error:
         raise UserError(f"{where}: {error}") from None
     if not np.isfinite(sides).all() or sides[2:].min() <= 0:
         raise UserError(f"{where}: box {sides.tolist()}, expected x, y, width, height, the last two above 0")
-    return Box(sides, float(score) if isinstance(score, int | float) else None)
+    if sure is not None and not np.isfinite(sure):
+        raise UserError(f"{where}: score {sure}, expected a finite number")
+    return Box(sides, sure)

@@ -21,7 +21,7 @@ from fedgh_app.pose.cache import cut_records
 from fedgh_app.pose.crops import apply_affine, crop_matrix
 from fedgh_app.pose.drawing import Image, contact_sheet, draw_skeleton
 from fedgh_app.pose.errors import UserError
-from fedgh_app.pose.images import read_image
+from fedgh_app.pose.images import read_image, write_image
 from fedgh_app.pose.readers import annotation_file, read_records
 from fedgh_app.pose.records import BadRecord, DatasetSpec, PoseRecord
 from fedgh_app.pose.split import split_of, split_records
@@ -230,10 +230,7 @@ def _sheet(records: Sequence[PoseRecord], spec: DatasetSpec, columns: int, out: 
     captions = [_caption(r) for r in records]
     sheet = contact_sheet(tiles, columns, captions, largest=TILE)
     out.parent.mkdir(parents=True, exist_ok=True)
-    done, data = cv2.imencode(".png", sheet)
-    if not done:
-        raise OSError(f"{out}: OpenCV could not encode the contact sheet")
-    out.write_bytes(data.tobytes())
+    write_image(out, sheet)
     return out
 
 

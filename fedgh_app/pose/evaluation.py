@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fedgh_app.pose.boxes import Box
+from fedgh_app.pose.boxes import PERSON, Box
 from fedgh_app.pose.cache import check_image
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.images import read_image
-from fedgh_app.pose.official.coco import PERSON, suppress
+from fedgh_app.pose.official.coco import suppress
 from fedgh_app.pose.official.results import Result
 from fedgh_app.pose.prediction import Frame, Person, Predictor, Source
 from fedgh_app.pose.readers.intake import BadEntry, numbers, read_json

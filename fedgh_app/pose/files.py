@@ -27,8 +27,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def staged(root: Path) -> Iterator[Path]:
-    """A temporary sibling of the folder ``root`` that takes its place when the block ends well."""
-    root = root.absolute()
+    """A temporary sibling of the folder ``root`` that takes its place when the block ends well.
+
+    Where ``root`` is a link, it stays, and the folder that it leads to is what is replaced.
+    """
+    root = root.resolve()
     root.parent.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     try:
@@ -36,9 +39,15 @@ def staged(root: Path) -> Iterator[Path]:
         stage.chmod(0o777 & ~UMASK)  # mkdtemp makes it private
         if root.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{root.name}-old-", dir=root.parent))
-            root.replace(old)  # rename(2) may replace an empty folder
-            stage.replace(root)
-            shutil.rmtree(old)
+            try:
+                root.replace(old)  # rename(2) may replace an empty folder
+                try:
+                    stage.replace(root)
+                except BaseException:
+                    old.replace(root)
+                    raise
+            finally:
+                shutil.rmtree(old, ignore_errors=True)
         else:
             stage.replace(root)
     finally:

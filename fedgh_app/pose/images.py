@@ -35,6 +35,17 @@ def read_image(path: Path) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write an image (H, W, 3) uint8 BGR in the format of the path's suffix; a `UserError` names the file."""
+    done, data = cv2.imencode(path.suffix.lower(), image)  # cv2.imwrite would only return False, for whatever reason
+    if not done:
+        raise UserError(f"{path}: OpenCV cannot encode a picture of {image.shape[1]} x {image.shape[0]} pixels")
+    try:
+        path.write_bytes(data.tobytes())
+    except OSError as error:
+        raise UserError(f"{path}: picture cannot be written: {error.strerror or error}") from error
+
+
 def is_truncated(data: bytes) -> bool:
     """Whether a JPEG, PNG or WebP file stops before its own end.
 

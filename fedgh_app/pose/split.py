@@ -26,13 +26,19 @@ def split_of_group(group: str, spec: DatasetSpec) -> Split:
 
 
 def split_records(records: Sequence[PoseRecord], spec: DatasetSpec) -> list[Split]:
-    """The split of each record, one and the same within a group.
+    """The split of each record; see `split_groups`."""
+    return split_groups([(str(record.image), record.group, record.split) for record in records], spec)
 
-    Where the file names the split of some records of a group, all of them follow; where it names two, that is
-    an error in the file, since two crops of one image would stand on both sides.
+
+def split_groups(members: Sequence[tuple[str, str, str | None]], spec: DatasetSpec) -> list[Split]:
+    """The split of each of several people or images, one and the same within a group.
+
+    Each is what errors call it, its group, and the file's own word for it: ``train``, ``test`` or None. Where the file
+    names the split of some of a group, all of them follow; where it names two, that is an error in the file, since
+    two crops of one image would stand on both sides.
     """
     words: dict[str, Split] = {}
-    for record in records:
-        if record.split is not None and words.setdefault(record.group, split_of(record, spec)) != record.split:
-            raise UserError(f"{record.image}: group {record.group!r} is in train and in test, expected one of them")
-    return [words.get(record.group) or split_of(record, spec) for record in records]
+    for where, group, word in members:
+        if word is not None and words.setdefault(group, "test" if word == "test" else "train") != word:
+            raise UserError(f"{where}: group {group!r} is in train and in test, expected one of them")
+    return [words.get(group) or split_of_group(group, spec) for _, group, _ in members]

@@ -77,6 +77,15 @@ def test_the_only_category_counts_whatever_its_number(tmp_path: Path) -> None:
     assert _sides(boxes["a.png", None]) == [[1, 2, 3, 4]]
 
 
+def test_a_dog_is_nobody_also_where_the_only_people_are_elsewhere(tmp_path: Path) -> None:
+    dog = {"file_name": "a.png", "bbox": [1, 2, 3, 4], "category_id": 18, "score": 0.9}
+    elsewhere = {"file_name": "b.png", "bbox": [5, 6, 7, 8], "category_id": 1, "score": 0.9}
+    unsure = {"file_name": "clip.mp4", "bbox": [5, 6, 7, 8], "category_id": 1, "score": 0.1}
+    for person in (elsewhere, unsure):
+        with pytest.raises(UserError, match=r"has no box of a person \(category_id 1\) with a score of at least 0\.5"):
+            read_boxes(_file(tmp_path, [dog, person]), NAMES, 0.5)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -89,7 +98,15 @@ def test_the_only_category_counts_whatever_its_number(tmp_path: Path) -> None:
         ([{"image_id": 139, "bbox": [1, 2, 3]}], "entry 0: bbox: expected"),
         ([{"image_id": 139, "bbox": [1, 2, 3, 0]}], "the last two above 0"),
         ([{"image_id": 139, "bbox": [1, 2, 3, float("nan")]}], "the last two above 0"),
-        ([{"image_id": [139], "bbox": [1, 2, 3, 4]}], "has no box for any of the 3 inputs"),
+        ([{"image_id": [139], "bbox": [1, 2, 3, 4]}], "entry 0: image_id [139], expected a number or a name"),
+        ([{"image_id": 139, "bbox": [1, 2, 3, 4], "category_id": [1]}], "entry 0: category_id [1], expected a number"),
+        (
+            {"images": [], "annotations": [{"image_id": [1], "bbox": [1, 2, 3, 4]}]},
+            "entry 0: image_id [1], expected a number or a name",
+        ),
+        ([{"image_id": 139, "bbox": [1, 2, 3, 4], "score": "high"}], "entry 0: score: expected"),
+        ([{"image_id": 139, "bbox": [1, 2, 3, 4], "score": [0.5]}], "entry 0: score: expected"),
+        ([{"image_id": 139, "bbox": [1, 2, 3, 4], "score": float("nan")}], "entry 0: score nan, expected a finite"),
         ([{"file_name": "b.png", "bbox": [1, 2, 3, 4]}], "has no box for any of the 3 inputs"),
         (
             {"images": [{"id": 1, "file_name": "l/a.png"}, {"id": 2, "file_name": "r/a.png"}], "annotations": []},

@@ -11,7 +11,9 @@ import pytest
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.official import coco
 from fedgh_app.pose.official.results import Result
+from fedgh_app.pose.readers import read_truth
 from fedgh_app.pose.records import load_spec
+from fedgh_app.pose.split import split_records
 
 COCO = load_spec("coco")
 AREA = 100.0 * 100.0
@@ -94,6 +96,34 @@ def test_one_side_of_the_split(tmp_path: Path) -> None:
     assert [score.people for score in found.values()] == [2, 1, 1]
     with pytest.raises(UserError, match=r"truth\.json: found no image in split test"):
         scored(tmp_path, people[:1], predictions[:1], images[:1], side="test")
+
+
+def test_images_are_on_the_side_on_which_the_reader_puts_their_people(tmp_path: Path) -> None:
+    images: list[dict[str, Any]] = [
+        *({"id": number, "file_name": f"{number}.jpg", "source": None} for number in range(20)),
+        {"id": 20, "file_name": "20.jpg", "source": "film", "split": "test"},
+        {"id": 21, "file_name": "21.jpg", "source": "film"},
+        {"id": 22, "file_name": "22.jpg", "source": "video", "split": "train"},
+        {"id": 23, "file_name": "23.jpg", "source": "video", "split": None},
+    ]
+    (tmp_path / "images").mkdir()
+    for image in images:
+        (tmp_path / "images" / image["file_name"]).touch()
+    file = tmp_path / "truth.json"
+    people = [person(image["id"], (100, 100), image["id"]) for image in images]
+    file.write_text(json.dumps({"images": images, "annotations": people}))
+    records, _ = read_truth(COCO, file)
+    expected: dict[str, list[int]] = {"train": [], "test": []}
+    for record, split in zip(records, split_records(records, COCO), strict=True):
+        expected[split].append(record.image_id)  # type: ignore[arg-type]
+    for side in ("train", "test"):
+        assert list(coco.images_of(COCO, file, tmp_path, side=side)) == expected[side]  # type: ignore[arg-type]
+    assert {20, 21} <= set(expected["test"]) and {22, 23} <= set(expected["train"])
+    assert min(expected["test"]) < 20  # by the hash of the file's name, since `source` says nothing
+    images[21]["split"] = "train"
+    file.write_text(json.dumps({"images": images, "annotations": people}))
+    with pytest.raises(UserError, match=r"truth\.json: image 21: group 'film' is in train and in test"):
+        coco.images_of(COCO, file, tmp_path, side="test")
 
 
 @pytest.mark.parametrize(

@@ -12,16 +12,16 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
+from fedgh_app.pose.boxes import PERSON
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.official.results import Result, read_results
 from fedgh_app.pose.official.scores import Score, Side
 from fedgh_app.pose.readers.intake import BadEntry, image_path, numbers, read_json
 from fedgh_app.pose.records import DatasetSpec
-from fedgh_app.pose.split import split_of_group
+from fedgh_app.pose.split import split_groups
 
 # The order in which COCOeval.summarize gives them, and COCO's leaderboard shows them.
 STATISTICS = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
-PERSON = 1  # COCO's category
 RULE = "COCOeval: OKS 0.50:0.95, the 20 highest scores of an image; crowds and people without keypoints are ignored"
 NUMBERS = {"keypoints": (-1,), "bbox": (4,), "area": (), "iscrowd": (), "num_keypoints": ()}
 
@@ -45,7 +45,7 @@ def score(
     """
     data, bad = _read_truth(spec, truth, on_bad)
     images = {image["id"]: image for image in data["images"]}
-    asked = [name for name, image in images.items() if side in ("all", _split(spec, image))]
+    asked = [image["id"] for image in _on_side(spec, truth, data["images"], side)]
     if not asked:
         raise UserError(f"{truth}: found no image in split {side}, expected at least one; see --split")
     results = read_results(predictions, spec)
@@ -72,12 +72,11 @@ def images_of(spec: DatasetSpec, truth: Path, root: Path, *, side: Side) -> dict
     """The image files on one side of the split, below ``root``, by their ids; also those that show nobody."""
     data, _ = _read_truth(spec, truth, "skip")
     found = {}
-    for image in data["images"]:
-        if side in ("all", _split(spec, image)):
-            try:
-                found[image["id"]] = image_path(root, image.get("file_name"))
-            except BadEntry as error:
-                raise UserError(f"{truth}: image {image['id']}: {error}") from None
+    for image in _on_side(spec, truth, data["images"], side):
+        try:
+            found[image["id"]] = image_path(root, image.get("file_name"))
+        except BadEntry as error:
+            raise UserError(f"{truth}: image {image['id']}: {error}") from None
     return found
 
 
@@ -180,7 +179,16 @@ def _person(spec: DatasetSpec, entry: Any, images: Container[int | str]) -> dict
     return {**entry, "category_id": PERSON}
 
 
-def _split(spec: DatasetSpec, image: Mapping[str, Any]) -> str:
-    """The side of the split on which the reader puts the people of an image."""
-    group = image.get("source", image.get("file_name"))
-    return str(image["split"]) if image.get("split") is not None else split_of_group(str(group), spec)
+def _on_side(
+    spec: DatasetSpec, truth: Path, images: Sequence[Mapping[str, Any]], side: Side
+) -> list[Mapping[str, Any]]:
+    """The images on the side of the split on which the reader puts the people in them."""
+    if side == "all":
+        return list(images)
+    # The reader takes nobody from an image that states another split than these.
+    known = [image for image in images if image.get("split") in (None, "train", "test")]
+    groups = [str(image.get("file_name") if image.get("source") is None else image["source"]) for image in known]
+    members = [
+        (f"{truth}: image {image['id']}", group, image.get("split")) for image, group in zip(known, groups, strict=True)
+    ]
+    return [image for image, split in zip(known, split_groups(members, spec), strict=True) if split == side]
