@@ -110,7 +110,11 @@ def run(context: typer.Context) -> None:
             outcomes.append(1)
 
     sys.argv = ["fedgh run", *arguments, *where]
-    job()
+    try:
+        job()
+    except KeyboardInterrupt:
+        hint = f"; to go on: fedgh run resume={where[0].partition('=')[2]}" if len(where) == 1 else ""
+        _fail(f"stopped{hint}", 130)
     if any(outcomes):
         sys.exit(max(outcomes))
 

@@ -81,6 +81,8 @@ def failing_into(directory: Path) -> Iterator[None]:
         yield
     except BaseException as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if isinstance(error, KeyboardInterrupt):
+            line = "stopped"
         storage.write_json(
             directory / "failure.json",
             {"error": line, "kind": type(error).__name__, "user": isinstance(error, UserError)},
