@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from fedgh_app import deploy
 from fedgh_app.config import CONF, compose_config, expand_sweep, fedgh_home, groups, quoted, run_name
 from fedgh_app.errors import RunFailed
 from fedgh_app.pose.errors import UserError
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Make, convert and check data sets.", no_args_is_help=True)
 app.add_typer(data, name="data")
+app.add_typer(deploy.app, name="deploy")
 console = Console()
 T = TypeVar("T")
 

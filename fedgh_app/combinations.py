@@ -265,6 +265,12 @@ REFUSALS = (
         "expected strategy@topology.edge_strategy=fedcdw",
     ),
     Refusal(
+        "runtime=deployment",
+        "another partition than site",
+        _both(_is("runtime", "deployment"), lambda config: config.partition._target_ is not None),
+        "sites hold their own images, which nobody can deal out anew; expected partition=site",
+    ),
+    Refusal(
         "clustering=finch",
         "topology=edge_cloud",
         _both(clustered, edges),

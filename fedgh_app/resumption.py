@@ -29,7 +29,7 @@ MAY_CHANGE = (
     "keep_checkpoints",
     "dataset.root",
 )
-SAME_CLIENTS = ("simulation", "inprocess")
+SAME_CLIENTS = (("simulation", "inprocess"), ("deployment",))
 
 
 @contextmanager
@@ -81,11 +81,17 @@ def resumed(directory: Path, changes: Sequence[str]) -> list[str]:
                 f"{item}: a run that is resumed keeps its settings; expected only {', '.join(MAY_CHANGE)} to change, "
                 f"or init={directory} for a new run from its model"
             )
-        if _key(item) == "runtime" and item.split("=", 1)[1] not in SAME_CLIENTS:
-            raise UserError(f"{item}: it has other clients than the run; expected {' or '.join(SAME_CLIENTS)}")
+        if _key(item) == "runtime" and item.split("=", 1)[1] not in (same := _same_clients(started)):
+            raise UserError(f"{item}: it has other clients than the run; expected {' or '.join(same)}")
     replaced = {_key(item) for item in changes}
     kept = [item for item in started if not {_key(item), _key(item).split(".")[0]} & replaced]
     return [*kept, *changes, f"resume={quoted(directory)}"]
+
+
+def _same_clients(overrides: Sequence[str]) -> tuple[str, ...]:
+    """The runtimes that have the clients of the run that was started with ``overrides``."""
+    runtime = next((item.split("=", 1)[1] for item in reversed(overrides) if _key(item) == "runtime"), "simulation")
+    return next((same for same in SAME_CLIENTS if runtime in same), (runtime,))
 
 
 def check_same(config: DictConfig, directory: Path) -> None:

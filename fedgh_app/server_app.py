@@ -24,6 +24,7 @@ from fedgh_app import checkpoints, plots, site, storage
 from fedgh_app.aggregation import EdgeCloud, Finch, Flat, edges_of
 from fedgh_app.callbacks import usual_callbacks
 from fedgh_app.client_evaluation import evaluate_clients
+from fedgh_app.combinations import is_central
 from fedgh_app.config import compose_config, run_name, split_overrides
 from fedgh_app.errors import RunFailed, first_line
 from fedgh_app.federation import Callback, ClientInfo, Cohorts, Federation, Round, Topology
@@ -51,7 +52,10 @@ def main(grid: Grid, context: Context) -> None:
     directory = run_directory(config)
     with failing_into(directory):
         # The simulation engine registers its nodes after it has started this thread.
-        nodes = wait_for_nodes(grid, config.num_clients)
+        if config.runtime.name == "deployment":
+            check_server_images(config)
+        patience = config.runtime.get("node_timeout")
+        nodes = wait_for_nodes(grid, config.num_clients, patience, directory / STOP_FILE)
         deal(config, directory, len(nodes))
         federate(config, grid, directory)
 
@@ -90,28 +94,51 @@ def failing_into(directory: Path) -> Iterator[None]:
         raise
 
 
-def wait_for_nodes(grid: Grid, expected: int | None) -> list[int]:
+def wait_for_nodes(
+    grid: Grid, expected: int | None, timeout: float | None = None, stop_file: Path | None = None
+) -> list[int]:
     """Node ids, once ``expected`` nodes are connected, or (None) once their number stands still.
+
+    Args:
+        grid: whose nodes.
+        expected: how many.
+        timeout: seconds to wait for all of them, each of which comes when it does; None where they come together, so
+            that who is not there when their number stands still does not come.
+        stop_file: once this file exists, the wait ends with `RunFailed`.
 
     Raises UserError where another number is connected when the wait ends.
     """
-    end = time.monotonic() + NODE_WAIT_SECONDS
+    end = time.monotonic() + (timeout or NODE_WAIT_SECONDS)
     nodes: list[int] = []
     while time.monotonic() < end:
+        if stop_file is not None and stop_file.exists():
+            raise RunFailed("stopped")
         found = sorted(grid.get_node_ids())
-        if len(found) == expected or (found and found == nodes):
-            if expected in (None, len(found)):
-                return found
+        still, nodes = bool(found) and found == nodes, found
+        if len(found) == expected or (still and expected is None):
+            return found
+        if still and (timeout is None or len(found) > (expected or 0)):
             break
-        nodes = found
         time.sleep(0.5)
-    count = len(nodes)
     if expected is None:
-        raise RunFailed(f"no node connected within {NODE_WAIT_SECONDS:g} seconds")
-    raise UserError(
-        f"num_clients={expected}: {count} nodes are connected; expected {expected}: "
-        f'flwr run . --federation-config "num-supernodes={expected}"'
-    )
+        raise RunFailed(f"no node connected within {timeout or NODE_WAIT_SECONDS:g} seconds")
+    if timeout is None:
+        hint = f'expected {expected}: flwr run . --federation-config "num-supernodes={expected}"'
+    else:
+        names = sorted(node.name or str(node.node_id) for node in grid.get_nodes())
+        hint = (
+            f"expected {expected} within runtime.node_timeout={timeout:g} seconds, found {', '.join(names) or 'none'}"
+        )
+    raise UserError(f"num_clients={expected}: {len(nodes)} nodes are connected; {hint}")
+
+
+def check_server_images(config: DictConfig) -> None:
+    """Refuse (UserError) the server's own evaluation where the server has no images."""
+    if config.evaluate.central_every and is_central(config) and not Path(config.dataset.root).expanduser().is_dir():
+        raise UserError(
+            f"dataset.root={config.dataset.root}: no such directory on the server; expected the images of its own "
+            "evaluation, or evaluate.central_every=0 to have only the sites evaluate"
+        )
 
 
 def first_spec(config: DictConfig) -> DatasetSpec:

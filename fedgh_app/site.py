@@ -25,6 +25,7 @@ from fedgh_app.config import compose_config, fedgh_home, split_overrides
 from fedgh_app.instantiation import instantiate
 from fedgh_app.partition import Dealt, Partition
 from fedgh_app.pose.cache import CropCache, open_cache
+from fedgh_app.pose.cores import usable_cores
 from fedgh_app.pose.decoding import Decode, decoder
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.records import DatasetSpec, load_spec
@@ -59,8 +60,11 @@ def config_of(overrides: str) -> DictConfig:
     return compose_config(split_overrides(overrides))
 
 
-def limit_threads(count: int) -> None:
-    """Let torch and OpenCV use ``count`` threads; more of them than cores fight and run many times slower."""
+def limit_threads(count: int | None) -> None:
+    """Let torch and OpenCV use ``count`` threads (None: one a core); more of them than cores fight and run many times
+    slower.
+    """
+    count = count or usable_cores()
     if torch.get_num_threads() != count:
         torch.set_num_threads(count)
     cv2.setNumThreads(count)
@@ -75,7 +79,7 @@ def server_threads(config: DictConfig) -> Iterator[None]:
     before = torch.get_num_threads()
     resting = not str(config.mode._target_).endswith(".Async")
     torch.set_num_threads(
-        int(config.runtime.get("server_cpus" if resting else "client_cpus", config.runtime.client_cpus))
+        int(config.runtime.get("server_cpus" if resting else "client_cpus", config.runtime.client_cpus) or before)
     )
     try:
         yield

@@ -171,6 +171,8 @@ def _check_values(config: DictConfig) -> None:
         raise UserError(f"dataset.on_bad={config.dataset.on_bad}: expected raise or skip")
     if config.evaluate.decoding not in ("argmax", "quarter", "dark"):
         raise UserError(f"evaluate.decoding={config.evaluate.decoding}: expected argmax, quarter or dark")
+    if config.runtime.get("node_timeout", 1) <= 0:
+        raise UserError(f"runtime.node_timeout={config.runtime.node_timeout}: expected a positive number of seconds")
     size = list(config.dataset.input_size)
     if len(size) != 2 or any(not isinstance(side, int) or side < 32 or side % 32 for side in size):
         raise UserError(f"dataset.input_size={size}: expected [height, width], each a multiple of 32")

@@ -51,6 +51,7 @@ REFUSED = {
     ("strategy=krum, multikrum or bulyan", "few topology.edges"): ["strategy=multikrum", "topology=edge_cloud"],
     ("topology.edge_strategy", "feddyn or GradVac"): ["topology=edge_cloud", "strategy@topology.edge_strategy=feddyn"],
     ("strategy=fedcdw", "another topology.edge_strategy"): ["strategy=fedcdw", "topology=edge_cloud"],
+    ("runtime=deployment", "another partition than site"): ["runtime=deployment"],
     ("clustering=finch", "topology=edge_cloud"): ["clustering=finch", "topology=edge_cloud"],
     ("clustering=finch", "server_optimizer"): ["clustering=finch", "server_optimizer=adam"],
     ("topology=edge_cloud", "mode=async"): ["topology=edge_cloud", "mode=async"],

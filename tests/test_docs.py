@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 AXES_PAGE = (ROOT / "docs/axes.md").read_text()
 README = (ROOT / "README.md").read_text()
 MODELS_PAGE = (ROOT / "docs/models.md").read_text()
+DEPLOYMENT_PAGE = (ROOT / "docs/deployment.md").read_text()
 LAYOUT = (ROOT / "docs/layout.md").read_text()
 AXES = (
     "strategy",
@@ -113,7 +114,9 @@ def test_the_page_of_models_names_every_choice_and_has_the_table_of_the_benchmar
     assert tuple(" ".join(line) for line in measured) == models.CHOICES
 
 
-@pytest.mark.parametrize("page", [AXES_PAGE, README, MODELS_PAGE], ids=["axes", "readme", "models"])
+@pytest.mark.parametrize(
+    "page", [AXES_PAGE, README, MODELS_PAGE, DEPLOYMENT_PAGE], ids=["axes", "readme", "models", "deployment"]
+)
 def test_every_run_that_a_page_shows_composes(page: str) -> None:
     shown = commands(page)
     assert shown
