@@ -139,6 +139,7 @@ class Plots:
         plots.weight_bars(run.history, labels, folder / "weights.png", title)
         plots.staleness(run.history, labels, folder / "staleness.png", title)
         plots.clusters(run.history, labels, folder / "clusters.png", title)
+        plots.epsilon(run.history, folder / "epsilon.png", title)
         if run.config.evaluate.central_every and run.is_central:
             try:
                 cache = site.open_data(run.config)

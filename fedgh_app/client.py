@@ -12,6 +12,7 @@ from flwr.common.typing import NDArrays, Scalar
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from fedgh_app import privacy
 from fedgh_app.instantiation import build_optimizer, instantiate
 from fedgh_app.local_state import LocalState
 from fedgh_app.pose.augmentation import Augmentation
@@ -61,6 +62,7 @@ class PoseClient(NumPyClient):
         self.local = local or LocalState()
         self.control = dict(control or {})
         self.guide = guide
+        self.noise = privacy.mechanism(config, "local")
         self.objective: Objective = instantiate(config.objective, "objective")
         self.own_keys: tuple[str, ...] = instantiate(config.sharing, "sharing").local_keys(model)
         self.shared_keys = [key for key in model.state_dict() if key not in set(self.own_keys)]
@@ -106,8 +108,8 @@ class PoseClient(NumPyClient):
                 ``report``: what the server asks the client to measure beside.
 
         Returns:
-            The trained shared part, the number of training examples, and ``loss``, ``steps``, ``seconds``
-            and what was asked for.
+            The trained shared part (with ``privacy=local`` clipped and with noise), the number of training examples,
+            and ``loss``, ``steps``, ``seconds`` and what was asked for.
         """
         started = time.perf_counter()
         server_round, draw = int(config["server-round"]), int(config["draw"])
@@ -141,7 +143,10 @@ class PoseClient(NumPyClient):
             # A slow machine, as far as the others can tell.
             time.sleep((time.perf_counter() - started) * (1 / self.site.speed - 1))
         metrics["seconds"] = time.perf_counter() - started
-        return self.get_parameters({}), len(self.site.train), metrics
+        trained = self.get_parameters({})
+        if self.noise is not None:
+            trained = self.noise.release(parameters, trained)
+        return trained, len(self.site.train), metrics
 
     def evaluate(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
         """Test the model on this client's own test images, or its training images where ``config["split"]`` says so.

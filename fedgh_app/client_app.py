@@ -19,6 +19,7 @@ from fedgh_app.modes import CONTROL
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.hhd import Guide
 from fedgh_app.pose.records import load_spec
+from fedgh_app.privacy import check_demand
 from fedgh_app.site import Site, build_model, config_of, device_of, limit_threads, open_site
 from fedgh_app.teacher import guide_of
 
@@ -36,6 +37,7 @@ def query(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Train the received model; reply with the trained one under the received keys."""
     client = _client(context, message)
+    check_demand(client.config, context.node_config)
     parameters, examples, metrics = client.fit(_parameters(client, message), _config(message))
     if client.keeps_state:
         client.local.store(context.state, _file(client, message))

@@ -66,6 +66,10 @@ def _edge(config: DictConfig) -> str:
     return str(config.topology.edge_strategy._target_)
 
 
+def _fedcdw(config: DictConfig) -> bool:
+    return _builds("strategy", "FedCDW")(config) or (edges(config) and _edge(config).endswith(".FedCDW"))
+
+
 def _odd_at_the_edge(config: DictConfig) -> bool:
     return _edge(config).endswith(".FedDyn") or config.topology.edge_strategy.get("weighting") == "GradVac"
 
@@ -76,6 +80,8 @@ asynchronous = _builds("mode", "Async")
 clustered, edges = _is("clustering", "finch"), _is("topology", "edge_cloud")
 integral_head, integral_loss = (lambda config: config.model.get("head") == "integral"), _builds("loss", "IntegralLoss")
 taught = _builds("teacher", "HHD")
+central = _is("privacy", "central")
+private = _not(_is("privacy", "none"))
 distils, fedpav = _is("distillation", "server"), _builds("sharing", "FedPav")
 
 
@@ -295,11 +301,87 @@ REFUSALS = (
         "the server has no client's head, so no heatmaps; expected distillation.output=features",
     ),
     Refusal(
+        "privacy",
+        "runtime=centralised or local",
+        _both(private, lambda config: config.runtime.name in ("centralised", "local")),
+        "one client alone sends no updates to hide; expected privacy=none",
+    ),
+    Refusal(
+        "privacy",
+        "running statistics that are shared",
+        _both(private, _not(fedbn), lambda config: config.model.get("norm") != "group"),
+        "noise makes a variance negative; expected model.norm=group, or sharing=fedbn",
+    ),
+    Refusal(
+        "privacy",
+        "objective=scaffold",
+        _both(private, scaffold),
+        "its control variate is read off single updates, divided by a learning rate, and sent to all: the noise of the "
+        "mean does not cover it, noise of each client's own drowns it; expected another objective",
+    ),
+    Refusal(
+        "privacy",
+        "selection other than random",
+        _both(private, _not(_builds("selection", "Random"))),
+        "who trains would tell of the clients' losses, which no noise covers; expected selection=random",
+    ),
+    Refusal(
+        "privacy",
+        "strategy=fedcdw",
+        _both(private, _fedcdw),
+        "its weights would tell of the clients' cosine distances, which no noise covers; expected another strategy",
+    ),
+    Refusal(
+        "privacy=central",
+        "strategy other than fedavg",
+        _both(central, _not(_builds("strategy", "FedAvg"))),
+        "noise and ε are calibrated to a mean, in which no update counts more than another; expected strategy=fedavg "
+        "strategy.equal_weights=true, or privacy=local, which goes with any rule",
+    ),
+    Refusal(
+        "privacy=central",
+        "strategy.equal_weights=false",
+        _both(central, lambda config: not config.strategy.get("equal_weights")),
+        "noise and ε are calibrated to a mean, in which no update counts more than another; expected "
+        "strategy.equal_weights=true",
+    ),
+    Refusal(
+        "privacy=central",
+        "mode=async",
+        _both(central, asynchronous),
+        "how many updates are aggregated, and how stale, depends on the clients, and the noise does not; "
+        "expected mode=sync",
+    ),
+    Refusal(
+        "privacy=central",
+        "topology=edge_cloud",
+        _both(central, edges),
+        "clients would be sent their edge's model, to which no noise was added; expected topology=flat",
+    ),
+    Refusal(
+        "privacy=central",
+        "clustering=finch",
+        _both(central, clustered),
+        "the clusters would tell of single updates, to which no noise was added; expected clustering=none",
+    ),
+    Refusal(
+        "privacy=central",
+        "distillation=server",
+        _both(central, distils),
+        "single clients' models teach, to which no noise was added; expected distillation=none",
+    ),
+    Refusal(
         "init",
         "sharing=fedbn",
         lambda config: config.init is not None and fedbn(config),
         "clients start from BatchNorm layers of their own, which would not fit the trained rest; "
         "expected init=null, or sharing=all",
+    ),
+    Refusal(
+        "model.norm=group",
+        "sharing=fedbn",
+        lambda config: config.model.get("norm") == "group" and fedbn(config),
+        "there is no BatchNorm layer to stay on the clients; expected model.norm=batch, or sharing=all",
     ),
     Refusal(
         "dataset with members",

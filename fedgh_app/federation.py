@@ -61,7 +61,7 @@ class Update:
 class Round:
     """What happened in one round; round 0 is the evaluation before training. One line of ``history.jsonl``.
 
-    ``clusters`` (who is in which), ``selection`` and ``distillation`` are filled by the axes that are on.
+    ``clusters`` (who is in which), ``selection``, ``distillation`` and ``privacy`` are filled by the axes that are on.
     """
 
     round: int
@@ -74,6 +74,7 @@ class Round:
     clusters: dict[str, list[str]] = field(default_factory=dict)
     selection: dict[str, Any] = field(default_factory=dict)
     distillation: dict[str, Any] = field(default_factory=dict)
+    privacy: dict[str, Any] = field(default_factory=dict)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:

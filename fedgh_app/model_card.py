@@ -296,11 +296,30 @@ class _Card:
             yield f"- Replies of clients that were rejected: {rejected}; `history.jsonl` says why."
         yield "- One run with one seed; another seed gives other numbers."
         if not self.alone:
-            yield (
-                "- Updates reached the server as they are, without secure aggregation or differential privacy: the "
+            yield f"- {self.privacy()}"
+        yield "- Not tested for any use in which a wrong keypoint can hurt somebody."
+
+    def privacy(self) -> str:
+        """What the model may tell of the images it was trained on."""
+        spent = self.result.get("privacy")
+        if not spent:
+            return (
+                "Updates reached the server as they are, without secure aggregation or differential privacy: the "
                 "model may tell something of the images it was trained on."
             )
-        yield "- Not tested for any use in which a wrong keypoint can hurt somebody."
+        guarantee = (
+            f"ε = {spent['epsilon']:.3g} at δ = {spent['delta']:g} for a client with all its images, over "
+            f"{_count(spent['releases'], 'update')} of it"
+        )
+        if self.config.privacy.name == "local":
+            return (
+                f"Local differential privacy: {guarantee}. Every client's updates had noise before they left it; its "
+                "counts and losses had not."
+            )
+        return (
+            f"Central differential privacy: {guarantee}. It covers the model, not `history.jsonl` and `result.json`; "
+            "the server saw the updates as they are."
+        )
 
     def client(self, name: str) -> str:
         """A client by its name and what it holds."""

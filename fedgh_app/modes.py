@@ -15,6 +15,7 @@ from fedgh_app.selection import Candidate
 from strategies.updates import labels
 
 CONTROL = "control"
+PRIVACY = "privacy"
 
 
 class Sync:
@@ -214,6 +215,8 @@ def training_messages(
     run: Federation, grid: ScreeningGrid, this: Round, names: Sequence[str], draws: Mapping[str, int]
 ) -> list[Message]:
     """What the named clients are sent: their cohort's model, and what only they need to know."""
+    if PRIVACY in run.axes:
+        run.axes[PRIVACY].spend(names)
     config = ConfigRecord({"run": run.id, "report": list(run.axes["selection"].report)})
     control = run.axes[CONTROL].arrays if CONTROL in run.axes else None
     made = []

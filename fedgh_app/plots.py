@@ -294,6 +294,24 @@ def clusters(history: Sequence[Round], labels: Mapping[str, str], path: Path, ti
     figure.savefig(path)
 
 
+def epsilon(history: Sequence[Round], path: Path, title: str) -> None:
+    """What the clients have spent of their privacy, by round."""
+    spent = {this.round: this.privacy["epsilon"] for this in history if this.privacy}
+    if not spent:
+        return
+    figure = _figure(6.4, 3.2)
+    axes = figure.subplots()
+    axes.plot(list(spent), list(spent.values()), color=COLOURS[0], marker="o", markersize=3.5)
+    _round_axis(axes, list(spent))
+    delta = next(this.privacy["delta"] for this in history if this.privacy)
+    axes.set_ylabel(f"ε at δ = {delta:g}")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(f"{title}: privacy spent")
+    figure.savefig(path)
+
+
 def _counting(name: str) -> list[tuple[bool, int, str]]:
     """A key that sorts names as people count: client 2 before client 10."""
     return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", name)]

@@ -83,6 +83,7 @@ def result_of(run: Federation) -> dict[str, Any]:
         "before": headline(run.history[0].evaluate).get("per_keypoint", {}) if run.history else {},
         "heatmap_accuracy": found.get("heatmap_accuracy"),
         "auc": found.get("auc"),
+        "privacy": run.history[-1].privacy if run.history else {},
         "clients": {
             name: {"label": info.label, "examples": info.examples, "test_examples": info.test_examples}
             for name, info in run.clients.items()

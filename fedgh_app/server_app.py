@@ -20,7 +20,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 from omegaconf import DictConfig
 
-from fedgh_app import checkpoints, plots, site, storage
+from fedgh_app import checkpoints, plots, privacy, site, storage
 from fedgh_app.aggregation import EdgeCloud, Finch, Flat, edges_of
 from fedgh_app.callbacks import usual_callbacks
 from fedgh_app.client_evaluation import evaluate_clients
@@ -30,7 +30,7 @@ from fedgh_app.errors import RunFailed, first_line
 from fedgh_app.federation import Callback, ClientInfo, Cohorts, Federation, Round, Topology
 from fedgh_app.instantiation import build_optimizer, instantiate
 from fedgh_app.knowledge import PublicImages, ServerDistillation
-from fedgh_app.modes import CONTROL
+from fedgh_app.modes import CONTROL, PRIVACY
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.records import DatasetSpec
 from fedgh_app.pose.tally import Count, Tally
@@ -160,6 +160,8 @@ def check(config: DictConfig) -> None:
     if config.topology.name == "edge_cloud":
         instantiate(config.topology.edge_strategy, "strategy")
     distillation_of(config)
+    for where in ("central", "local"):
+        privacy.mechanism(config, where)
     if config.teacher.get("run") is not None:
         guide_of(config, spec)
     site.initial_state(config, spec)
@@ -235,6 +237,8 @@ def federate(
                 # Before training, what the clients find is of interest where nobody else can look.
                 if server_round or not run.is_central:
                     evaluate_clients(run, screen, this)
+            if PRIVACY in run.axes:
+                this.privacy = run.axes[PRIVACY].spent()
             run.history.append(this)
             for hook in hooks:
                 hook.after_round(run, this)
@@ -283,6 +287,11 @@ def assemble(
         node = config.distillation
         images = PublicImages(config, node.public, node.images, "distillation.public")
         run.axes["distillation"] = ServerDistillation(images, node.every, node.output, node.learning_rate_factor)
+    if config.privacy.name != "none":
+        privacy.check_shared(shared)
+        run.axes[PRIVACY] = privacy.Account(config, directory)
+    if (noise := privacy.mechanism(config, "central")) is not None:
+        strategy.mechanism, strategy.expected = noise, run.axes["selection"].size(len(clients))
     topology: Topology = Flat()
     if config.clustering.name == "finch":
         node = config.clustering

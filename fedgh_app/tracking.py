@@ -44,7 +44,7 @@ class Tracker:
             commit=False,
         )
         parts = {"train": this.train, "strategy": this.strategy, "clusters": _clusters(this)}
-        axes = {"selection": this.selection, "distillation": this.distillation}
+        axes = {"selection": this.selection, "distillation": this.distillation, "privacy": this.privacy}
         self.run.log(flatten({**parts, **axes}), step=this.round)
 
     def close(self, run: Federation, failure: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -181,6 +182,7 @@ def _check_values(config: DictConfig) -> None:
     if config.init is not None and not isinstance(config.init, str):
         raise UserError(f"init={config.init}: expected a run directory or a model.safetensors")
     _check_teacher(config)
+    _check_privacy(config)
     if config.tracking.get("mode") not in (None, "online", "offline", "disabled"):
         raise UserError(f"tracking.mode={config.tracking.mode}: expected online, offline, disabled or null")
     by = config.partition.get("partition_by", "")
@@ -189,6 +191,16 @@ def _check_values(config: DictConfig) -> None:
             f"partition.partition_by=null: data set {config.dataset.spec} records no attribute to part by; "
             "expected partition=iid, partition=size_skewed, or an attribute's name"
         )
+
+
+def _check_privacy(config: DictConfig) -> None:
+    if config.privacy.name == "none":
+        return
+    for key in ("clipping_norm", "noise_multiplier"):
+        if not 0 < config.privacy[key] < math.inf:
+            raise UserError(f"privacy.{key}={config.privacy[key]}: expected a number above 0")
+    if not 0 < config.privacy.delta < 1:
+        raise UserError(f"privacy.delta={config.privacy.delta}: expected a number between 0 and 1")
 
 
 def _check_teacher(config: DictConfig) -> None:

@@ -18,6 +18,7 @@ from strategies.diagnostics import (
     describe_norms,
     describe_weights,
 )
+from strategies.gaussian import GaussianMechanism
 from strategies.randomness import generator
 from strategies.threads import one_thread
 from strategies.updates import ClientUpdates, by_name
@@ -43,6 +44,7 @@ class FedAvg(flower.FedAvg):
     server_learning_rate : η. Scales parameters only; running statistics are always averaged.
     seed : what sampling and every random choice of a rule depend on, together with the round.
     node_timeout : seconds to wait for enough nodes before giving up.
+    equal_weights : every client counts alike, however many examples it has: c = 1 / K.
     report_conflicts : also measure cosines, norms and conflicts each round when the rule itself needs no
         Gramian. It costs a second pass over the replies.
     flower_options : the other keyword arguments of Flower's ``FedAvg``.
@@ -51,6 +53,9 @@ class FedAvg(flower.FedAvg):
     ----------
     client_names : node id to client name.
     diagnostics : what the latest aggregation saw, JSON-able; empty before the first.
+    mechanism : clips the updates and adds noise to their mean (central differential privacy), set together with
+        ``expected``; None for neither. Only with equal weights, to which the noise is calibrated.
+    expected : how many updates the mean with noise is over, whoever of these clients answers.
     """
 
     needs_gramian = False
@@ -65,6 +70,7 @@ class FedAvg(flower.FedAvg):
         min_available_nodes: int = 1,
         *,
         server_learning_rate: float = 1.0,
+        equal_weights: bool = False,
         seed: int = 0,
         node_timeout: float = 60.0,
         report_conflicts: bool = True,
@@ -80,7 +86,12 @@ class FedAvg(flower.FedAvg):
         )
         if not 0 < server_learning_rate < float("inf"):
             raise ValueError(f"server_learning_rate is a number > 0, got {server_learning_rate}")
+        if equal_weights and (type(self).weigh, type(self).next_model) != (FedAvg.weigh, FedAvg.next_model):
+            raise ValueError(f"equal_weights is of FedAvg, and {type(self).__name__} has weights of its own")
         self.server_learning_rate = server_learning_rate
+        self.equal_weights = equal_weights
+        self.mechanism: GaussianMechanism | None = None
+        self.expected = 0
         self.seed = seed
         self.node_timeout = node_timeout
         self.report_conflicts = report_conflicts
@@ -90,7 +101,12 @@ class FedAvg(flower.FedAvg):
 
     def weigh(self, server_round: int, updates: ClientUpdates) -> Weights:
         """Turn the round's updates into weights."""
-        return Weights(convex=updates.shares, combination=updates.shares)
+        shares = torch.full_like(updates.shares, 1 / len(updates)) if self.equal_weights else updates.shares
+        if self.mechanism is None:
+            return Weights(convex=shares, combination=shares)
+        if not self.equal_weights:
+            raise ValueError("the noise is calibrated to equal_weights=True")
+        return self.mechanism.protect(updates, self.expected)
 
     def train_config(self, config: ConfigRecord) -> ConfigRecord:
         """Return what clients are sent beside the model; a rule that wants a report from them asks here."""

@@ -66,9 +66,10 @@ def shared_data() -> Path:
 class ToyPose(nn.Module):
     """The names of a pose network's parts, and next to none of its arithmetic: for tests of what is around it."""
 
-    def __init__(self, num_keypoints: int) -> None:
+    def __init__(self, num_keypoints: int, norm: str = "batch") -> None:
         super().__init__()
-        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 4, stride=4), nn.BatchNorm2d(4), nn.ReLU())
+        layer = nn.GroupNorm(2, 4) if norm == "group" else nn.BatchNorm2d(4)
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 4, stride=4), layer, nn.ReLU())
         self.head = nn.Sequential(nn.Conv2d(4, num_keypoints, 1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -82,7 +83,7 @@ def toy(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     def build(config: DictConfig, spec: DatasetSpec) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            return ToyPose(len(spec.keypoints))
+            return ToyPose(len(spec.keypoints), config.model.norm)
 
     from fedgh_app import client_app, site
 

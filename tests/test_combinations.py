@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import TINY
+from omegaconf import DictConfig
 from recording import run
 
 from fedgh_app import storage
@@ -20,6 +21,9 @@ from fedgh_app.pose.errors import UserError
 FEDDYN = ["strategy=feddyn", "objective=dyn"]
 GRADVAC = ["strategy=conflict_averse", "strategy.weighting=GradVac"]
 SGD = ["optimizer=sgd", "optimizer.momentum=0"]
+
+CENTRAL = ["privacy=central", "strategy=fedavg", "strategy.equal_weights=true", "model.norm=group"]
+LOCAL = ["privacy=local", "model.norm=group"]
 
 TAUGHT = ["teacher=hhd", "teacher.run=teacher", "model.head=integral", "loss=integral"]
 
@@ -57,7 +61,21 @@ REFUSED = {
     ("topology=edge_cloud", "mode=async"): ["topology=edge_cloud", "mode=async"],
     ("distillation.output=heatmaps", "sharing=fedpav"): ["distillation=server", "sharing=fedpav"],
     ("init", "sharing=fedbn"): ["init=model.safetensors", "sharing=fedbn"],
+    ("model.norm=group", "sharing=fedbn"): ["model.norm=group", "sharing=fedbn"],
     ("dataset with members", "sharing other than fedpav"): ["dataset=arm_lspet"],
+    ("privacy", "runtime=centralised or local"): [*CENTRAL, "runtime=centralised"],
+    ("privacy", "running statistics that are shared"): ["privacy=local"],
+    ("privacy", "objective=scaffold"): [*LOCAL, "objective=scaffold", *SGD],
+    ("privacy", "selection other than random"): [*CENTRAL, "selection=oort"],
+    ("privacy", "strategy=fedcdw"): [
+        *(*LOCAL, "topology=edge_cloud", "strategy=fedcdw", "strategy@topology.edge_strategy=fedcdw"),
+    ],
+    ("privacy=central", "strategy other than fedavg"): ["privacy=central", "model.norm=group", "strategy=fedgh"],
+    ("privacy=central", "strategy.equal_weights=false"): [*CENTRAL, "strategy.equal_weights=false"],
+    ("privacy=central", "mode=async"): [*CENTRAL, "mode=async"],
+    ("privacy=central", "topology=edge_cloud"): [*CENTRAL, "topology=edge_cloud"],
+    ("privacy=central", "clustering=finch"): [*CENTRAL, "clustering=finch"],
+    ("privacy=central", "distillation=server"): [*CENTRAL, "distillation=server"],
     ("evaluate.clients_every=0", "no model of all clients"): ["sharing=fedbn", "evaluate.clients_every=0"],
 }  # fmt: skip
 
@@ -83,6 +101,7 @@ AXES: dict[str, dict[str, list[str]]] = {
         "fedgh layer": ["strategy=fedgh", "strategy.granularity=layer"],
         "feddyn": FEDDYN,
         "gradvac": GRADVAC,
+        "fedavg equal": ["strategy=fedavg", "strategy.equal_weights=true"],
     },
     "server_optimizer": {name: [f"server_optimizer={name}"] for name in ("none", "sgd", "adam", "adagrad")},
     "objective": {name: [f"objective={name}"] for name in ("plain", "prox")}
@@ -106,6 +125,7 @@ AXES: dict[str, dict[str, list[str]]] = {
         name: [f"selection={name}"] + ([] if name == "random" else ["selection.fraction=0.9"])
         for name in ("random", "power_of_choice", "oort")
     },
+    "privacy": {"none": [], "central": CENTRAL, "local": LOCAL},
 }
 
 Choice = tuple[str, str]
@@ -125,14 +145,28 @@ def overrides_of(choices: dict[str, str]) -> list[str]:
     found = {axis: AXES[axis][choice] for axis, choice in choices.items()}
     if choices.get("strategy") == "feddyn":
         found.pop("objective", None)
-    return list(itertools.chain.from_iterable(found.values()))
+    return list(dict.fromkeys(itertools.chain.from_iterable(found.values())))
 
 
 def nodes_of(axis: str, name: str) -> dict[str, Any]:
-    """What a choice changes of a config, by top-level key."""
+    """What a choice changes of a config, by top-level key; of the model, only what differs."""
     config = compose_config([*TINY, "runtime=inprocess", *AXES[axis][name]])
-    changed = {"optimizer"} if "scaffold" in name else {"model", "loss"} if name == "hhd" else set()
-    return {key: config[key] for key in {axis, *changed, *(["objective"] if name == "feddyn" else [])}}
+    brought = {
+        "feddyn": {"objective"},
+        "scaffold": {"optimizer"},
+        "hhd": {"model", "loss"},
+        "central": {"strategy", "model"},
+        "local": {"model"},
+    }
+    nodes = {key: config[key] for key in {axis, *brought.get(name, set())}}
+    if "model" in nodes:
+        nodes["model"] = {key: value for key, value in nodes["model"].items() if value != base_config().model[key]}
+    return nodes
+
+
+@functools.cache
+def base_config() -> DictConfig:
+    return compose_config([*TINY, "runtime=inprocess"])
 
 
 @functools.cache
@@ -140,16 +174,15 @@ def covering_runs() -> list[dict[str, str]]:
     """Few runs in which every allowed pair of choices stands at least once: greedy, from the allowed pairs."""
     choices: list[Choice] = [(axis, name) for axis, names in AXES.items() for name in names]
     pairs = [(one, other) for one, other in itertools.combinations(choices, 2) if one[0] != other[0]]
-    base = compose_config([*TINY, "runtime=inprocess"])
     nodes = {choice: nodes_of(*choice) for choice in choices}
     compatible = set()
     for one, other in pairs:
-        config = base.copy()
-        for key, node in {
-            **nodes[other],
-            **nodes[one],
-        }.items():  # the strategies come first and win: FedDyn's objective
-            config[key] = node
+        config = base_config().copy()
+        for key, node in (*nodes[other].items(), *nodes[one].items()):  # the strategies come first in AXES, and win
+            if key == "model":
+                config.model.update(node)
+            else:
+                config[key] = node
         if not any(refusal.applies(config) for refusal in REFUSALS):
             compatible.add((one, other))
     compatible |= {(other, one) for one, other in compatible}

@@ -33,6 +33,7 @@ TIMM = "timm:"
 # The share of a batch in BatchNorm's running statistics. A client's round is some ten steps, after which MobileNetV3's
 # own 0.01 would still hold nine tenths of the initial statistics, which are those of no image.
 MOMENTUM = 0.1
+GROUPS = 32
 
 
 def build_backbone(name: str) -> tuple[nn.Module, int, int]:
@@ -81,6 +82,28 @@ def load_weights(backbone: nn.Module, name: str, weights: str) -> None:
             )
         chosen[key] = given
     backbone.load_state_dict(chosen)
+
+
+def to_group_norm(model: nn.Module) -> None:
+    """Put GroupNorm (Wu and He, "Group Normalization", ECCV 2018) in the place of every BatchNorm, in the model itself.
+
+    It normalises each image by itself and keeps no running statistics. Groups are the paper's 32, or the most that
+    divide both these and the channels. The learned scale and shift stay.
+
+    Raises UserError where a layer does more than normalise.
+    """
+    for parent in list(model.modules()):
+        for name, layer in parent.named_children():
+            if type(layer) is nn.BatchNorm2d:
+                channels = layer.num_features
+                replacement = nn.GroupNorm(math.gcd(GROUPS, channels), channels)
+                replacement.load_state_dict(dict(layer.named_parameters()))
+                setattr(parent, name, replacement)
+            elif isinstance(layer, _BatchNorm):
+                raise UserError(
+                    f"model.norm=group: found a layer {type(layer).__name__} in {type(parent).__name__}, which no "
+                    "GroupNorm can take the place of; expected a backbone of torchvision's"
+                )
 
 
 def _torchvision(name: str) -> tuple[nn.Module, int, int]:

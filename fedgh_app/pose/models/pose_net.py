@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from fedgh_app.pose.decoding import Integral
 from fedgh_app.pose.errors import UserError
-from fedgh_app.pose.models.backbones import build_backbone, load_weights
+from fedgh_app.pose.models.backbones import build_backbone, load_weights, to_group_norm
 
 Head = Literal["heatmap", "integral"]
+Norm = Literal["batch", "group"]
 
 # Input pixels to a pixel of the maps, as in the paper.
 MAP_STRIDE = 4
@@ -41,6 +42,9 @@ class PoseNet(nn.Module):
         Whether each transposed convolution is split in two, a 1x1 convolution and a transposed one of each channel for
         itself (Howard et al., MobileNets, 2017). The whole head is then a fraction of a light backbone; in full,
         its first layer alone would be larger than that.
+    norm
+        ``batch``: BatchNorm where the backbone has it, and in the head. ``group``: GroupNorm in its place; see
+        `backbones.to_group_norm`.
     weights
         Where the backbone starts: nothing (random, the default), the name of a torchvision weight enum such
         as ``ResNet50_Weights.IMAGENET1K_V2`` (torchvision downloads it unless it is cached), or the path of a
@@ -56,6 +60,7 @@ class PoseNet(nn.Module):
         beta: float = 1.0,
         head_width: int = 256,
         separable: bool = False,
+        norm: Norm = "batch",
         weights: str | None = None,
     ) -> None:
         super().__init__()
@@ -64,12 +69,16 @@ class PoseNet(nn.Module):
                 raise UserError(f"model.{name}: found {value!r}, expected a whole number of at least 1")
         if head not in get_args(Head):
             raise UserError(f"model.head: found {head!r}, expected {' or '.join(get_args(Head))}")
+        if norm not in get_args(Norm):
+            raise UserError(f"model.norm: found {norm!r}, expected {' or '.join(get_args(Norm))}")
         # How the maps of this model are read, where that is part of what it was trained for.
         self.integral = Integral(debiased, beta) if head == "integral" else None
         self.backbone, channels, stride = build_backbone(backbone)
         self.head = _head(channels, stride, head_width, num_keypoints, separable)
         if weights is not None:
             load_weights(self.backbone, backbone, str(weights))
+        if norm == "group":
+            to_group_norm(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps (B, J, H/4, W/4) of normalised images (B, 3, H, W); H and W are multiples of 32."""
