@@ -47,8 +47,10 @@ PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_optio
 
 def main() -> None:
     """Run the command; what a user got wrong is one line and status 2, a failed run one line and status 1."""
-    # As Ctrl-C does, so that a run's processes are ended also when a scheduler stops it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # As Ctrl-C does, so that a run's processes are ended also when a scheduler stops it or its terminal is closed.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         app()
     except UserError as error:
@@ -67,32 +69,40 @@ def _fail(error: object, status: int) -> None:
 @app.command(context_settings=PASS_ON)
 def run(context: typer.Context) -> None:
     """Run a federation: fedgh run [OVERRIDES…] [-m]. `fedgh list` shows the choices; -m sweeps over commas;
-    resume=RUN goes on with a run that was interrupted."""
+    resume=RUN goes on with a run that was interrupted, -m resume=SWEEP with a sweep."""
     arguments = list(context.args)
     if "--help" in arguments or "-h" in arguments:
         console.print(context.get_help(), highlight=False)
         return
     overrides = [argument for argument in arguments if not argument.startswith("-")]
     if any(flag in arguments for flag in ("-m", "--multirun")):
-        where = _check_sweep(overrides)
+        _run_sweep(overrides)
     else:
-        config = compose_config(overrides)
-        if config.resume is not None:
-            from fedgh_app.resumption import resumed
+        _run_one(overrides, [argument for argument in arguments if argument.startswith("-")])
 
-            directory = Path(config.resume).expanduser().resolve()
-            arguments = overrides = resumed(directory, overrides)
-            config = compose_config(overrides)
-        where = [f"hydra.run.dir={quoted(Path(config.run_dir or _default_directory(config)))}"]
-    outcomes: list[int] = []
+
+def _run_one(overrides: list[str], flags: list[str]) -> None:
+    config = compose_config(overrides)
+    if config.resume is not None:
+        from fedgh_app.resumption import resumed
+
+        directory = Path(config.resume).expanduser().resolve()
+        if (directory / "sweep.json").exists():
+            raise UserError(f"resume={directory}: holds a sweep; expected fedgh run -m to go on with it")
+        overrides = resumed(directory, overrides)
+        config = compose_config(overrides)
+    directory = Path(config.run_dir or f"runs/{run_name(config)}")
 
     # Only now: what is misspelt is told without waiting for torch.
     from fedgh_app import site
     from fedgh_app.launcher import launch
     from fedgh_app.progress import print_result
 
+    status = 0
+
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def job(_: Any) -> None:
+        nonlocal status
         hydra_config = HydraConfig.get()
         directory = Path(hydra_config.runtime.output_dir)
         task = [item for item in hydra_config.overrides.task if not item.startswith("run_dir=")]
@@ -100,41 +110,58 @@ def run(context: typer.Context) -> None:
             result = launch(task, directory)
             config = DictConfig(OmegaConf.load(directory / "config.yaml"))
             print_result(result, directory, site.headline(config), console)
-            outcomes.append(0)
-        # One job of a sweep that fails must not take the others with it.
         except UserError as error:
             print(f"fedgh: {error}", file=sys.stderr)
-            outcomes.append(2)
+            status = 2
             with contextlib.suppress(OSError):
                 directory.rmdir()  # Hydra made it; nothing was written
         except RunFailed as error:
             print(f"fedgh: {error} (log: {directory / 'flower.log'})", file=sys.stderr)
-            outcomes.append(1)
+            status = 1
 
-    sys.argv = ["fedgh run", *arguments, *where]
+    sys.argv = ["fedgh run", *flags, *overrides, f"hydra.run.dir={quoted(directory)}"]
     try:
         job()
     except KeyboardInterrupt:
-        hint = f"; to go on: fedgh run resume={where[0].partition('=')[2]}" if len(where) == 1 else ""
-        _fail(f"stopped{hint}", 130)
-    if any(outcomes):
-        sys.exit(max(outcomes))
+        _fail(f"stopped; to go on: fedgh run resume={quoted(directory)}", 130)
+    sys.exit(status)
 
 
-def _default_directory(config: Any) -> str:
-    return f"runs/{run_name(config)}"
+def _run_sweep(overrides: list[str]) -> None:
+    resume = [item.partition("=")[2] for item in overrides if item.startswith("resume=")]
+    overrides = [item for item in overrides if not item.startswith("resume=")]
+    # Every job, before the first one starts.
+    jobs = [] if resume else [compose_config(job) for job in expand_sweep(overrides)]
 
+    from fedgh_app.sweep import Sweep, command
 
-def _check_sweep(overrides: list[str]) -> list[str]:
-    """Check every job before the first one starts; return where the sweep goes."""
-    jobs = [compose_config(job) for job in expand_sweep(overrides)]
-    if any(job.resume is not None for job in jobs):
-        raise UserError("resume=…: a sweep cannot be resumed as one; expected its unfinished runs, without -m")
-    folder = jobs[0].run_dir or f"runs/sweep-{time.strftime('%Y%m%d-%H%M%S')}"
-    where = [f"hydra.sweep.dir={quoted(Path(folder))}", "hydra.sweep.subdir=${hydra:job.num}"]
-    if all(job.tracking.name == "wandb" and job.tracking.group is None for job in jobs):
-        where.append(f"tracking.group={quoted(Path(Path(folder).name))}")
-    return where
+    if resume:
+        folder = Path(compose_config([f"resume={resume[-1]}"]).resume).expanduser().resolve()
+        sweep = Sweep.read(folder).changed(overrides)
+        for planned in sweep.jobs:
+            compose_config(planned.overrides)
+    else:
+        folder = Path(jobs[0].run_dir or f"runs/sweep-{time.strftime('%Y%m%d-%H%M%S')}").expanduser().resolve()
+        grouped = all(job.tracking.name == "wandb" and job.tracking.group is None for job in jobs)
+        asked = [item for item in overrides if not item.startswith("run_dir=")]
+        sweep = Sweep.planned(folder, asked, folder.name if grouped else None)
+
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+    def job(_: Any) -> None:
+        sweep.run(HydraConfig.get().job.num, console)
+
+    where = [f"hydra.sweep.dir={quoted(sweep.directory)}", "hydra.sweep.subdir=${hydra:job.num}"]
+    sys.argv = ["fedgh run", "--multirun", *sweep.overrides, *where]
+    with sweep.held():
+        try:
+            job()
+        except (KeyboardInterrupt, SystemExit) as stop:
+            sweep.print_status(console)
+            _fail(f"stopped; to go on: {command(sweep.directory)}", getattr(stop, "code", None) or 130)
+        sweep.print_status(console)
+    console.print(escape(f"to compare them: fedgh report {sweep.directory}"), soft_wrap=True, highlight=False)
+    if not sweep.completed:
+        _fail(f"not all jobs completed; to try the others again: {command(sweep.directory)}", 1)
 
 
 @app.command("list")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import secrets
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,24 +46,45 @@ def claimed(directory: Path, overrides: Sequence[str]) -> Iterator[str]:
     Raises:
         UserError: another process holds the directory.
     """
+    with locked(directory, "run"):
+        end_processes(directory)
+        for name in ("failure.json", STOP_FILE):
+            (directory / name).unlink(missing_ok=True)
+        mark = secrets.token_hex(8)
+        kept = [item for item in overrides if key_of(item) not in ("run_dir", "resume")]
+        storage.write_json(directory / LAUNCH_FILE, {"overrides": kept, "mark": mark, "directory": str(directory)})
+        yield mark
+
+
+@contextmanager
+def locked(directory: Path, what: str) -> Iterator[None]:
+    """Hold a directory, made if need be, until the block or this process ends; UserError where another holds it."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(
-                f"run_dir={directory}: a run is still going on there; expected one that has ended"
+                f"run_dir={directory}: a {what} is still going on there; expected one that has ended"
             ) from None
-        file = directory / LAUNCH_FILE
-        # A copy of a run directory knows the mark of the original, whose processes are not its own to end.
-        if file.exists() and (before := _read(directory))["directory"] == str(directory):
-            processes.end_marked(before["mark"])
-        for name in ("failure.json", STOP_FILE):
-            (directory / name).unlink(missing_ok=True)
-        mark = secrets.token_hex(8)
-        kept = [item for item in overrides if _key(item) not in ("run_dir", "resume")]
-        storage.write_json(file, {"overrides": kept, "mark": mark, "directory": str(directory)})
-        yield mark
+        yield
+
+
+def end_processes(directory: Path) -> None:
+    """End what a launcher left of a run when it was killed itself."""
+    # A copy of a run directory knows the mark of the original, whose processes are not its own to end.
+    if (directory / LAUNCH_FILE).exists() and (before := _read(directory))["directory"] == str(directory):
+        processes.end_marked(before["mark"])
+
+
+def clear(directory: Path) -> None:
+    """Empty the directory of a run that cannot go on; UserError where it still does."""
+    with claimed(directory, ()):
+        for entry in directory.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name != ".lock":
+                entry.unlink()
 
 
 def resumed(directory: Path, changes: Sequence[str]) -> list[str]:
@@ -72,25 +94,25 @@ def resumed(directory: Path, changes: Sequence[str]) -> list[str]:
     """
     started = _read(directory)["overrides"]
     for item in started:  # Hydra builds what its own keys say, from whoever wrote the file
-        if not isinstance(item, str) or _key(item).startswith(("hydra", "-")):
+        if not isinstance(item, str) or key_of(item).startswith(("hydra", "-")):
             raise UserError(f"{directory / LAUNCH_FILE}: found {item!r}, expected overrides of the run alone")
-    changes = [item for item in changes if _key(item) != "resume"]
+    changes = [item for item in changes if key_of(item) != "resume"]
     for item in changes:
-        if _key(item) not in MAY_CHANGE and _key(item).split(".")[0] not in MAY_CHANGE:
+        if key_of(item) not in MAY_CHANGE and key_of(item).split(".")[0] not in MAY_CHANGE:
             raise UserError(
                 f"{item}: a run that is resumed keeps its settings; expected only {', '.join(MAY_CHANGE)} to change, "
                 f"or init={directory} for a new run from its model"
             )
-        if _key(item) == "runtime" and item.split("=", 1)[1] not in (same := _same_clients(started)):
+        if key_of(item) == "runtime" and item.split("=", 1)[1] not in (same := _same_clients(started)):
             raise UserError(f"{item}: it has other clients than the run; expected {' or '.join(same)}")
-    replaced = {_key(item) for item in changes}
-    kept = [item for item in started if not {_key(item), _key(item).split(".")[0]} & replaced]
+    replaced = {key_of(item) for item in changes}
+    kept = [item for item in started if not {key_of(item), key_of(item).split(".")[0]} & replaced]
     return [*kept, *changes, f"resume={quoted(directory)}"]
 
 
 def _same_clients(overrides: Sequence[str]) -> tuple[str, ...]:
     """The runtimes that have the clients of the run that was started with ``overrides``."""
-    runtime = next((item.split("=", 1)[1] for item in reversed(overrides) if _key(item) == "runtime"), "simulation")
+    runtime = next((item.split("=", 1)[1] for item in reversed(overrides) if key_of(item) == "runtime"), "simulation")
     return next((same for same in SAME_CLIENTS if runtime in same), (runtime,))
 
 
@@ -123,5 +145,6 @@ def _read(directory: Path) -> dict[str, Any]:
         raise UserError(f"{file}: cannot be read ({type(error).__name__}); expected what fedgh run wrote") from None
 
 
-def _key(override: str) -> str:
+def key_of(override: str) -> str:
+    """The key that an override sets."""
     return override.lstrip("+~").split("=", 1)[0]

@@ -85,18 +85,25 @@ def test_partition_shows_who_holds_what(home: Path, tmp_path: Path) -> None:
     assert plot.exists()
 
 
-def test_a_sweep_in_one_process_and_its_report(tiny: list[str], tmp_path: Path) -> None:
+def test_a_sweep_goes_past_a_failed_job_and_tells(tiny: list[str], tmp_path: Path) -> None:
     overrides = [item for item in tiny if item != "rounds=2"]
     sweep = tmp_path / "sweep"
-    done = fedgh(
-        "run", "-m", "strategy=fedavg,fedgh", "seed=0,1", "rounds=1", f"run_dir={sweep}", *overrides, cwd=tmp_path
+    done = fedgh("run", "-m", "min_clients=9,1", "rounds=1", f"run_dir={sweep}", *overrides, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert "failed: round 1: 4 good replies, expected at least 9" in re.sub(r"[\s│]+", " ", done.stdout)
+    assert done.stderr.endswith(f"to try the others again: fedgh run -m resume={sweep}\n")
+    assert [path.parent.name for path in sweep.glob("*/result.json")] == ["1"]
+    pck = json.loads((sweep / "1" / "result.json").read_text())["pck"]
+    (row,) = json.loads(fedgh("report", str(sweep), "--json").stdout)
+    assert (row["setting"], row["runs"], row["pck"]) == ("FedGH", 1, {"mean": pck, "std": None})
+
+
+def test_a_sweep_and_a_run_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text("{}")
+    done = fedgh("run", f"resume={tmp_path}")
+    assert (done.returncode, done.stderr.strip()) == (
+        2,
+        f"fedgh: resume={tmp_path}: holds a sweep; expected fedgh run -m to go on with it",
     )
-    assert done.returncode == 0, done.stderr
-    assert sorted(path.parent.name for path in sweep.glob("*/result.json")) == ["0", "1", "2", "3"]
-    rows = json.loads(fedgh("report", str(sweep), "--json").stdout)
-    assert [(row["setting"], row["runs"]) for row in rows] == [("FedAvg", 2), ("FedGH", 2)]
-    values = [json.loads((sweep / str(i) / "result.json").read_text())["pck"] for i in (2, 3)]
-    assert rows[1]["pck"]["mean"] == pytest.approx(sum(values) / 2)
-    assert rows[1]["pck"]["std"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
-    shown = fedgh("report", str(sweep)).stdout
-    assert "FedGH" in shown and "±" in shown
+    done = fedgh("run", "-m", f"resume={tmp_path}", "rounds=3")
+    assert done.returncode == 2 and "cannot be read" in done.stderr
