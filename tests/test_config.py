@@ -21,14 +21,19 @@ BESIDE = {
     "arm_lspet": ["sharing=fedpav"],
     "integral": ["model.head=integral"],
     "hhd": ["teacher.run=teacher", "model.head=integral", "loss=integral"],
+    "central": ["strategy=fedavg", "strategy.equal_weights=true", "model.norm=group"],
+    "local": ["model.norm=group"],
+    "deployment": ["partition=site"],
 }
 
 
 @pytest.mark.parametrize("group", groups())
 def test_every_choice_composes(group: str) -> None:
     for choice in groups()[group]:
-        beside = BESIDE.get(choice, []) + (["partition=iid"] if group != "partition" else [])
-        compose_config([f"{group}={choice}", *beside])
+        # runtime=local has nothing to do with privacy=local.
+        beside = BESIDE.get(choice, []) if (group, choice) != ("runtime", "local") else []
+        parted = any(item.startswith("partition=") for item in [*beside, f"{group}="])
+        compose_config([f"{group}={choice}", *beside, *([] if parted else ["partition=iid"])])
 
 
 def test_values_and_choices_arrive() -> None:
