@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from fedgh_app.config import (
+    CONF,
     compose_config,
     expand_sweep,
     groups,
@@ -34,6 +37,26 @@ def test_every_choice_composes(group: str) -> None:
         beside = BESIDE.get(choice, []) if (group, choice) != ("runtime", "local") else []
         parted = any(item.startswith("partition=") for item in [*beside, f"{group}="])
         compose_config([f"{group}={choice}", *beside, *([] if parted else ["partition=iid"])])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["seed=3", "strategy=fedaw", "strategy.seed=7", "+runtime.speeds.3=0.1", "dataset.input_size=[32,64]"],
+        ["experiment=arm_quick", "partition=dirichlet", "num_clients=5", "++runtime.server_cpus=1"],
+        [
+            "topology=edge_cloud",
+            "strategy@topology.edge_strategy=fedaw",
+            "topology.members={a: [0, 1], b: [2, 3]}",
+            "hydra.job.chdir=false",
+        ],
+    ],
+)
+def test_it_is_what_hydra_composes(overrides: list[str]) -> None:
+    compose_config(overrides[:1])  # what was composed before leaves no trace
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        expected = compose(config_name="config", overrides=overrides)
+    assert compose_config(overrides) == OmegaConf.create(OmegaConf.to_container(expected, resolve=True))
 
 
 def test_values_and_choices_arrive() -> None:
