@@ -63,7 +63,7 @@ def run_centralised(
     site.open_data(config)
     title = f"centralised on {config.dataset.spec}"
     with claimed(directory, overrides), Display(config, directory, title=title, quiet=quiet) as display:
-        _federate(config, alone, directory, [{"name": "centralised"}], display)
+        _federate(config, alone, directory, [{"name": "centralised", "partition-id": 0, "num-partitions": 1}], display)
     return storage.read_json(directory / "result.json")
 
 

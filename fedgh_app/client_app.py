@@ -11,8 +11,10 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.typing import Scalar
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from fedgh_app.boundary import Own, bounded, discreet
 from fedgh_app.client import PoseClient
 from fedgh_app.local_state import LocalState, file_of
 from fedgh_app.modes import CONTROL
@@ -23,7 +25,7 @@ from fedgh_app.privacy import check_demand
 from fedgh_app.site import Site, build_model, config_of, device_of, limit_threads, open_site
 from fedgh_app.teacher import guide_of
 
-app = ClientApp()
+app = ClientApp(mods=[discreet])
 
 
 @app.query()
@@ -74,12 +76,12 @@ def _numbers(metrics: dict[str, Scalar]) -> dict[str, int | float]:
 def _client(context: Context, message: Message | None = None) -> PoseClient:
     """The client of this node; with ``message``, as it stands when it gets that message."""
     overrides = str(context.run_config["overrides"])
-    config = config_of(overrides)
+    own = Own.of(context.node_config)
+    config = _config_at(overrides, own)
     limit_threads(config.runtime.client_cpus)
     site = _site(overrides, json.dumps(dict(context.node_config), sort_keys=True))
-    model, initial = _model(overrides, site.cache.spec.name)
-    own = context.node_config.get("teacher")
-    guide = _guide(overrides, site.cache.spec.name, None if own is None else str(own))
+    model, initial = _model(overrides, own, site.cache.spec.name)
+    guide = _guide(overrides, own, site.cache.spec.name)
     client = PoseClient(config, site, model, initial, guide=guide)
     if message is not None and client.keeps_state:
         client.local = LocalState.open(context.state, _file(client, message))
@@ -96,20 +98,26 @@ def _file(client: PoseClient, message: Message) -> Path:
 
 
 # One process serves many messages, and in simulation many clients: what does not change is built once.
+@functools.lru_cache(maxsize=4)
+def _config_at(overrides: str, own: Own) -> DictConfig:
+    return bounded(config_of(overrides), own)
+
+
 @functools.lru_cache(maxsize=256)
 def _site(overrides: str, node_config: str) -> Site:
-    return open_site(config_of(overrides), json.loads(node_config))
+    node = json.loads(node_config)
+    return open_site(_config_at(overrides, Own.of(node)), node)
 
 
 @functools.lru_cache(maxsize=2)
-def _model(overrides: str, dataset: str) -> tuple[nn.Module, dict[str, Tensor]]:
+def _model(overrides: str, own: Own, dataset: str) -> tuple[nn.Module, dict[str, Tensor]]:
     """A model for the data set's keypoints, and a copy of its state before training."""
-    model = build_model(config_of(overrides), load_spec(dataset))
+    model = build_model(_config_at(overrides, own), load_spec(dataset))
     return model, {key: tensor.clone() for key, tensor in model.state_dict().items()}
 
 
 @functools.lru_cache(maxsize=2)
-def _guide(overrides: str, dataset: str, own: str | None) -> Guide | None:
-    """The teacher, from the site's ``own`` copy if it has one; None without a teacher."""
-    config = config_of(overrides)
-    return guide_of(config, load_spec(dataset), device_of(config), own)
+def _guide(overrides: str, own: Own, dataset: str) -> Guide | None:
+    """The teacher; None without one."""
+    config = _config_at(overrides, own)
+    return guide_of(config, load_spec(dataset), device_of(config))

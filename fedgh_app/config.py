@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedgh_app.errors import first_line
 from fedgh_app.pose.errors import UserError
-from fedgh_app.validation import check_config, check_keys, check_overrides
+from fedgh_app.validation import check_config, check_keys, check_overrides, check_resolved
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -38,6 +38,8 @@ def fedgh_home() -> Path:
 
 
 OmegaConf.register_new_resolver("fedgh_home", lambda: str(fedgh_home()), replace=True)
+# A site composes overrides of somebody else, who could read its environment out of an error message.
+OmegaConf.clear_resolver("oc.env")
 
 
 def groups() -> dict[str, list[str]]:
@@ -128,6 +130,7 @@ def _resolved(choices: tuple[str, ...], values: Sequence[Override]) -> DictConfi
         config = copy.deepcopy(_composed(CONF, choices))
         ConfigLoaderImpl._apply_overrides_to_config(list(values), config)
         OmegaConf.resolve(config)
+        check_resolved(OmegaConf.to_container(config))
         return config
     except MissingConfigException as error:
         raise UserError(first_line(error)) from None

@@ -17,8 +17,8 @@ from fedgh_app.pose.errors import UserError
 # under these modules. A function, or something that a module merely imports, could do anything.
 TARGETS = {
     "strategy": ("strategies",),
-    "model": ("fedgh_app.pose.models", "torchvision.models", "timm.models"),
-    "loss": ("fedgh_app.pose.losses", "torch.nn"),
+    "model": ("fedgh_app.pose.models",),
+    "loss": ("fedgh_app.pose.losses",),
     "augmentation": ("fedgh_app.pose.augmentation",),
     "optimizer": ("torch.optim", "timm.optim"),
     "schedule": ("fedgh_app.pose.schedules",),
@@ -39,7 +39,7 @@ def check_target(group: str, target: Any) -> None:
         return  # every site holds its own data, no server optimizer, no teacher: nothing to build
     module, _, name = str(target).rpartition(".")
     allowed = TARGETS[group]
-    if not name[:1].isupper() or not any(module == base or module.startswith(f"{base}.") for base in allowed):
+    if not name[:1].isupper() or not _is_under(module, allowed):
         raise UserError(f"{group}._target_={target}: expected a class under {' or '.join(allowed)}")
 
 
@@ -74,10 +74,13 @@ def _class_of(node: DictConfig, group: str) -> type:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UserError(f"{group}._target_={target}: {first_line(error)}") from None
-    packages = {base.split(".")[0] for base in TARGETS[group]}
-    if not inspect.isclass(found) or found.__module__.split(".")[0] not in packages:
-        raise UserError(f"{group}._target_={target}: expected a class of {' or '.join(sorted(packages))}")
+    if not inspect.isclass(found) or not _is_under(found.__module__, TARGETS[group]):
+        raise UserError(f"{group}._target_={target}: expected a class of {' or '.join(TARGETS[group])}")
     return found
+
+
+def _is_under(module: str, packages: Iterable[str]) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
 def build_optimizer(config: DictConfig, parameters: Iterable[Any], factor: float = 1.0) -> Any:

@@ -184,12 +184,11 @@ def headline(config: DictConfig) -> str:
     return ", ".join(dict.fromkeys(spec.headline for spec in specs(config).values()))
 
 
-def open_data(config: DictConfig, root: str | Path | None = None) -> CropCache:
+def open_data(config: DictConfig) -> CropCache:
     """The crop cache of the configured data set, built where it does not exist yet.
 
     Args:
         config: the run's config; of a federation of several data sets, one of `members`.
-        root: the data root that a node insists on, which wins over ``dataset.root``.
 
     Raises:
         UserError: the data are not there, or the config names several data sets.
@@ -201,7 +200,7 @@ def open_data(config: DictConfig, root: str | Path | None = None) -> CropCache:
         )
     return _open_data(
         config.dataset.spec,
-        Path(root or config.dataset.root).expanduser().resolve(),
+        Path(config.dataset.root).expanduser().resolve(),
         tuple(config.dataset.input_size),
         config.dataset.on_bad,
         fedgh_home() / "cache" / "crops",
@@ -221,17 +220,20 @@ def _open_data(
 def open_site(config: DictConfig, node_config: Mapping[str, Any]) -> Site:
     """The data of the client that ``node_config`` describes.
 
-    A node's ``data-root`` always wins over the config, so that a site decides what is read there; ``speed`` says how
-    fast it is. With ``partition=site`` a node holds all that lies under its root, and where the federation has several
-    data sets it says with ``dataset`` which that is; otherwise ``partition-id`` picks its part.
+    With ``partition=site`` a node holds all that lies under its ``data-root``, and where the federation has several
+    data sets it says with ``dataset`` which that is; otherwise ``partition-id`` picks its part. ``speed`` says how fast
+    it is. Where the images lie the config knows already (`fedgh_app.boundary`).
 
     Raises UserError where the node config does not fit the config, or no training image is there.
     """
     part = node_config.get("partition-id")
     name = str(node_config.get("name", "0" if part is None else part))
-    root, speed = node_config.get("data-root"), _speed(config, node_config, name)
+    speed = _speed(config, node_config, name)
     if config.partition._target_ is None:
-        cache = open_data(members(config)[_member(config, node_config, name)], root)
+        held = members(config)[_member(config, node_config, name)]
+        if part is None and "data-root" not in node_config:
+            raise UserError(f"client {name}: its node config has no data-root; expected data-root=PATH")
+        cache = open_data(held)
         site = Site(name, name, cache, cache.indices("train"), cache.indices("test"), speed)
     else:
         if part is None or "num-partitions" not in node_config:
@@ -246,7 +248,7 @@ def open_site(config: DictConfig, node_config: Mapping[str, Any]) -> Site:
                 f"partition is of {member}; expected partition=site for nodes that hold their own data"
             )
         alone = members(config)[member]
-        cache = open_data(alone, root)
+        cache = open_data(alone)
         split = _labelled(config, member, partition.stored(alone, cache, count))
         site = Site(
             name,

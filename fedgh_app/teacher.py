@@ -24,16 +24,13 @@ def distillation_of(config: DictConfig) -> HHD | None:
     return made
 
 
-def guide_of(
-    config: DictConfig, spec: DatasetSpec, device: torch.device | str = "cpu", own: str | None = None
-) -> Guide | None:
+def guide_of(config: DictConfig, spec: DatasetSpec, device: torch.device | str = "cpu") -> Guide | None:
     """The configured teacher, loaded onto ``device``, for students that find the keypoints of ``spec``.
 
     Args:
         config: the run's config.
         spec: the data set of the client.
         device: where it trains.
-        own: the site's own copy of the teacher, which wins over ``teacher.run``.
 
     Returns:
         None where there is no teacher.
@@ -44,7 +41,7 @@ def guide_of(
     distillation = distillation_of(config)
     if distillation is None:
         return None
-    path = own or config.teacher.run
+    path = config.teacher.run
     key = f"teacher.run={path}"
     if path is None:
         raise UserError("teacher.run=null: expected a path, or a node config that says teacher=PATH")

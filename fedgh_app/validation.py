@@ -17,6 +17,9 @@ from fedgh_app.pose.errors import UserError
 
 Groups = Mapping[str, Sequence[str]]
 
+# Of Hydra's own keys, those that say where it writes; others would read files or build objects.
+HYDRA_MAY = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
+
 
 def _nearest(name: str, names: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
@@ -26,6 +29,8 @@ def _nearest(name: str, names: Sequence[str]) -> str:
 def check_overrides(parsed: Sequence[Override], groups: Groups) -> None:
     """Each override is one value, and each chosen group has that choice; UserError otherwise."""
     for item in parsed:
+        if re.match(r"hydra\b", item.key_or_group) and item.key_or_group not in HYDRA_MAY:
+            raise UserError(f"{item.input_line}: Hydra's own settings stay; expected one of {', '.join(HYDRA_MAY)}")
         if item.is_sweep_override():
             raise UserError(f"{item.input_line}: several values; expected one, or the flag -m to run them all")
         group = item.key_or_group
@@ -62,6 +67,20 @@ def check_keys(base: DictConfig, parsed: Sequence[Override], groups: Groups) -> 
                 raise UserError(f"{key}: {'.'.join(path)} is a single value and has no key {part!r}")
             node = node[part] if isinstance(node, DictConfig) else node
             path.append(part)
+
+
+def check_resolved(node: Any, path: str = "") -> None:
+    """No value that is put together out of others becomes a reference itself, which each reading would follow.
+
+    Args:
+        node: the resolved config, or what lies in it, as plain values.
+        path: its key.
+    """
+    if isinstance(node, str) and "${" in node:
+        raise UserError(f"{path}: found a reference in its value, expected one to another key, as ${{KEY}}")
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in children:
+        check_resolved(value, f"{path}.{key}" if path else str(key))
 
 
 def check_config(base: DictConfig, config: DictConfig) -> None:
@@ -159,7 +178,16 @@ _AT_LEAST = {
 }
 
 
+# Far beyond what anybody trains; a slip or a hostile server would take all memory of every client.
+LARGEST_SIDE = 1024
+_AT_MOST = {"batch_size": 8192, "model.head_width": 4096, "distillation.images": 10**6, "clustering.images": 10**6}
+
+
 def _check_values(config: DictConfig) -> None:
+    for key, most in _AT_MOST.items():
+        value = OmegaConf.select(config, key)
+        if isinstance(value, int) and value > most:
+            raise UserError(f"{key}={value}: expected a whole number of at most {most}")
     for key, least in _AT_LEAST.items():
         value = OmegaConf.select(config, key)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
@@ -175,8 +203,10 @@ def _check_values(config: DictConfig) -> None:
     if config.runtime.get("node_timeout", 1) <= 0:
         raise UserError(f"runtime.node_timeout={config.runtime.node_timeout}: expected a positive number of seconds")
     size = list(config.dataset.input_size)
-    if len(size) != 2 or any(not isinstance(side, int) or side < 32 or side % 32 for side in size):
-        raise UserError(f"dataset.input_size={size}: expected [height, width], each a multiple of 32")
+    if len(size) != 2 or any(type(side) is not int or not 32 <= side <= LARGEST_SIDE or side % 32 for side in size):
+        raise UserError(
+            f"dataset.input_size={size}: expected [height, width], each a multiple of 32, at most {LARGEST_SIDE}"
+        )
     if config.resume is not None and not isinstance(config.resume, str):
         raise UserError(f"resume={config.resume}: expected a run directory")
     if config.init is not None and not isinstance(config.init, str):

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,59 @@ def test_a_client_imports_neither_flower_datasets_nor_matplotlib() -> None:
 
 def test_datasets_is_no_package() -> None:
     assert not (ROOT / "datasets/__init__.py").exists()
+
+
+CODE = sorted(file for folder in ("fedgh_app", "strategies", "benchmarks") for file in (ROOT / folder).rglob("*.py"))
+
+# What runs code that a file holds, or could be made to; and the calls that are safe with one argument alone.
+UNSAFE_MODULES = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
+UNSAFE_CALLS = {"eval", "exec", "compile", "__import__", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "os.system"}
+SAFE_ONLY_WITH = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False)}
+
+
+def calls(file: Path) -> Iterator[tuple[str, dict[str | None, ast.expr]]]:
+    """The name that each call of a file has there, and its keyword arguments."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), {keyword.arg: keyword.value for keyword in node.keywords}
+
+
+@pytest.mark.parametrize("file", CODE, ids=lambda file: f"{file.parent.name}/{file.name}")
+def test_nothing_is_unpickled_and_no_text_is_run(file: Path) -> None:
+    assert not [name for name in imported(file) if any(under(name, module) for module in UNSAFE_MODULES)]
+    for name, arguments in calls(file):
+        assert name not in UNSAFE_CALLS
+        if name.endswith((".load", ".read_pickle")) and name.split(".")[0] in ("torch", "np", "numpy", "pd", "pandas"):
+            key, value = SAFE_ONLY_WITH[name]
+            said = arguments.get(key)
+            assert isinstance(said, ast.Constant) and said.value is value, f"{name} without {key}={value}"
+        shell = arguments.get("shell")
+        assert shell is None or (isinstance(shell, ast.Constant) and shell.value is False)
+        pretrained = arguments.get("pretrained")
+        assert pretrained is None or (isinstance(pretrained, ast.Constant) and pretrained.value is False)
+
+
+def test_the_rule_finds_what_it_is_for(tmp_path: Path) -> None:
+    for number, line in enumerate(
+        (
+            "import pickle",
+            "from joblib import load",
+            "torch.load(path)",
+            "torch.load(path, weights_only=False)",
+            "np.load(path)",
+            "np.load(path, allow_pickle=True)",
+            "yaml.load(text, Loader=yaml.Loader)",
+            "eval(text)",
+            "subprocess.run(line, shell=True)",
+            "timm.create_model(name, pretrained=True)",
+        )
+    ):
+        file = tmp_path / f"case{number}.py"
+        file.write_text(line)
+        with pytest.raises(AssertionError):
+            test_nothing_is_unpickled_and_no_text_is_run(file)
+
+
+def test_torch_load_stands_in_one_place_alone() -> None:
+    found = [file.name for file in CODE for name, _ in calls(file) if name == "torch.load"]
+    assert found == ["backbones.py"]

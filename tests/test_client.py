@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fedgh_app import partition, site
+from fedgh_app.boundary import Own, bounded
 from fedgh_app.client import PoseClient
 from fedgh_app.config import compose_config
 from fedgh_app.pose.errors import UserError
@@ -75,10 +76,11 @@ def test_the_schedule_sets_the_learning_rate_of_the_round(home: Path, monkeypatc
 
 def test_a_site_reads_under_its_own_root_whatever_the_config_says(home: Path) -> None:
     config = compose_config([*SMALL, "partition=site", "dataset.root=/nowhere"])
-    held = site.open_site(config, {"data-root": str(home / "data" / "arm"), "name": "hospital"})
+    node = {"data-root": str(home / "data" / "arm"), "name": "hospital"}
+    held = site.open_site(bounded(config, Own.of(node)), node)
     assert held.name == "hospital"
     assert len(held.train) == len(held.cache.indices("train"))
-    with pytest.raises(UserError, match=r"dataset\.root=/nowhere"):
+    with pytest.raises(UserError, match=r"^client hospital: its node config has no data-root"):
         site.open_site(config, {"name": "hospital"})
 
 

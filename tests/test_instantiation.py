@@ -14,6 +14,12 @@ def test_only_a_class_of_the_package_is_built(target: str) -> None:
         instantiate(compose_config([f"strategy._target_={target}"]).strategy, "strategy")
 
 
+def test_a_class_that_a_module_merely_imports_is_not_built() -> None:
+    config = compose_config(["selection._target_=fedgh_app.selection.UserError"])
+    with pytest.raises(UserError, match=r"^selection\._target_=.*expected a class of fedgh_app\.selection$"):
+        instantiate(config.selection, "selection")
+
+
 def test_another_torch_optimizer_by_its_target() -> None:
     config = compose_config(["optimizer._target_=torch.optim.Adagrad", "~optimizer.betas"])
     made = build_optimizer(config, [torch.nn.Parameter(torch.zeros(1))], 0.5)

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from people import write_lspet
 
 from fedgh_app import baselines, plots, site
+from fedgh_app.boundary import Own, bounded
 from fedgh_app.config import compose_config
 from fedgh_app.launcher import absolute_paths
 from fedgh_app.pose.errors import UserError
@@ -81,7 +82,8 @@ def test_a_client_opens_its_own_part(people: Path) -> None:
 
 def test_a_node_with_its_own_data_says_which_set_they_are(people: Path) -> None:
     config = both(people, "partition=site", "dataset.members.lspet.root=/nowhere")
-    held = site.open_site(config, {"name": "gym", "dataset": "lspet", "data-root": str(people), "speed": 0.5})
+    node = {"name": "gym", "dataset": "lspet", "data-root": str(people), "speed": 0.5}
+    held = site.open_site(bounded(config, Own.of(node)), node)
     assert (held.name, held.cache.spec.name, held.speed) == ("gym", "lspet", 0.5)
     assert len(held.train) + len(held.test) == 40
     with pytest.raises(UserError, match=r"client gym: .*dataset=None; expected one of arm, lspet"):

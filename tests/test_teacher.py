@@ -13,6 +13,7 @@ from conftest import TINY
 from omegaconf import OmegaConf
 
 from fedgh_app import client_app, launcher, partition, server_app, site, storage
+from fedgh_app.boundary import Own, bounded
 from fedgh_app.client import PoseClient
 from fedgh_app.config import compose_config
 from fedgh_app.pose.decoding import Integral
@@ -98,10 +99,11 @@ def test_without_a_teacher_there_is_no_guide(home: Path) -> None:
 
 
 def test_a_sites_own_copy_wins(tmp_path: Path, teacher: Path) -> None:
+    own = Own(teacher=str(teacher))
     config = compose_config(student("partition=site", "teacher.run=/nowhere"))
-    assert guide_of(config, load_spec("arm"), own=str(teacher)) is not None
+    assert guide_of(bounded(config, own), load_spec("arm")) is not None
     nobody = compose_config(student("partition=site"))
-    assert guide_of(nobody, load_spec("arm"), own=str(teacher)) is not None
+    assert guide_of(bounded(nobody, own), load_spec("arm")) is not None
     with pytest.raises(
         UserError, match=r"^teacher\.run=null: expected a path, or a node config that says teacher=PATH$"
     ):
@@ -110,9 +112,10 @@ def test_a_sites_own_copy_wins(tmp_path: Path, teacher: Path) -> None:
 
 def test_the_client_app_takes_the_nodes_word(teacher: Path) -> None:
     text = " ".join(student("partition=site", "teacher.run=/nowhere"))
-    assert client_app._guide(text, "arm", str(teacher)) is client_app._guide(text, "arm", str(teacher))
+    own = Own(teacher=str(teacher))
+    assert client_app._guide(text, own, "arm") is client_app._guide(text, own, "arm")
     with pytest.raises(UserError, match="/nowhere"):
-        client_app._guide(text, "arm", None)
+        client_app._guide(text, Own(), "arm")
 
 
 OTHER_KEYPOINTS = "finds right_ankle, .*; expected a teacher of the keypoints of arm: shoulder, elbow, wrist"
