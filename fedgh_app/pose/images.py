@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
@@ -28,7 +29,10 @@ def read_image(path: Path) -> np.ndarray:
         raise UserError(f"{path}: image is truncated ({len(data)} bytes, its end is missing)")
     try:
         image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:  # e.g. a header that states an absurd size
+    except cv2.error as error:
+        if "CV_IO_MAX_IMAGE" in str(error):
+            most = os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"]
+            raise UserError(f"{path}: image is too large, expected at most {most} pixels") from None
         image = None
     if image is None:
         raise UserError(f"{path}: not an image that OpenCV can decode")

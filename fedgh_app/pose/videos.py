@@ -41,6 +41,8 @@ def open_video(path: Path) -> Video:
         size = (int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)))
     if min(size) < 1:
         raise _unreadable(path)
+    if size[0] * size[1] > int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"]):
+        raise UserError(f"{path}: frames of {size[0]}x{size[1]} are too large")
     return Video(
         path,
         frames=int(count) if 0 < count < 2**31 else 0,
