@@ -17,8 +17,8 @@ from fedgh_app.pose.errors import UserError
 
 Groups = Mapping[str, Sequence[str]]
 
-# Of Hydra's own keys, those that say where it writes; others would read files or build objects.
-HYDRA_MAY = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
+# Of Hydra's own keys, those that say where its launcher writes; others would read files or build objects.
+HYDRA_MAY = ("hydra.run.", "hydra.sweep.", "hydra.job.")
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:
@@ -29,8 +29,10 @@ def _nearest(name: str, names: Sequence[str]) -> str:
 def check_overrides(parsed: Sequence[Override], groups: Groups) -> None:
     """Each override is one value, and each chosen group has that choice; UserError otherwise."""
     for item in parsed:
-        if re.match(r"hydra\b", item.key_or_group) and item.key_or_group not in HYDRA_MAY:
-            raise UserError(f"{item.input_line}: Hydra's own settings stay; expected one of {', '.join(HYDRA_MAY)}")
+        if re.match(r"hydra\b", item.key_or_group) and not item.key_or_group.startswith(HYDRA_MAY):
+            raise UserError(
+                f"{item.input_line}: Hydra's own settings stay; expected one that begins with {', '.join(HYDRA_MAY)}"
+            )
         if item.is_sweep_override():
             raise UserError(f"{item.input_line}: several values; expected one, or the flag -m to run them all")
         group = item.key_or_group
