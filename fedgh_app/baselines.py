@@ -20,7 +20,7 @@ from fedgh_app.federation import Federation
 from fedgh_app.inprocess import InProcessGrid
 from fedgh_app.pose.errors import UserError
 from fedgh_app.progress import Display
-from fedgh_app.resumption import claimed
+from fedgh_app.resumption import claimed, served
 from fedgh_app.server_app import deal, failing_into, federate
 
 # What a federation of one client is: the other choices of these groups say how several work together.
@@ -162,7 +162,7 @@ def _federate(
         examples_per_second=config.runtime.get("examples_per_second", 100.0),
         speeds=config.runtime.get("speeds"),
     )
-    with failing_into(directory), _log_in(directory / "flower.log"):
+    with served(directory), failing_into(directory), _log_in(directory / "flower.log"):
         return federate(config, grid, directory, watch=display.update)
 
 

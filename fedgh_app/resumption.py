@@ -12,12 +12,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fedgh_app import processes, storage
+from fedgh_app import privacy, processes, storage
 from fedgh_app.config import quoted
 from fedgh_app.pose.errors import UserError
 from fedgh_app.screening import STOP_FILE
 
 LAUNCH_FILE = "launch.json"
+LAUNCHER_LOCK, SERVER_LOCK = ".lock", ".server.lock"
 
 # What is no part of what a run computes, or says how long it goes on.
 MAY_CHANGE = (
@@ -44,10 +45,12 @@ def claimed(directory: Path, overrides: Sequence[str]) -> Iterator[str]:
         The mark that every process of the run carries.
 
     Raises:
-        UserError: another process holds the directory.
+        UserError: another process holds the directory, or a server writes there whose launcher is not known.
     """
     with locked(directory, "run"):
         end_processes(directory)
+        with served(directory):
+            pass  # a server that nobody here started, such as plain `flwr run`'s, is not disturbed
         for name in ("failure.json", STOP_FILE):
             (directory / name).unlink(missing_ok=True)
         mark = secrets.token_hex(8)
@@ -57,10 +60,10 @@ def claimed(directory: Path, overrides: Sequence[str]) -> Iterator[str]:
 
 
 @contextmanager
-def locked(directory: Path, what: str) -> Iterator[None]:
+def locked(directory: Path, what: str, name: str = LAUNCHER_LOCK) -> Iterator[None]:
     """Hold a directory, made if need be, until the block or this process ends; UserError where another holds it."""
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("a") as lock:
+    with (directory / name).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -78,13 +81,22 @@ def end_processes(directory: Path) -> None:
 
 
 def clear(directory: Path) -> None:
-    """Empty the directory of a run that cannot go on; UserError where it still does."""
+    """Empty the directory of a run that cannot go on, but for what it spent of its clients' privacy; UserError where it
+    still does.
+    """
     with claimed(directory, ()):
         for entry in directory.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
-            elif entry.name != ".lock":
+            elif entry.name not in (LAUNCHER_LOCK, SERVER_LOCK, privacy.FILE):
                 entry.unlink()
+
+
+@contextmanager
+def served(directory: Path) -> Iterator[None]:
+    """Be the only server that writes into a run directory, whoever started it; UserError where there is one."""
+    with locked(directory, "run", SERVER_LOCK):
+        yield
 
 
 def resumed(directory: Path, changes: Sequence[str]) -> list[str]:

@@ -35,6 +35,7 @@ from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.records import DatasetSpec
 from fedgh_app.pose.tally import Count, Tally
 from fedgh_app.report import result_of
+from fedgh_app.resumption import served
 from fedgh_app.screening import STOP_FILE, Rejected, ScreeningGrid
 from fedgh_app.teacher import distillation_of, guide_of
 from strategies.scaffold import ControlVariate
@@ -50,7 +51,7 @@ def main(grid: Grid, context: Context) -> None:
     """Run a federation on Flower's engine."""
     config = compose_config(split_overrides(str(context.run_config.get("overrides", ""))))
     directory = run_directory(config)
-    with failing_into(directory):
+    with served(directory), failing_into(directory):
         # The simulation engine registers its nodes after it has started this thread.
         if config.runtime.name == "deployment":
             check_server_images(config)

@@ -7,20 +7,22 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from recording import run
 
-from fedgh_app import processes, storage
+from fedgh_app import processes, server_app, storage
 from fedgh_app.checkpoints import newest
 from fedgh_app.client_app import app as client_app
+from fedgh_app.config import groups
 from fedgh_app.errors import RunFailed
 from fedgh_app.launcher import launch
 from fedgh_app.pose.errors import UserError
-from fedgh_app.resumption import claimed, resumed
+from fedgh_app.resumption import claimed, resumed, served
 
 
 class Killed(BaseException):
@@ -58,29 +60,60 @@ def dying_at(server_round: int, message: int) -> Any:
     return answer
 
 
-# Every strategy that carries something, every part that stays with a client, and each axis with a memory. All of them
-# go through the same few lines: what is tested is that none leaves out what it remembers.
+# Every strategy, sharing and server optimizer, and each axis with a memory, once. All of them go through the same few
+# lines: what is tested is that none leaves out what it remembers. Every strategy with every sharing: below, and slow.
 SETTINGS: dict[str, list[str]] = {
     "fedgh": ["strategy=fedgh"],
-    "fedaw": ["strategy=fedaw", "selection.fraction=0.6"],
+    "fedaw": ["strategy=fedaw", "selection.fraction=0.6", "server_optimizer=adagrad"],
     "fedcdw": ["strategy=fedcdw"],
     "feddyn": ["strategy=feddyn", "objective=dyn"],
     "gradvac": ["strategy=conflict_averse", "strategy.weighting=GradVac"],
     "krum": ["strategy=krum", "server_optimizer=sgd"],
+    "multikrum": ["strategy=multikrum", "objective=prox", "sharing=fedpav"],
     "scaffold": ["strategy=fedavg", "objective=scaffold", "optimizer=sgd", "optimizer.momentum=0"],
-    "fedbn-adam": ["sharing=fedbn", "server_optimizer=adam"],
-    "fedpav-oort": ["sharing=fedpav", "selection=oort", "selection.fraction=0.5", "selection.time=declared"],
-    "finch": ["clustering=finch", "clustering.images=8", "clustering.public.root=${dataset.root}"],
+    "fedbn-adam": ["strategy=bulyan", "sharing=fedbn", "server_optimizer=adam"],
+    "fedpav-oort": [
+        *("strategy=fedmedian", "sharing=fedpav"),
+        *("selection=oort", "selection.fraction=0.5", "selection.time=declared"),
+    ],
+    "finch": [
+        *("strategy=fedtrimmedavg", "strategy.beta=0.4"),
+        *("clustering=finch", "clustering.images=8", "clustering.public.root=${dataset.root}"),
+    ],
     "edges-fedbn": ["topology=edge_cloud", "strategy@topology.edge_strategy=fedaw", "sharing=fedbn"],
 }
 
 
+# What a strategy does not do without.
+BROUGHT = {"feddyn": ["objective=dyn"], "conflict_averse": ["strategy.weighting=GradVac"]}
+
+
+@pytest.mark.parametrize("group", ["strategy", "sharing", "server_optimizer"])
+def test_every_choice_is_killed_and_resumed(group: str) -> None:
+    told = {item for overrides in SETTINGS.values() for item in overrides}
+    assert {f"{group}={choice}" for choice in groups()[group]} - told <= {"sharing=all", "server_optimizer=none"}
+
+
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_the_same_bits_as_without_the_kill(setting: str, toy: list[str], tmp_path: Path) -> None:
-    overrides = [*toy, *SETTINGS[setting], "rounds=3", "optimizer.lr=0.02", "evaluate.central_every=0"]
+    kill_and_resume([*toy, *SETTINGS[setting]], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharing", groups()["sharing"])
+@pytest.mark.parametrize("strategy", groups()["strategy"])
+def test_the_same_bits_for_every_strategy_and_sharing(
+    strategy: str, sharing: str, toy: list[str], tmp_path: Path
+) -> None:
+    kill_and_resume([*toy, f"strategy={strategy}", *BROUGHT.get(strategy, []), f"sharing={sharing}"], tmp_path)
+
+
+def kill_and_resume(overrides: list[str], tmp_path: Path) -> None:
+    """Run it whole; then again, killed twice inside of rounds and resumed."""
+    overrides = [*overrides, "rounds=3", "optimizer.lr=0.02", "evaluate.central_every=0"]
     run(overrides, tmp_path / "whole")
     directory = tmp_path / "killed"
-    last = 6 if "edges" in setting else 2  # the edges' second aggregation is under way
+    last = 6 if "topology=edge_cloud" in overrides else 2  # the edges' second aggregation is under way
     for server_round, message in ((2, last), (3, 1)):
         where = f"{'resume' if directory.exists() else 'run_dir'}={directory}"
         with pytest.raises(Killed):
@@ -90,6 +123,30 @@ def test_the_same_bits_as_without_the_kill(setting: str, toy: list[str], tmp_pat
     assert model_of(directory) == model_of(tmp_path / "whole")
     assert rounds_of(directory) == rounds_of(tmp_path / "whole")
     assert again.session == 2
+
+
+@pytest.mark.slow
+def test_the_same_bits_whichever_message_the_kill_came_with(toy: list[str], tmp_path: Path) -> None:
+    """Trainings and evaluations alike, from the first round's first training on."""
+    overrides = [*toy, "sharing=fedbn", "strategy=fedgh", "server_optimizer=sgd", "rounds=2", "optimizer.lr=0.02"]
+    _, grid = run(overrides, tmp_path / "whole")
+    asked = [message.metadata.message_type for message in grid.sent]
+    assert asked.count("train") == 8
+    for last in range(asked.index("train") + 1, len(asked) + 1):
+        directory = tmp_path / str(last)
+        seen = itertools.count(1)
+
+        def answer(message: Message, context: Context, last: int = last, seen: Any = seen) -> Message:
+            reply = client_app(message, context)
+            if next(seen) == last:
+                raise Killed
+            return reply
+
+        with pytest.raises(Killed):
+            run([*overrides, f"run_dir={directory}"], directory, answer)
+        run([*overrides, f"resume={directory}"], directory)
+        assert model_of(directory) == model_of(tmp_path / "whole"), (last, asked[last - 1])
+        assert rounds_of(directory) == rounds_of(tmp_path / "whole"), (last, asked[last - 1])
 
 
 def test_a_longer_run_goes_on_where_the_shorter_one_ended(toy: list[str], tmp_path: Path) -> None:
@@ -195,6 +252,32 @@ def test_a_run_that_still_goes_on_is_not_resumed(tmp_path: Path) -> None:
     ):
         pass
     assert storage.read_json(tmp_path / "launch.json")["overrides"] == ["rounds=2"]
+
+
+def test_two_servers_never_write_into_one_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with plain `flwr run`, which takes no launcher's claim: the first goes on undisturbed."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdin and holder.stdout
+    assert holder.stdout.readline() == "held\n"
+    (tmp_path / "failure.json").write_text("of the first")
+    with pytest.raises(UserError, match="a run is still going on there"), claimed(tmp_path, []):
+        pass
+    context = Context(1, 1, {}, RecordDict(), {"overrides": f"run_dir={tmp_path}"})
+    monkeypatch.setattr(server_app, "federate", lambda *_: pytest.fail("two servers"))
+    with pytest.raises(UserError, match=r"run_dir=.*: a run is still going on there; expected one that has ended"):
+        server_app.main(None, context)  # type: ignore[arg-type]
+    assert {file.name for file in tmp_path.iterdir()} == {".lock", ".server.lock", "failure.json"}
+    assert (tmp_path / "failure.json").read_text() == "of the first"
+    holder.kill()  # however it ends
+    holder.communicate()
+    with claimed(tmp_path, []), served(tmp_path):
+        pass
+
+
+HOLD = "import sys; from pathlib import Path; from fedgh_app.resumption import served\n"
+HOLD += "with served(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
 
 
 def test_processes_that_a_killed_launcher_left_are_ended(tmp_path: Path) -> None:

@@ -146,6 +146,45 @@ def test_running_statistics_follow_a_handful_of_batches():
     torch.testing.assert_close(norm.running_mean, torch.full_like(norm.running_mean, 2 * (1 - 0.9**10)))
 
 
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
+def test_group_norm_takes_the_place_of_every_batch_norm(backbone):
+    torch.manual_seed(0)
+    batch = small(backbone)
+    torch.manual_seed(0)
+    model = small(backbone, norm="group")
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.GroupNorm)]
+    assert len(layers) == sum(isinstance(layer, nn.BatchNorm2d) for layer in batch.modules())
+    assert {name for name, _ in model.named_parameters()} == set(model.state_dict())  # no statistics, no counters
+    assert model.state_dict().keys() == dict(batch.named_parameters()).keys()
+    assert all(torch.equal(value, batch.state_dict()[key]) for key, value in model.state_dict().items())
+    images = torch.randn(3, 3, 64, 64)
+    alone = torch.cat([model(image[None]) for image in images])  # what an image gives depends on no other
+    assert torch.allclose(model(images), alone, atol=1e-5)
+    assert torch.equal(model(images), model.eval()(images))
+
+
+def test_groups_are_32_or_fewer_with_four_channels_each():
+    model = small("shufflenet_v2_x0_5", norm="group")
+    found = {(layer.num_groups, layer.num_channels) for layer in model.modules() if isinstance(layer, nn.GroupNorm)}
+    assert found == {(4, 24), (8, 48), (16, 96), (32, 1024), (4, 16)}
+    one_pixel = model.eval().backbone(torch.randn(1, 3, 32, 32))  # a map of 1 x 1, which is not all zeros
+    assert one_pixel.shape[2:] == (1, 1) and one_pixel.std() > 0
+
+
+def test_weights_of_either_norm_fill_a_backbone_with_group_norm(tmp_path):
+    for norm in ("batch", "group"):
+        trained = small(norm=norm)
+        save_file(trained.state_dict(), tmp_path / f"{norm}.safetensors")
+        model = small(norm="group", weights=str(tmp_path / f"{norm}.safetensors"))
+        assert all(torch.equal(p, trained.state_dict()[f"backbone.{k}"]) for k, p in model.backbone.named_parameters())
+
+
+def test_a_norm_that_group_norm_cannot_replace_is_named():
+    pytest.importorskip("timm")
+    with pytest.raises(UserError, match=r"model\.norm=group: found a layer BatchNormAct2d in \w+, which no GroupNorm"):
+        small("timm:lcnet_050", norm="group")
+
+
 @pytest.mark.parametrize(
     "name, classifier, wrap",
     [("resnet18", 2, False), ("mobilenet_v3_small", 4, True), ("shufflenet_v2_x0_5", 2, False)],
@@ -284,6 +323,7 @@ def test_without_timm_the_error_says_how_to_install_it(monkeypatch):
     [
         *({"backbone": name} for name in ("resnet20", "resnet", 18)),
         *({"head": name} for name in ("Integral", None)),
+        {"norm": "instance"},
         *({"head_width": width} for width in (0, 1.5)),
         {"num_keypoints": 0},
     ],

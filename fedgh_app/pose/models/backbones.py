@@ -33,7 +33,10 @@ TIMM = "timm:"
 # The share of a batch in BatchNorm's running statistics. A client's round is some ten steps, after which MobileNetV3's
 # own 0.01 would still hold nine tenths of the initial statistics, which are those of no image.
 MOMENTUM = 0.1
-GROUPS = 32
+# GroupNorm's groups, of which the first is taken that divides the channels into groups of four or more: one of a single
+# channel would turn a map of one pixel to zero.
+GROUPS = (32, 16, 8, 4, 2)
+FEWEST_CHANNELS = 4
 
 
 def build_backbone(name: str) -> tuple[nn.Module, int, int]:
@@ -87,8 +90,8 @@ def load_weights(backbone: nn.Module, name: str, weights: str) -> None:
 def to_group_norm(model: nn.Module) -> None:
     """Put GroupNorm (Wu and He, "Group Normalization", ECCV 2018) in the place of every BatchNorm, in the model itself.
 
-    It normalises each image by itself and keeps no running statistics. Groups are the paper's 32, or the most that
-    divide both these and the channels. The learned scale and shift stay.
+    It normalises each image by itself and keeps no running statistics. Groups are the paper's 32, fewer where channels
+    are few. The learned scale and shift stay.
 
     Raises UserError where a layer does more than normalise.
     """
@@ -96,7 +99,8 @@ def to_group_norm(model: nn.Module) -> None:
         for name, layer in parent.named_children():
             if type(layer) is nn.BatchNorm2d:
                 channels = layer.num_features
-                replacement = nn.GroupNorm(math.gcd(GROUPS, channels), channels)
+                fitting = (n for n in GROUPS if channels % n == 0 and channels // n >= FEWEST_CHANNELS)
+                replacement = nn.GroupNorm(next(fitting, 1), channels)
                 replacement.load_state_dict(dict(layer.named_parameters()))
                 setattr(parent, name, replacement)
             elif isinstance(layer, _BatchNorm):

@@ -75,10 +75,10 @@ class PoseNet(nn.Module):
         self.integral = Integral(debiased, beta) if head == "integral" else None
         self.backbone, channels, stride = build_backbone(backbone)
         self.head = _head(channels, stride, head_width, num_keypoints, separable)
-        if weights is not None:
-            load_weights(self.backbone, backbone, str(weights))
         if norm == "group":
             to_group_norm(self)
+        if weights is not None:
+            load_weights(self.backbone, backbone, str(weights))
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps (B, J, H/4, W/4) of normalised images (B, 3, H, W); H and W are multiples of 32."""
