@@ -18,6 +18,7 @@ from fedgh_app.boundary import Own, bounded, discreet
 from fedgh_app.client import PoseClient
 from fedgh_app.local_state import LocalState, file_of
 from fedgh_app.modes import CONTROL
+from fedgh_app.packing import packing
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.hhd import Guide
 from fedgh_app.pose.records import load_spec
@@ -25,7 +26,7 @@ from fedgh_app.privacy import check_demand
 from fedgh_app.site import Site, build_model, config_of, device_of, limit_threads, open_site
 from fedgh_app.teacher import guide_of
 
-app = ClientApp(mods=[discreet])
+app = ClientApp(mods=[discreet, packing])
 
 
 @app.query()

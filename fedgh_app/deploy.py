@@ -35,6 +35,7 @@ from fedgh_app.pose.files import replacing, staged
 
 app = typer.Typer(help="Make what a federation of real machines needs (docs/deployment.md).", no_args_is_help=True)
 
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 CURVE = ec.SECP384R1()
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 AUTHORITY = "fedgh certificate authority"
@@ -85,6 +86,22 @@ def certificate(
     renew(out, host, days=days)
     console = Console(highlight=False, soft_wrap=True)
     console.print(escape(f"{out / 'server' / 'server.crt'}  is new: restart the SuperLink and what stands before it"))
+
+
+@app.command(context_settings=PASS_ON)
+def supernode(context: typer.Context) -> None:
+    """Run a site: flower-supernode, with its options, and beside it what `fedgh deploy executor` is."""
+    from fedgh_app.executor import supernode as become
+
+    become(context.args)
+
+
+@app.command(context_settings=PASS_ON)
+def executor(context: typer.Context) -> None:
+    """Run a site's app, for `flower-supernode --isolation process`: flower-superexec, with libraries loaded once."""
+    from fedgh_app.executor import executor as become
+
+    become(context.args)
 
 
 def make_keys(out: Path, hosts: Sequence[str], sites: Sequence[str], *, days: int = 825) -> None:

@@ -31,6 +31,7 @@ from fedgh_app.federation import Callback, ClientInfo, Cohorts, Federation, Roun
 from fedgh_app.instantiation import build_optimizer, instantiate
 from fedgh_app.knowledge import PublicImages, ServerDistillation
 from fedgh_app.modes import CONTROL, PRIVACY
+from fedgh_app.packing import PackingGrid
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.records import DatasetSpec
 from fedgh_app.pose.tally import Count, Tally
@@ -55,6 +56,7 @@ def main(grid: Grid, context: Context) -> None:
         # The simulation engine registers its nodes after it has started this thread.
         if config.runtime.name == "deployment":
             check_server_images(config)
+            grid = PackingGrid(grid)
         patience = config.runtime.get("node_timeout")
         nodes = wait_for_nodes(grid, config.num_clients, patience, directory / STOP_FILE)
         deal(config, directory, len(nodes))

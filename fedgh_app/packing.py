@@ -1,0 +1,127 @@
+"""A model as one array on its way between server and site.
+
+Flower sends every array as an object of its own, each several HTTP requests to each of the SuperLink, the SuperNode and
+the app's process, so that a model's many small arrays cost far more than its bytes. Neither the ServerApp's loop nor
+PoseClient see packed messages: `PackingGrid` and the mod `packing` pack what goes out and unpack what comes in, bit for
+bit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+
+LAYOUT = "layout of "  # before a record's name: the ConfigRecord that says what its one array holds
+_STYPE = "fedgh.packed"
+
+
+def pack(content: RecordDict) -> RecordDict:
+    """``content`` with each ArrayRecord as one array, and a ConfigRecord that says how to undo it."""
+    packed = RecordDict(dict(content))
+    for name, record in content.array_records.items():
+        arrays = [(key, array.dtype, list(array.shape), array.stype, len(array.data)) for key, array in record.items()]
+        data = b"".join(array.data for array in record.values())
+        packed[name] = ArrayRecord({"": Array("uint8", (len(data),), _STYPE, data)})
+        packed[LAYOUT + name] = ConfigRecord({"arrays": json.dumps(arrays)})
+    return packed
+
+
+def unpack(content: RecordDict) -> RecordDict:
+    """What `pack` was given; content that is not packed as it is.
+
+    Raises ValueError where the layout is none, or not that of the data.
+    """
+    names = [name.removeprefix(LAYOUT) for name in content.config_records if name.startswith(LAYOUT)]
+    plain = RecordDict({name: record for name, record in content.items() if not name.startswith(LAYOUT)})
+    for name in names:
+        plain[name] = _unpacked(content, name)
+    return plain
+
+
+def _unpacked(content: RecordDict, name: str) -> ArrayRecord:
+    try:
+        data = content.array_records[name][""].data
+        layout = json.loads(str(content.config_records[LAYOUT + name]["arrays"]))
+        made, end = {}, 0
+        for key, dtype, shape, stype, size in layout:
+            start, end = end, end + int(size)
+            if not start <= end <= len(data):
+                break
+            made[str(key)] = Array(str(dtype), tuple(map(int, shape)), str(stype), data[start:end])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the layout of {name!r} cannot be read ({type(error).__name__})") from None
+    if end != len(data) or len(made) != len(layout):
+        raise ValueError(f"the layout of {name!r} is not that of its {len(data)} bytes")
+    return ArrayRecord(made)
+
+
+def packing(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
+    """A ClientApp's mod: a packed message is unpacked, and its reply packed."""
+    is_packed = message.has_content() and any(name.startswith(LAYOUT) for name in message.content.config_records)
+    if not is_packed:
+        return call_next(message, context)
+    message.content = unpack(message.content)
+    reply = call_next(message, context)
+    if reply.has_content():
+        reply.content = pack(reply.content)
+    return reply
+
+
+class PackingGrid(Grid):
+    """Passes messages to ``inner`` packed, and its replies on unpacked."""
+
+    def __init__(self, inner: Grid) -> None:
+        self.inner = inner
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """See `Grid`; the messages hold afterwards what they held before."""
+        sent = list(messages)
+        plain = [message.content for message in sent]
+        try:
+            for message in sent:
+                message.content = pack(message.content)
+            return self.inner.push_messages(sent)
+        finally:
+            for message, content in zip(sent, plain, strict=True):
+                message.content = content
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """See `Grid`; a reply whose layout cannot be read stays packed, and so lacks every array."""
+        replies = list(self.inner.pull_messages(message_ids))
+        for reply in replies:
+            if reply.has_content():
+                try:
+                    reply.content = unpack(reply.content)
+                except ValueError:
+                    continue
+        return replies
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Not here: whoever waits for replies does so by `push_messages` and `pull_messages`."""
+        raise NotImplementedError
+
+    def set_run(self, run: Any) -> None:
+        """See `Grid`."""
+        self.inner.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        """See `Grid`."""
+        return self.inner.run
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """See `Grid`."""
+        return self.inner.create_message(*args, **kwargs)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """See `Grid`."""
+        return self.inner.get_node_ids()
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """See `Grid`."""
+        return self.inner.get_nodes()
