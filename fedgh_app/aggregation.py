@@ -118,39 +118,35 @@ class EdgeCloud:
         reports: dict[str, MetricRecord] = {}
         trained: dict[str, Any] = {}
         run.cohorts.regroup(dict.fromkeys(self.numbers, cloud), self.of)
-        try:
-            for e in range(self.edge_rounds):
-                draw = (this.round - 1) * self.edge_rounds + e + 1
-                updates = run.mode.updates(run, grid, this, draw)
-                with this.timed("aggregate"):
-                    parts = self._edge_round(run, this, updates)
-                for edge, part in parts.items():
-                    reports[edge] = MetricRecord({k: v for k, v in part.train.items() if k != "clients"})
-                    examples[edge] |= {name: run.clients[name].examples for name in part.train["clients"]}
-                    trained |= part.train["clients"]
-            merge(this, list(parts.values()))
-            this.train["clients"] = dict(sorted(trained.items()))
-            at_edges, this.strategy = this.strategy, {}
+        for e in range(self.edge_rounds):
+            draw = (this.round - 1) * self.edge_rounds + e + 1
+            updates = run.mode.updates(run, grid, this, draw)
             with this.timed("aggregate"):
-                asked = {edge: sum(examples[edge].values()) for edge in self.numbers if examples[edge]}
-                run.strategy.client_names = {number: edge for edge, number in self.numbers.items()}
-                replies = [
-                    self._reply(edge, run.cohorts.models[edge], MetricRecord({**reports[edge], "num-examples": count}))
-                    for edge, count in asked.items()
-                ]
-                part = Round(this.round)
-                arrays = combine(part, run.strategy, cloud, replies, list(asked))
-                optimizer = run.axes.get("server_optimizer")
-                arrays = optimizer.step(cloud, arrays) if optimizer is not None else arrays
-            this.strategy = {**at_edges, "edges": self._members(asked), "cloud": part.strategy}
-            run.cohorts.share(
-                distilled(
-                    run, this, arrays, [Update(edge, reply, cloud) for edge, reply in zip(asked, replies, strict=True)]
-                )
+                parts = self._edge_round(run, this, updates)
+            for edge, part in parts.items():
+                reports[edge] = MetricRecord({k: v for k, v in part.train.items() if k != "clients"})
+                examples[edge] |= {name: run.clients[name].examples for name in part.train["clients"]}
+                trained |= part.train["clients"]
+        merge(this, list(parts.values()))
+        this.train["clients"] = dict(sorted(trained.items()))
+        at_edges, this.strategy = this.strategy, {}
+        with this.timed("aggregate"):
+            asked = {edge: sum(examples[edge].values()) for edge in self.numbers if examples[edge]}
+            run.strategy.client_names = {number: edge for edge, number in self.numbers.items()}
+            replies = [
+                self._reply(edge, run.cohorts.models[edge], MetricRecord({**reports[edge], "num-examples": count}))
+                for edge, count in asked.items()
+            ]
+            part = Round(this.round)
+            arrays = combine(part, run.strategy, cloud, replies, list(asked))
+            optimizer = run.axes.get("server_optimizer")
+            arrays = optimizer.step(cloud, arrays) if optimizer is not None else arrays
+        this.strategy = {**at_edges, "edges": self._members(asked), "cloud": part.strategy}
+        run.cohorts.share(
+            distilled(
+                run, this, arrays, [Update(edge, reply, cloud) for edge, reply in zip(asked, replies, strict=True)]
             )
-        except BaseException:
-            run.cohorts.share(cloud)  # a run that ends here keeps the model of the last whole round
-            raise
+        )
 
     def _edge_round(self, run: Federation, this: Round, updates: Sequence[Update]) -> dict[str, Round]:
         """Give each edge that has updates its next model; what was noted of each."""

@@ -114,8 +114,6 @@ class Progress(Habit):
         }
         said = ", ".join(f"{name} {value:.3f}" for name, value in found.items() if value is not None)
         log(INFO, "round %d/%d: %s", this.round, run.config.rounds, said)
-        for item in this.rejected:
-            log(INFO, "round %d: rejected client %s: %s", item["round"], item["client"], item["reason"])
 
 
 class Plots:

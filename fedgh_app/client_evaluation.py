@@ -23,7 +23,9 @@ def evaluate_clients(run: Federation, grid: ScreeningGrid, this: Round) -> None:
     if not run.due(run.config.evaluate.clients_every, this.round):
         return
     free = list(run.clients) if this.round == run.config.rounds else run.mode.idle(run)
-    able = [name for name in free if run.clients[name].test_examples]
+    grid.refresh()
+    absent = grid.absent(run.clients)
+    able = [name for name in free if run.clients[name].test_examples and name not in absent]
     with this.timed("evaluate_clients"):
         messages = evaluation_messages(run, grid, this, able, "test")
         replies = list(grid.send_and_receive(messages, timeout=run.config.round_timeout))

@@ -61,6 +61,7 @@ class Update:
 class Round:
     """What happened in one round; round 0 is the evaluation before training. One line of ``history.jsonl``.
 
+    ``rejected`` holds the replies that no strategy saw, ``absent`` who could not be asked as the round began, and why.
     ``clusters`` (who is in which), ``selection``, ``distillation`` and ``privacy`` are filled by the axes that are on.
     """
 
@@ -71,6 +72,7 @@ class Round:
     seconds: dict[str, float] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
     rejected: list[dict[str, Any]] = field(default_factory=list)
+    absent: dict[str, str] = field(default_factory=dict)
     clusters: dict[str, list[str]] = field(default_factory=dict)
     selection: dict[str, Any] = field(default_factory=dict)
     distillation: dict[str, Any] = field(default_factory=dict)
@@ -112,6 +114,16 @@ class Cohorts:
     def regroup(self, models: Mapping[str, ArrayRecord], of: Mapping[str, str]) -> None:
         """Take other cohorts."""
         self.models, self.of = dict(models), dict(of)
+
+    @contextmanager
+    def restored_on_failure(self) -> Iterator[None]:
+        """A block that raises leaves the models as they were: a run that ends in a round keeps those of the last."""
+        models, of = dict(self.models), dict(self.of)
+        try:
+            yield
+        except BaseException:
+            self.regroup(models, of)
+            raise
 
     def share(self, arrays: ArrayRecord) -> None:
         """Give every cohort the same model."""

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from logging import WARNING
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.common.logger import log
 
 from fedgh_app.errors import RunFailed
 from fedgh_app.federation import Federation, Round, Update
 from fedgh_app.pose.errors import UserError
-from fedgh_app.screening import ScreeningGrid, Traffic
+from fedgh_app.screening import POLL_SECONDS, ScreeningGrid, Traffic
 from fedgh_app.selection import Candidate
 from strategies.updates import labels
 
 CONTROL = "control"
 PRIVACY = "privacy"
+OUTLIERS = "outliers"
+MOST_TOLD = 10  # clients that one line names
 
 
 class Sync:
@@ -30,17 +35,19 @@ class Sync:
 
         Raises RunFailed where fewer than ``min_clients`` answer well.
         """
-        names = select(run, grid, this, self.idle(run), run.axes["selection"].size(len(run.clients)), draw)
+        free = askable(run, grid, this, self.idle(run), run.config.min_clients)
+        names = select(run, grid, this, free, run.axes["selection"].size(len(run.clients)), draw)
         with this.timed("train"):
             messages = training_messages(run, grid, this, names, dict.fromkeys(names, draw))
             grid.traffic = Traffic()
-            replies = list(grid.send_and_receive(messages, timeout=run.config.round_timeout))
+            answers = grid.answers(messages, timeout=run.config.round_timeout)
+            answers = without_outliers(run, grid, answers)
         book(grid, this)
-        if len(replies) < run.config.min_clients:
-            raise too_few(this, len(replies), run.config.min_clients)
+        if len(answers) < run.config.min_clients:
+            raise too_few(this, len(answers), run.config.min_clients)
         updates = []
-        for reply in replies:
-            name = grid.client_names[reply.metadata.src_node_id]
+        for asked, reply in answers:
+            name = grid.name_of(asked)
             accept(run, name, reply, draw, draw)
             updates.append(Update(name, reply, run.cohorts[name]))
         return sorted(updates, key=lambda update: update.client)
@@ -94,6 +101,7 @@ class Async:
 
         With nobody left to wait for, those that came are enough if they are ``min_clients``; RunFailed otherwise.
         """
+        askable(run, grid, this, self.idle(run), 0 if self.in_flight else run.config.min_clients)
         grid.traffic = Traffic()
         arrived: list[Update] = []
         dropped = 0
@@ -105,7 +113,7 @@ class Async:
                 break
             with this.timed("train"):
                 good = grid.arrivals(self.in_flight)
-            for asked, reply in good:
+            for asked, reply in without_outliers(run, grid, good):
                 name, start, since, number = self.in_flight.pop(asked.metadata.message_id)
                 accept(run, name, reply, number, self.selections)
                 staleness = this.round - since
@@ -128,7 +136,8 @@ class Async:
         return arrived
 
     def _keep_busy(self, run: Federation, grid: ScreeningGrid, this: Round, failed: set[str]) -> None:
-        idle = [name for name in self.idle(run) if name not in failed]
+        absent = grid.absent(run.clients)
+        idle = [name for name in self.idle(run) if name not in failed and name not in absent]
         together = self.concurrency or run.axes["selection"].size(len(run.clients))
         free = together - len(self.in_flight)
         if not idle or free < 1:
@@ -152,6 +161,43 @@ class Async:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up the counts."""
         self.draws, self.selections = dict(state["draws"]), int(state["selections"])
+
+
+def askable(run: Federation, grid: ScreeningGrid, this: Round, names: Sequence[str], least: int) -> list[str]:
+    """Those of the named clients that are connected and owe no reply.
+
+    Waits for ``runtime.node_timeout`` seconds while they are fewer than ``least``; RunFailed where they still are then.
+    """
+    patience = float(run.config.runtime.get("node_timeout", 0.0))
+    end = time.monotonic() + patience
+    while True:
+        grid.check_stop()
+        grid.refresh()
+        this.absent = grid.absent(run.clients)
+        found = [name for name in names if name not in this.absent]
+        why = "; ".join(f"client {name}: {reason}" for name, reason in this.absent.items())
+        if len(found) >= min(least, len(names)):
+            if why:
+                log(WARNING, "round %d: not asked: %s", this.round, why)
+            return found
+        if time.monotonic() > end:
+            raise RunFailed(
+                f"round {this.round}: {len(found)} of {len(names)} clients can be asked after "
+                f"{patience:g} seconds, expected at least {least} ({why})"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def without_outliers(
+    run: Federation, grid: ScreeningGrid, answers: Sequence[tuple[Message, Message]]
+) -> list[tuple[Message, Message]]:
+    """The answers to training whose updates are not far longer than the others'; those are rejected."""
+    numbers = [asked.metadata.message_id for asked, _ in answers]
+    reasons = run.axes[OUTLIERS].reasons({number: grid.norms.pop(number) for number in numbers})
+    for asked, _ in answers:
+        if reason := reasons.get(asked.metadata.message_id):
+            grid.reject(grid.name_of(asked), reason)
+    return [(asked, reply) for asked, reply in answers if asked.metadata.message_id not in reasons]
 
 
 def accept(run: Federation, name: str, reply: Message, draw: int, key: int) -> None:
@@ -248,7 +294,8 @@ def nodes_of(grid: ScreeningGrid, names: Iterable[str]) -> list[int]:
 
 def book(grid: ScreeningGrid, this: Round) -> None:
     """Note on the round what the grid rejected in it, and the bytes it moved since they were last noted."""
-    this.rejected = [vars(item) for item in grid.rejected if item.round == this.round]
+    found = [item for item in grid.rejected if item.round == this.round]
+    this.rejected = [vars(item) for item in sorted(found, key=lambda item: item.client)]
     this.bytes["down"] = this.bytes.get("down", 0) + grid.traffic.down
     this.bytes["up"] = this.bytes.get("up", 0) + grid.traffic.up
     grid.traffic = Traffic()
@@ -256,5 +303,8 @@ def book(grid: ScreeningGrid, this: Round) -> None:
 
 def too_few(this: Round, found: int, expected: int) -> RunFailed:
     """The error of a round that cannot go on."""
-    reasons = "; ".join(f"client {item['client']}: {item['reason']}" for item in this.rejected)
+    told = [f"client {item['client']}: {item['reason']}" for item in this.rejected]
+    told += [f"client {name}: {reason}" for name, reason in this.absent.items()]
+    more = [f"and {len(told) - MOST_TOLD} more"] if len(told) > MOST_TOLD else []
+    reasons = "; ".join([*told[:MOST_TOLD], *more])
     return RunFailed(f"round {this.round}: {found} good replies, expected at least {expected} ({reasons})")

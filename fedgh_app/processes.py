@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+import time
 from collections.abc import Iterator
 
 import psutil
 
 MARK = "FEDGH_RUN_MARK"  # environment variable that every process of a run inherits
 PATIENCE_SECONDS = 7.5
+RAY_CALL = "ray::ClientAppActor.run"  # what Ray calls a process while it runs a client
+CALL_SECONDS = 0.5
 
 
 def end_marked(mark: str) -> None:
@@ -29,3 +33,21 @@ def marked(mark: str) -> Iterator[psutil.Process]:
         with contextlib.suppress(psutil.Error, OSError):
             if candidate.environ().get(MARK) == mark:
                 yield candidate
+
+
+def end_ray_calls() -> None:
+    """From now on, end every call of a client that is still running below this process.
+
+    Flower's simulation ends only after all calls have; a run that has ended waits for none, least of all for a client
+    that never answers. Calls that were queued start when others are ended, so that this goes on until the process ends.
+    """
+
+    def end_calls() -> None:
+        while True:
+            for child in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if child.cmdline()[:1] == [RAY_CALL]:
+                        child.kill()
+            time.sleep(CALL_SECONDS)
+
+    threading.Thread(target=end_calls, name="end of calls", daemon=True).start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -88,6 +89,8 @@ class Display:
             parts.append(f"{seconds:.1f} s")
         for item in line["rejected"]:
             parts.append(f"[red]rejected {escape(item['client'])}: {escape(item['reason'])}[/red]")
+        for name, reason in line.get("absent", {}).items():
+            parts.append(f"[yellow]not asked {escape(name)}: {escape(reason)}[/yellow]")
         return "  ".join(parts)
 
 
@@ -118,6 +121,8 @@ def print_result(result: dict[str, Any], directory: Path, metric: str, console: 
             info = result["clients"].get(name, {})
             clients.add_row(name, str(info.get("label")), str(info.get("examples")), _percent(value))
         console.print(clients)
+    if result["rejected"]:
+        console.print(_rejected(result["rejected"]))
     seconds = result["seconds"]
     console.print(
         f"rounds: {result['rounds']} in {seconds['rounds']:.0f} s; rejected replies: {len(result['rejected'])}"
@@ -132,6 +137,19 @@ def print_result(result: dict[str, Any], directory: Path, metric: str, console: 
         said = storage.read_json(tracked)
         line = f"W&B run is offline; upload it with: {said['sync']}" if said["sync"] else f"W&B run: {said['url']}"
         console.print(escape(line), soft_wrap=True)
+
+
+def _rejected(items: Sequence[Mapping[str, Any]]) -> Table:
+    """Who sent what could not be used, and in which rounds."""
+    rounds: dict[tuple[str, str], list[int]] = {}
+    for item in items:
+        rounds.setdefault((item["client"], item["reason"]), []).append(item["round"])
+    table = Table(title="rejected replies")
+    for column in ("client", "rounds", "reason"):
+        table.add_column(column, overflow="fold")
+    for (client, reason), found in sorted(rounds.items()):
+        table.add_row(escape(client), ", ".join(map(str, found)), escape(reason))
+    return table
 
 
 def _percent(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""A Grid that checks every reply before a strategy sees it.
+"""A Grid that checks every reply before a strategy sees it, and knows which of the clients can be asked.
 
 Flower's strategies raise on the first odd reply, which would let one faulty client end the run of all. Here a bad reply
 is set aside with its client's name and the reason, and the round goes on with the others.
@@ -7,22 +7,27 @@ is set aside with its client's name and the reason, and the round goes on with t
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from logging import WARNING
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Message, MessageType, RecordDict
+from flwr.common.logger import log
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
 from fedgh_app.errors import RunFailed
-from strategies.npy import flat, header
+from fedgh_app.replies import Expected, Norms, examine
 
 POLL_SECONDS = 0.05
 STOP_FILE = "stop"
+
+# Said by the simulation engine of a process that it does not replace: whoever is next sent to it fails too.
+_DEAD_ACTOR = re.compile(r"<class 'ray\.exceptions\.(\w*(Actor|Worker|Node|Raylet)\w*|OutOfMemory)Error'>")
 
 
 @dataclass(frozen=True)
@@ -51,14 +56,26 @@ def array_bytes(content: RecordDict) -> int:
 class ScreeningGrid(Grid):
     """Passes messages to ``inner`` and keeps only the good replies.
 
+    A client that did not answer in time may still be at work, and what it is sent then would wait behind that. So it
+    owes a reply, and nobody asks it, until its node has answered the small question that it is put instead. In Flower's
+    simulation any free process would answer that one: a client that owes a reply there is left alone for good.
+
+    Nodes may go and come back. A node that comes back under another id is known again by the client's name, as soon as
+    the id that had the name before is gone.
+
     Attributes:
         inner: the grid that carries the messages.
-        client_names: client name by node id, known after the first query.
+        client_names: client name by node id, known after the first query; strategies read this very table.
         round: the round that rejections are booked under.
         rejected: every rejected reply of the run.
         traffic: bytes since it was last set.
-        expected: names the metrics that the named client's reply to a message type must hold; None to accept any.
+        expected: what the named client's reply to a message must hold.
+        knows: whether a description that a node gives of itself is that of a client of the run.
         stop_file: once this file exists, waiting ends with `RunFailed`: somebody wants the run to stop.
+        simulated: whether clients run in Flower's simulation.
+        norms: of the updates in good replies to training, by the id of the message they answer, until taken.
+        owing: clients that owe a reply.
+        away: clients whose node is not connected.
     """
 
     inner: Grid
@@ -66,53 +83,83 @@ class ScreeningGrid(Grid):
     round: int = 0
     rejected: list[Rejected] = field(default_factory=list)
     traffic: Traffic = field(default_factory=Traffic)
-    expected: Callable[[str, str], frozenset[str] | None] = lambda client, kind: None
+    expected: Callable[[str, Message], Expected] = lambda client, asked: Expected()
+    knows: Callable[[Message], str | None] = lambda reply: None
     stop_file: Path | None = None
-    _waiting: dict[str, tuple[Message, float]] = field(default_factory=dict)  # with the time.monotonic() of its end
+    simulated: bool = False
+    norms: dict[str, Norms] = field(default_factory=dict)
+    owing: set[str] = field(default_factory=set)
+    away: set[str] = field(default_factory=set)
+    # Posted messages by id, with the client's name and the time.monotonic() of their end.
+    _waiting: dict[str, tuple[Message, str, float]] = field(default_factory=dict)
+    _questions: dict[str, Message] = field(default_factory=dict)  # put to nodes that are new or owe a reply
+    _strangers: set[int] = field(default_factory=set)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send, wait for at most ``timeout`` seconds, and return the good replies in the order of sending."""
+        return [reply for _, reply in self.answers(messages, timeout=timeout)]
+
+    def answers(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[tuple[Message, Message]]:
+        """The same, each reply after the message that it answers."""
         ids = self.post(messages, timeout=timeout)
-        replies: dict[str, Message] = {}
+        replies: dict[str, tuple[Message, Message]] = {}
         while any(number in self._waiting for number in ids):
-            replies |= {reply.metadata.reply_to_message_id: reply for _, reply in self.arrivals(ids)}
+            replies |= {asked.metadata.message_id: (asked, reply) for asked, reply in self.arrivals(ids)}
         return [replies[number] for number in ids if number in replies]
 
     def post(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[str]:
-        """Send without waiting; a message has ``timeout`` seconds to be answered. Returns the messages' ids."""
+        """Send without waiting; a message has ``timeout`` seconds to be answered, and then Flower drops it. Returns the
+        messages' ids."""
         sent = list(messages)
+        if timeout is not None:
+            for message in sent:
+                message.metadata.ttl = timeout + max(0.0, time.time() - message.metadata.created_at)
         self.inner.push_messages(sent)
         end = math.inf if timeout is None else time.monotonic() + timeout
         for message in sent:
             # An error reply may carry the SuperLink's node id: only the message that it answers tells whose it is.
-            self._waiting[message.metadata.message_id] = (message, end)
+            self._waiting[message.metadata.message_id] = (message, self.name_of(message), end)
             self.traffic.down += array_bytes(message.content)
         return [message.metadata.message_id for message in sent]
 
     def arrivals(self, ids: Iterable[str]) -> list[tuple[Message, Message]]:
         """Wait until some of the posted messages ``ids`` are answered or overdue; the good replies, each after what it
         answers. Empty where all that came was bad, or nothing is waited for.
+
+        Raises RunFailed where the run is to stop, or a process died that the simulation goes on sending clients to.
         """
         asked_for = [number for number in ids if number in self._waiting]
         good: list[tuple[Message, Message]] = []
         while asked_for:
-            if self.stop_file is not None and self.stop_file.exists():
-                raise RunFailed("stopped")
+            self.check_stop()
             arrived = list(self.inner.pull_messages(asked_for))
             for reply in arrived:
-                asked, _ = self._waiting.pop(reply.metadata.reply_to_message_id)
+                asked, client, _ = self._waiting.pop(reply.metadata.reply_to_message_id)
                 if reply.has_content():
                     self.traffic.up += array_bytes(reply.content)
-                client = self.name_of(asked)
-                if reason := fault(asked, reply, self.expected(client, asked.metadata.message_type)):
-                    self.reject(asked, reason)
-                else:
-                    good.append((asked, reply))
+                elif self.simulated and _DEAD_ACTOR.match(str(reply.error.reason)):
+                    raise RunFailed(
+                        f"round {self.round}: the process of client {client} died, "
+                        "and Flower's simulation does not replace it"
+                    )
+                verdict = examine(asked, reply, self.expected(client, asked))
+                if not verdict.answered:
+                    self.owing.add(client)
+                if verdict.fault is not None:
+                    self.reject(client, verdict.fault)
+                    continue
+                if verdict.norms is not None:
+                    self.norms[asked.metadata.message_id] = verdict.norms
+                good.append((asked, reply))
+            if arrived:
+                break
             now = time.monotonic()
-            overdue = [number for number in asked_for if number in self._waiting and self._waiting[number][1] < now]
+            overdue = [number for number in asked_for if self._waiting[number][2] < now]
             for number in overdue:
-                self.reject(self._waiting.pop(number)[0], "no reply within the time it had")
-            if arrived or overdue:
+                _, client, _ = self._waiting.pop(number)
+                self.owing.add(client)
+                self.reject(client, "no reply within the time it had")
+            if overdue:
                 break
             time.sleep(POLL_SECONDS)
         # By name, as everything: not by who failed first.
@@ -123,6 +170,64 @@ class ScreeningGrid(Grid):
         """Whether the posted message of this id is neither answered nor overdue."""
         return number in self._waiting
 
+    @property
+    def is_owed(self) -> bool:
+        """Whether some client has not answered, in time or too late."""
+        return bool(self._waiting or self.owing)
+
+    def check_stop(self) -> None:
+        """Raise RunFailed where somebody wants the run to stop."""
+        if self.stop_file is not None and self.stop_file.exists():
+            raise RunFailed("stopped")
+
+    def refresh(self) -> None:
+        """Find out who is connected, and take in what nodes said that are new or owed a reply."""
+        online = set(self.inner.get_node_ids())
+        if self._questions:
+            for reply in self.inner.pull_messages(list(self._questions)):
+                asked = self._questions.pop(reply.metadata.reply_to_message_id)
+                if examine(asked, reply).fault is None:
+                    self._hear(asked.metadata.dst_node_id, reply, online)
+        self.away = {name for node, name in self.client_names.items() if node not in online}
+        put = {asked.metadata.dst_node_id for asked in self._questions.values()}
+        new = online - self.client_names.keys() - self._strangers
+        late = {node for node, name in self.client_names.items() if name in self.owing and node in online}
+        questions = [
+            Message(RecordDict(), node, MessageType.QUERY)
+            for node in sorted((new | (set() if self.simulated else late)) - put)
+        ]
+        if questions:
+            self.inner.push_messages(questions)
+            self._questions |= {asked.metadata.message_id: asked for asked in questions}
+
+    def _hear(self, node: int, reply: Message, online: set[int]) -> None:
+        """Take in what a node says of itself."""
+        if node in self.client_names:
+            self.owing.discard(self.client_names[node])
+            return
+        name = self.knows(reply)
+        before = next((other for other, known in self.client_names.items() if known == name), None)
+        if name is None or before is None:
+            self._strangers.add(node)
+            log(WARNING, "A node connected that is no client of this run; it is left out.")
+        elif before not in online:  # otherwise it is asked once more: the name may still become free
+            log(WARNING, "Client %s is back, as another node.", name)
+            # What its node had been sent before is lost with it.
+            for number in [key for key, (_, client, _) in self._waiting.items() if client == name]:
+                del self._waiting[number]
+                self.reject(name, "its node is gone; it is back as another")
+            del self.client_names[before]
+            self.client_names[node] = name
+            self.owing.discard(name)
+
+    def absent(self, names: Iterable[str]) -> dict[str, str]:
+        """Which of the named clients cannot be asked, and why."""
+        return {
+            name: "its node is not connected" if name in self.away else "it owes a reply"
+            for name in sorted(names)
+            if name in self.away or name in self.owing
+        }
+
     def only(self, node_ids: Iterable[int]) -> Grid:
         """This grid as somebody sees it for whom ``node_ids`` are all nodes."""
         return _Part(self, list(node_ids))
@@ -132,9 +237,10 @@ class ScreeningGrid(Grid):
         node = message.metadata.dst_node_id
         return self.client_names.get(node, str(node))
 
-    def reject(self, asked: Message, reason: str) -> None:
-        """Book the reply to ``asked`` as rejected."""
-        self.rejected.append(Rejected(self.round, self.name_of(asked), reason))
+    def reject(self, client: str, reason: str) -> None:
+        """Book a client's reply as rejected."""
+        log(WARNING, "round %d: rejected client %s: %s", self.round, client, reason)
+        self.rejected.append(Rejected(self.round, client, reason))
 
     def set_run(self, run: Any) -> None:
         """See `Grid`."""
@@ -176,101 +282,3 @@ class _Part(ScreeningGrid):
     def get_node_ids(self) -> list[int]:
         """The nodes of this part."""
         return self._node_ids
-
-
-def fault(asked: Message, reply: Message, expected: frozenset[str] | None = None) -> str | None:
-    """What is wrong with ``reply``, in one line; None for a good one.
-
-    Args:
-        asked: the message that it answers, whose config may name further metrics under ``report``.
-        reply: the reply.
-        expected: the metrics it must hold beside those; None to accept any.
-    """
-    if reply.has_error():
-        return reply.error.reason.strip().splitlines()[-1] if reply.error.reason else f"error {reply.error.code}"
-    content = reply.content
-    kind = asked.metadata.message_type
-    if kind == MessageType.QUERY:
-        return _query_fault(content)
-    if len(content.metric_records) != 1:
-        return f"{len(content.metric_records)} MetricRecords; expected 1"
-    metrics = next(iter(content.metric_records.values()))
-    if expected is not None:
-        config = next(iter(asked.content.config_records.values()), ConfigRecord())
-        expected = expected | frozenset(config.get("report", []))  # type: ignore[arg-type]
-    if reason := _metric_fault(metrics, expected):
-        return reason
-    if kind != MessageType.TRAIN:
-        return None
-    if len(content.array_records) != 1:
-        return f"{len(content.array_records)} ArrayRecords; expected 1"
-    sent = next(iter(asked.content.array_records.values()))
-    return _array_fault(sent, next(iter(content.array_records.values())))
-
-
-def _query_fault(content: RecordDict) -> str | None:
-    said = next(iter(content.config_records.values()), None)
-    if len(content.config_records) != 1 or said is None:
-        return f"{len(content.config_records)} ConfigRecords; expected 1 that describes the client"
-    kinds = {"name": str, "label": str, "keypoints": str, "num-examples": int, "num-test": int, "speed": float}
-    names = {str: "text", int: "a whole number", float: "a number"}
-    for key, kind in kinds.items():
-        if not isinstance(said.get(key), kind):
-            return f"{key} is {said.get(key)!r}; expected {names[kind]}"
-    return None
-
-
-def _metric_fault(metrics: MetricRecord, expected: frozenset[str] | None) -> str | None:
-    if expected is not None:
-        if missing := sorted(expected - metrics.keys()):
-            return f"metric {missing[0]} is missing"
-        if extra := sorted(metrics.keys() - expected):
-            return f"metric {extra[0]} was not asked for"
-        if lists := [key for key, value in metrics.items() if isinstance(value, list)]:
-            return f"metric {lists[0]} is a list; expected a number"
-    examples = metrics.get("num-examples")
-    if not isinstance(examples, int | float) or not examples > 0:
-        return f"num-examples is {examples}; expected a positive number"
-    if not metrics.get("steps", 1) > 0:  # type: ignore[operator]
-        return f"steps is {metrics['steps']}; expected a positive number"
-    for key, value in metrics.items():
-        values = value if isinstance(value, list) else [value]
-        if not all(math.isfinite(number) for number in values):
-            return f"metric {key} is {value}; expected finite numbers"
-    # FedReID's weight is a distance; rounding may take it a little below 0.
-    if (distance := metrics.get("cosine-distance", 0.0)) < -1e-5:  # type: ignore[operator]
-        return f"metric cosine-distance is {distance}; expected at least 0"
-    return None
-
-
-def _array_fault(sent: ArrayRecord, received: ArrayRecord) -> str | None:
-    if missing := [key for key in sent if key not in received]:
-        return f"array {missing[0]} is missing"
-    if extra := [key for key in received if key not in sent]:
-        return f"array {extra[0]} was never sent"
-    for key, array in received.items():
-        wanted = sent[key]
-        if tuple(array.shape) != tuple(wanted.shape):
-            return f"array {key} has shape {tuple(array.shape)}; expected {tuple(wanted.shape)}"
-        if array.dtype != wanted.dtype:
-            return f"array {key} has dtype {array.dtype}; expected {wanted.dtype}"
-        try:
-            found = header(array)
-            values = flat(array)
-        except ValueError as error:
-            return f"array {key} cannot be read: {str(error).splitlines()[0]}"
-        if found.shape != tuple(wanted.shape) or str(found.dtype) != wanted.dtype:
-            return f"array {key} holds {found.dtype} of shape {found.shape}, not what it declares"
-        if not _finite(values):
-            return f"array {key} holds NaN or infinity"
-    return None
-
-
-def _finite(values: np.ndarray) -> bool:
-    if not np.issubdtype(values.dtype, np.floating):
-        return True
-    # One pass without a mask: the square sum is finite for all but huge values, which the exact test then settles.
-    with np.errstate(over="ignore", invalid="ignore"):
-        if values.dtype != np.float16 and math.isfinite(float(np.dot(values, values))):
-            return True
-    return bool(np.isfinite(values).all())

@@ -6,6 +6,7 @@ hook between rounds and waits without end for missing nodes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 import uuid
@@ -15,12 +16,13 @@ from logging import ERROR, INFO
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, Context, Message, MessageType, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 from omegaconf import DictConfig
+from safetensors import SafetensorError
 
-from fedgh_app import checkpoints, plots, privacy, site, storage
+from fedgh_app import checkpoints, plots, privacy, processes, site, storage
 from fedgh_app.aggregation import EdgeCloud, Finch, Flat, edges_of
 from fedgh_app.callbacks import usual_callbacks
 from fedgh_app.client_evaluation import evaluate_clients
@@ -30,11 +32,13 @@ from fedgh_app.errors import RunFailed, first_line
 from fedgh_app.federation import Callback, ClientInfo, Cohorts, Federation, Round, Topology
 from fedgh_app.instantiation import build_optimizer, instantiate
 from fedgh_app.knowledge import PublicImages, ServerDistillation
-from fedgh_app.modes import CONTROL, PRIVACY
+from fedgh_app.modes import CONTROL, OUTLIERS, PRIVACY
+from fedgh_app.outliers import Outliers
 from fedgh_app.packing import PackingGrid
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.records import DatasetSpec
 from fedgh_app.pose.tally import Count, Tally
+from fedgh_app.replies import CLAIM, Expected, finite
 from fedgh_app.report import result_of
 from fedgh_app.resumption import served
 from fedgh_app.screening import STOP_FILE, Rejected, ScreeningGrid
@@ -44,7 +48,7 @@ from strategies.server_optimizer import ServerOptimizer
 
 app = ServerApp()
 
-NODE_WAIT_SECONDS = 60.0
+NODE_WAIT_SECONDS = 60.0  # where the runtime does not say
 
 
 @app.main()
@@ -53,14 +57,18 @@ def main(grid: Grid, context: Context) -> None:
     config = compose_config(split_overrides(str(context.run_config.get("overrides", ""))))
     directory = run_directory(config)
     with served(directory), failing_into(directory):
-        # The simulation engine registers its nodes after it has started this thread.
         if config.runtime.name == "deployment":
             check_server_images(config)
             grid = PackingGrid(grid)
         patience = config.runtime.get("node_timeout")
-        nodes = wait_for_nodes(grid, config.num_clients, patience, directory / STOP_FILE)
-        deal(config, directory, len(nodes))
-        federate(config, grid, directory)
+        try:
+            # The simulation engine registers its nodes after it has started this thread.
+            nodes = wait_for_nodes(grid, config.num_clients, patience, directory / STOP_FILE)
+            deal(config, directory, len(nodes))
+            federate(config, grid, directory)
+        finally:
+            if config.runtime.name == "simulation":
+                processes.end_ray_calls()
 
 
 def deal(config: DictConfig, directory: Path, num_clients: int) -> None:
@@ -90,10 +98,12 @@ def failing_into(directory: Path) -> Iterator[None]:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if isinstance(error, KeyboardInterrupt):
             line = "stopped"
-        storage.write_json(
-            directory / "failure.json",
-            {"error": line, "kind": type(error).__name__, "user": isinstance(error, UserError)},
-        )
+        # A disk that is full takes not even this; whoever started the run then has the engine's word.
+        with contextlib.suppress(OSError):
+            storage.write_json(
+                directory / "failure.json",
+                {"error": line, "kind": type(error).__name__, "user": isinstance(error, UserError)},
+            )
         raise
 
 
@@ -216,9 +226,11 @@ def federate(
     site.limit_threads(config.runtime.client_cpus)
     spec = first_spec(config)
     started = time.perf_counter()
-    screen = ScreeningGrid(grid, stop_file=directory / STOP_FILE)
+    storage.clear_drafts(directory)
+    screen = ScreeningGrid(grid, stop_file=directory / STOP_FILE, simulated=config.runtime.name == "simulation")
     clients = query(screen, config, spec)
-    screen.expected = functools.partial(expected_metrics, clients)
+    screen.expected = functools.partial(expected_reply, clients)
+    screen.knows = functools.partial(known_client, clients)
     run, topology = assemble(config, directory, spec, clients, screen)
     run.started = started
     first = 0
@@ -236,7 +248,9 @@ def federate(
             with this.timed("total"):
                 if server_round:
                     screen.round = server_round
-                    topology.run_round(run, screen, this)
+                    with run.cohorts.restored_on_failure():
+                        topology.run_round(run, screen, this)
+                        check_finite(run, this)
                 # Before training, what the clients find is of interest where nobody else can look.
                 if server_round or not run.is_central:
                     evaluate_clients(run, screen, this)
@@ -244,7 +258,10 @@ def federate(
                 this.privacy = run.axes[PRIVACY].spent()
             run.history.append(this)
             for hook in hooks:
-                hook.after_round(run, this)
+                try:
+                    hook.after_round(run, this)
+                except (OSError, SafetensorError) as error:
+                    raise RunFailed(f"round {this.round}: {storage.unwritten(error)}") from error
             watch()
         storage.write_json(directory / "result.json", result_of(run))
         failure = None
@@ -261,6 +278,19 @@ def federate(
     return run
 
 
+def check_finite(run: Federation, this: Round) -> None:
+    """Raise RunFailed where the round made NaN or infinity of finite updates."""
+    models = list(run.cohorts.models.values())
+    if CONTROL in run.axes:
+        models.append(run.axes[CONTROL].arrays)
+    for arrays in {id(model): model for model in models}.values():
+        if key := finite(arrays):
+            raise RunFailed(
+                f"round {this.round}: aggregation made NaN or infinity of finite updates, in {key}; "
+                "the model of the round before is kept"
+            )
+
+
 def assemble(
     config: DictConfig, directory: Path, spec: DatasetSpec, clients: dict[str, ClientInfo], grid: ScreeningGrid
 ) -> tuple[Federation, Topology]:
@@ -269,7 +299,7 @@ def assemble(
     local = set(instantiate(config.sharing, "sharing").local_keys(site.build_model(config, spec)))
     shared = ArrayRecord({key: Array(tensor.numpy()) for key, tensor in initial.items() if key not in local})
     strategy = instantiate(config.strategy, "strategy")
-    strategy.client_names = dict(grid.client_names)
+    strategy.client_names = grid.client_names  # the table itself: a node may come back under another id
     run = Federation(
         config,
         directory,
@@ -282,6 +312,7 @@ def assemble(
         id=uuid.uuid4().hex,
     )
     run.axes["selection"] = instantiate(config.selection, "selection")
+    run.axes[OUTLIERS] = Outliers(config.outlier_factor)
     if config.server_optimizer._target_ is not None:
         run.axes["server_optimizer"] = ServerOptimizer(server_optimizer(config))
     if instantiate(config.objective, "objective").needs_control:
@@ -303,18 +334,19 @@ def assemble(
         edges = edges_of(list(clients), config.topology.edges, config.topology.members)
         topology = EdgeCloud(config.topology.edge_rounds, edges)
         run.client_strategy = instantiate(config.topology.edge_strategy, "strategy")
-        run.client_strategy.client_names = dict(grid.client_names)
+        run.client_strategy.client_names = grid.client_names
     return run, topology
 
 
-def expected_metrics(clients: Mapping[str, ClientInfo], client: str, kind: str) -> frozenset[str] | None:
-    """The metrics that a client's reply must hold, by the message type it answers, beside what it was asked for."""
+def expected_reply(clients: Mapping[str, ClientInfo], client: str, asked: Message) -> Expected:
+    """What a client's reply must hold, beside what it was asked for."""
+    info, kind = clients[client], asked.metadata.message_type
     if kind == MessageType.TRAIN:
-        return frozenset({"num-examples", "loss", "steps", "seconds"})
-    if kind == MessageType.EVALUATE:
-        counts = Tally({name: Count() for name in clients[client].keypoints}).as_scalars()
-        return frozenset({"num-examples", "loss", "loss-terms", *counts})
-    return None
+        return Expected(frozenset({"num-examples", "loss", "steps", "seconds"}), CLAIM * info.examples)
+    counts = Tally({name: Count() for name in info.keypoints}).as_scalars()
+    config = next(iter(asked.content.config_records.values()), ConfigRecord())
+    declared = info.examples if config.get("split") == "train" else info.test_examples
+    return Expected(frozenset({"num-examples", "loss", "loss-terms", *counts}), CLAIM * declared)
 
 
 def query(grid: ScreeningGrid, config: DictConfig, spec: DatasetSpec) -> dict[str, ClientInfo]:
@@ -323,29 +355,41 @@ def query(grid: ScreeningGrid, config: DictConfig, spec: DatasetSpec) -> dict[st
     Raises UserError where two clients share a name or a client has other keypoints; RunFailed where one cannot answer.
     """
     messages = [Message(RecordDict(), node_id, MessageType.QUERY) for node_id in sorted(grid.get_node_ids())]
-    replies = grid.send_and_receive(messages, timeout=config.round_timeout)
+    answers = grid.answers(messages, timeout=config.round_timeout)
     if grid.rejected:
         reasons = "; ".join(sorted(f"client {item.client}: {item.reason}" for item in grid.rejected))
         raise UserError(f"{len(grid.rejected)} of {len(messages)} clients cannot take part: {reasons}")
-    nodes = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
     clients: dict[str, ClientInfo] = {}
-    for reply in replies:
-        said = next(iter(reply.content.config_records.values()))
-        name = str(said["name"])
-        if name in clients:
+    for asked, reply in answers:
+        info = described(reply)
+        if info.name in clients:
             raise UserError(
-                f"client name {name!r} is used by two nodes; expected a different `name` in each node config"
+                f"client name {info.name!r} is used by two nodes; expected a different `name` in each node config"
             )
-        keypoints = tuple(str(said["keypoints"]).split(","))
-        if keypoints != spec.keypoints and not _fits_any_keypoints(config, spec):
+        if info.keypoints != spec.keypoints and not _fits_any_keypoints(config, spec):
             raise UserError(
-                f"client {name}: keypoints {','.join(keypoints)}; expected {','.join(spec.keypoints)}, "
+                f"client {info.name}: keypoints {','.join(info.keypoints)}; expected {','.join(spec.keypoints)}, "
                 "or sharing=fedpav, which leaves each client its own head"
             )
-        examples, tests = int(said["num-examples"]), int(said["num-test"])  # type: ignore[arg-type]
-        clients[name] = ClientInfo(name, str(said["label"]), examples, tests, keypoints, float(said["speed"]))  # type: ignore[arg-type]
-        grid.client_names[nodes[reply.metadata.reply_to_message_id]] = name
+        clients[info.name] = info
+        grid.client_names[asked.metadata.dst_node_id] = info.name
     return dict(sorted(clients.items()))
+
+
+def described(reply: Message) -> ClientInfo:
+    """What a client says of itself in a good reply to a query."""
+    said: Any = next(iter(reply.content.config_records.values()))
+    keypoints = tuple(said["keypoints"].split(","))
+    return ClientInfo(
+        said["name"], said["label"], said["num-examples"], said["num-test"], keypoints, float(said["speed"])
+    )
+
+
+def known_client(clients: Mapping[str, ClientInfo], reply: Message) -> str | None:
+    """Name of the client of the run that describes itself in a good reply to a query; None where it is none of them."""
+    info = described(reply)
+    known = clients.get(info.name)
+    return info.name if known is not None and known.keypoints == info.keypoints else None
 
 
 def _fits_any_keypoints(config: DictConfig, spec: DatasetSpec) -> bool:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from fedgh_app.errors import first_line
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.files import replacing
 
@@ -89,6 +90,20 @@ def save_model(path: Path, state: Mapping[str, torch.Tensor], *, model: Any, dat
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with replacing(path) as draft:
         save_file(tensors, draft, metadata=metadata)
+
+
+def clear_drafts(directory: Path) -> None:
+    """Remove what a run left half-written when it was killed, in its directory and among its checkpoints."""
+    for file in (*directory.glob(".*.part"), *(directory / "checkpoints").glob(".*.part")):
+        file.unlink(missing_ok=True)
+
+
+def unwritten(error: OSError | SafetensorError) -> str:
+    """Which file could not be written and why, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        name = f"{Path(str(error.filename)).name.lstrip('.')}: " if error.filename else ""
+        return f"a file of the run could not be written: {name}{error.strerror}"
+    return f"a file of the run could not be written: {first_line(error)}"
 
 
 TENSOR = "tensor:"

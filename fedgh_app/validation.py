@@ -198,6 +198,8 @@ def _check_values(config: DictConfig) -> None:
         raise UserError(f"seed={config.seed}: expected a whole number of at least 0")
     if config.round_timeout <= 0:
         raise UserError(f"round_timeout={config.round_timeout}: expected a positive number of seconds")
+    if not config.outlier_factor > 1:
+        raise UserError(f"outlier_factor={config.outlier_factor}: expected a number above 1, or inf")
     if config.dataset.on_bad not in ("raise", "skip"):
         raise UserError(f"dataset.on_bad={config.dataset.on_bad}: expected raise or skip")
     if config.evaluate.decoding not in ("argmax", "quarter", "dark"):

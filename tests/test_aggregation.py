@@ -290,6 +290,6 @@ def test_an_edge_round_that_fails_leaves_the_model_of_the_last_whole_round() -> 
         return moves(*args)
 
     run.mode = SimpleNamespace(updates=updates)  # type: ignore[assignment]
-    with pytest.raises(RunFailed, match="stopped"):
+    with pytest.raises(RunFailed, match="stopped"), run.cohorts.restored_on_failure():
         topology.run_round(run, None, Round(1))  # type: ignore[arg-type]
     assert value(run.arrays) == 0

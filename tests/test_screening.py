@@ -10,6 +10,7 @@ from flwr.clientapp import ClientApp
 
 from fedgh_app.errors import RunFailed
 from fedgh_app.inprocess import InProcessGrid
+from fedgh_app.replies import Expected
 from fedgh_app.screening import ScreeningGrid
 
 SENT = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.array(3)}
@@ -95,8 +96,8 @@ def test_a_bad_reply_is_set_aside_with_name_round_and_reason(kind: str) -> None:
     assert "\n" not in rejected.reason
 
 
-def expected(client: str, kind: str) -> frozenset[str] | None:
-    return frozenset({"num-examples", "loss"}) if kind == "train" else None
+def expected(client: str, asked: Message) -> Expected:
+    return Expected(frozenset({"num-examples", "loss"}), 10)
 
 
 UNFIT = {

@@ -1,0 +1,124 @@
+"""Whatever a client sends, looking at it ends in one line or in a reply that does no harm."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedgh_app.replies import Expected, examine
+
+SENT = {
+    "conv.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "norm.running_var": np.ones(2, np.float32),
+    "norm.num_batches_tracked": np.array(3),
+    "half": np.ones(3, np.float16),
+}
+METRICS = {"num-examples": 5, "loss": 0.5, "steps": 2, "seconds": 0.1}
+EXPECTED = Expected(frozenset(METRICS), 10)
+
+NUMBERS = st.one_of(st.integers(), st.floats(), st.booleans())
+VALUES = st.one_of(NUMBERS, st.lists(NUMBERS, max_size=3))
+NAMES = st.one_of(st.sampled_from([*SENT, *METRICS, "arrays", "metrics"]), st.text(max_size=8))
+DTYPES = st.sampled_from(["float32", "float64", "float16", "int64", ">f4", "complex64", "<U3", "object", "V0", "bogus"])
+
+
+@st.composite
+def arrays(draw: st.DrawFn, array: Array) -> Array:
+    """An array whose shape, type, kind or bytes were tampered with, or another one."""
+    how = draw(st.sampled_from(["shape", "dtype", "stype", "cut", "bytes", "header", "values", "other"]))
+    data = bytearray(array.data)
+    if how == "values" and array.dtype in ("float32", "float16") and min(array.shape, default=0) >= 0:
+        size = math.prod(array.shape)
+        numbers = draw(st.lists(st.floats(width=16), min_size=size, max_size=size))
+        return Array(np.array(numbers, array.dtype).reshape(array.shape))
+    if how == "other":
+        return Array(np.zeros(draw(st.lists(st.integers(0, 3), max_size=3)), draw(st.sampled_from(["f2", "f4", "i8"]))))
+    if how == "cut":
+        data = data[: draw(st.integers(0, len(data)))]
+    elif how in ("bytes", "header"):
+        last = len(data) - 1 if how == "bytes" else 20
+        for place in draw(st.lists(st.integers(0, last), min_size=1, max_size=4)):
+            data[place] = draw(st.integers(0, 255))
+    return Array(
+        draw(DTYPES) if how == "dtype" else array.dtype,
+        tuple(draw(st.lists(st.integers(-2, 9), max_size=4))) if how == "shape" else array.shape,
+        draw(st.text(max_size=4)) if how == "stype" else array.stype,
+        bytes(data),
+    )
+
+
+@st.composite
+def replies(draw: st.DrawFn) -> RecordDict:
+    """A good reply to training, with up to three things about it changed."""
+    trained: dict[str, Array] = {key: Array(np.asarray(value + value.dtype.type(1))) for key, value in SENT.items()}
+    metrics: dict[str, Any] = dict(METRICS)
+    records: dict[str, Any] = {}
+    for _ in range(draw(st.integers(0, 3))):
+        what = draw(st.sampled_from(["array", "drop array", "add array", "metric", "drop metric", "record"]))
+        if what == "array" and trained:
+            key = draw(st.sampled_from(sorted(trained)))
+            trained[key] = draw(arrays(trained[key]))
+        elif what == "drop array" and trained:
+            del trained[draw(st.sampled_from(sorted(trained)))]
+        elif what == "add array":
+            trained[draw(NAMES)] = Array(np.zeros(2, np.float32))
+        elif what == "metric":
+            metrics[draw(NAMES)] = draw(VALUES)
+        elif what == "drop metric" and metrics:
+            del metrics[draw(st.sampled_from(sorted(metrics)))]
+        elif what == "record":
+            records[draw(NAMES)] = draw(st.sampled_from([ArrayRecord(), MetricRecord(), ConfigRecord()]))
+    numbers = MetricRecord()
+    numbers._data.update(metrics)  # type: ignore[attr-defined]  # what the record's own checks would keep out
+    return RecordDict({"arrays": ArrayRecord(trained), "metrics": numbers, **records})
+
+
+def asked(kind: str) -> Message:
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, SUPERLINK_NODE_ID
+    model = ArrayRecord({key: Array(value) for key, value in SENT.items()})
+    return Message(RecordDict({"arrays": model, "config": ConfigRecord()}), 1, kind)
+
+
+@settings(max_examples=400, deadline=None)
+@given(replies(), st.sampled_from(["train", "evaluate", "query"]))
+def test_no_reply_raises_and_what_passes_is_harmless(content: RecordDict, kind: str) -> None:
+    question = asked(kind)
+    verdict = examine(question, Message(content, reply_to=question), EXPECTED)
+    if verdict.fault is not None:
+        assert verdict.fault and verdict.fault.isprintable() and len(verdict.fault) < 500  # one line, that is
+        return
+    assert kind != "query"
+    (numbers,) = content.metric_records.values()
+    assert numbers.keys() == METRICS.keys()
+    assert all(isinstance(value, int | float) and math.isfinite(value) for value in numbers.values())
+    assert 0 < numbers["num-examples"] <= 10  # type: ignore[operator]
+    if kind == "train":
+        (trained,) = content.array_records.values()
+        assert trained.keys() == SENT.keys()
+        for key, value in SENT.items():
+            found = trained[key].numpy()
+            assert (found.shape, found.dtype) == (value.shape, value.dtype)
+            assert np.isfinite(found).all()
+        assert verdict.norms is not None and verdict.norms.parameters >= 0
+
+
+def test_a_good_reply_is_good() -> None:
+    question = asked("train")
+    content = RecordDict(
+        {
+            "arrays": ArrayRecord({key: Array(np.asarray(value + value.dtype.type(1))) for key, value in SENT.items()}),
+            "metrics": MetricRecord(dict(METRICS)),
+        }
+    )
+    verdict = examine(question, Message(content, reply_to=question), EXPECTED)
+    assert verdict.fault is None
+    assert verdict.norms is not None
+    assert verdict.norms.parameters == math.sqrt(6 + 3)  # the running variance apart, the count of batches not at all
+    assert verdict.norms.statistics == math.sqrt(2)
