@@ -12,15 +12,25 @@ from logging import WARNING
 from pathlib import Path
 from typing import Any
 
+import httpx
 from flwr.common.logger import log
 from omegaconf import OmegaConf
 
 from fedgh_app import storage
+from fedgh_app.errors import first_line
 from fedgh_app.federation import Federation, Round
+
+REACH_SECONDS = 5.0  # for a server to answer at all
+INIT_SECONDS = 15.0  # for one that answers to begin a run
+FINISH_SECONDS = 30.0  # for uploading what is left at the end, the plots above all
 
 
 class Tracker:
-    """Logs a federation to W&B, and always finishes what it started."""
+    """Logs a federation to W&B, and always finishes what it started.
+
+    A server that does not answer costs seconds, never the run: tracking is then offline, or ends with what was uploaded
+    and the whole of it on disk.
+    """
 
     def __init__(self) -> None:
         self.run: Any = None
@@ -30,14 +40,41 @@ class Tracker:
         """Log every number of the round."""
         if self.failed:
             return
-        if self.run is None:
-            try:
+        # A tracker that does not start, or breaks, must not take the training with it.
+        try:
+            if self.run is None:
                 self._start(run)
-            # A tracker that does not start must not take the training with it.
-            except Exception as error:
-                self.failed = True
-                log(WARNING, "W&B did not start, this run is not tracked: %s", error)
-                return
+            self._log(this)
+        except Exception as error:
+            self.failed = True
+            log(WARNING, "W&B failed, this run is not tracked from round %d on: %s", this.round, first_line(error))
+
+    def close(self, run: Federation, failure: str | None) -> None:
+        """Log the plots, finish, and say where the run lies."""
+        if self.run is None:
+            return
+        import wandb
+
+        folder = str(Path(self.run.dir).parent)
+        mode, url, whole = "offline", None, False
+        try:
+            for plot in sorted((run.directory / "plots").glob("*.png")):
+                self.run.log({f"plots/{plot.stem}": wandb.Image(str(plot))})
+            if failure:
+                self.run.summary["failure"] = failure
+            if not self.run.offline:
+                mode, url = "online", self.run.url
+            self.run.finish(exit_code=1 if failure else 0)
+            whole = mode == "online" and not self.failed
+        except TimeoutError:
+            log(WARNING, "W&B took longer than %g seconds at the end; what it lacks is on disk", FINISH_SECONDS)
+        finally:
+            sync = None if whole else f"wandb sync {folder}"
+            storage.write_json(
+                run.directory / "tracking.json", {"mode": mode, "url": url, "folder": folder, "sync": sync}
+            )
+
+    def _log(self, this: Round) -> None:
         self.run.log(
             flatten({"seconds": this.seconds, "bytes": this.bytes, **this.evaluate}),
             step=this.round,
@@ -47,32 +84,29 @@ class Tracker:
         axes = {"selection": this.selection, "distillation": this.distillation, "privacy": this.privacy}
         self.run.log(flatten({**parts, **axes}), step=this.round)
 
-    def close(self, run: Federation, failure: str | None) -> None:
-        """Log the plots, finish, and say where the run lies."""
-        if self.run is None:
-            return
+    def _start(self, run: Federation) -> None:
+        # Its own reports on itself go to the same server, and would be waited for when that is gone.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
+        mode: Any = run.config.tracking.mode or ("online" if has_key() else "offline")
+        if mode == "online" and not reachable(base_url()):
+            log(WARNING, "W&B at %s does not answer within %g seconds: tracking offline", base_url(), REACH_SECONDS)
+            mode = "offline"
         try:
-            for plot in sorted((run.directory / "plots").glob("*.png")):
-                self.run.log({f"plots/{plot.stem}": wandb.Image(str(plot))})
-            if failure:
-                self.run.summary["failure"] = failure
-        finally:
-            folder = str(Path(self.run.dir).parent)
-            mode, url = ("offline", None) if self.run.offline else ("online", self.run.url)
-            self.run.finish(exit_code=1 if failure else 0)
-            sync = f"wandb sync {folder}" if mode == "offline" else None
-            storage.write_json(
-                run.directory / "tracking.json", {"mode": mode, "url": url, "folder": folder, "sync": sync}
-            )
+            self.run = self._init(run, mode)
+        except wandb.errors.CommError as error:
+            if mode != "online":
+                raise
+            log(WARNING, "W&B at %s does not answer (%s): tracking offline", base_url(), first_line(error))
+            wandb.teardown()  # else the id that was begun is in use
+            self.run = self._init(run, "offline")
 
-    def _start(self, run: Federation) -> None:
+    def _init(self, run: Federation, mode: Any) -> Any:
         import wandb
 
         tracking = run.config.tracking
-        mode: Any = tracking.mode or ("online" if has_key() else "offline")
-        self.run = wandb.init(
+        return wandb.init(
             project=tracking.project,
             entity=tracking.entity,
             group=tracking.group,
@@ -82,7 +116,14 @@ class Tracker:
             dir=str(run.directory),
             mode=mode,
             config=dict(OmegaConf.to_container(run.config)),  # type: ignore[arg-type]
-            settings=wandb.Settings(console="off", silent=True, x_disable_stats=True),
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                x_disable_stats=True,
+                init_timeout=INIT_SECONDS,
+                finish_timeout=FINISH_SECONDS,
+                finish_timeout_raises=True,
+            ),
         )
 
 
@@ -98,11 +139,25 @@ def has_key() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     file = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].strip("/")
     try:
-        return netrc.netrc(str(file)).authenticators(host) is not None
+        return netrc.netrc(str(file)).authenticators(base_url().split("//")[-1]) is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+def base_url() -> str:
+    """Where W&B's server is."""
+    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").rstrip("/")
+
+
+def reachable(url: str) -> bool:
+    """Whether a server answers there, whatever it says, within `REACH_SECONDS`."""
+    # Nothing is sent that a certificate would have to protect, and W&B may be told of one that is not known here.
+    try:
+        httpx.head(url, timeout=REACH_SECONDS, verify=False)
+    except (httpx.TransportError, httpx.InvalidURL):
+        return False
+    return True
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
