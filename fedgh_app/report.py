@@ -3,28 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
 from fedgh_app import storage
+from fedgh_app.errors import first_line
 from fedgh_app.pose.errors import UserError
 
 if TYPE_CHECKING:
+    from fedgh_app.comparison import Difference
     from fedgh_app.federation import Federation
 
 # What differs between runs of one setting, beside every key that ends in "seed".
-SEEDED = ("run_dir", "resume", "tracking.group")
+SEEDED = ("run_dir", "resume", "round_timeout", "keep_checkpoints")
+ELSEWHERE = ("runtime.", "tracking.")  # where a run ran, and where its numbers went
 # Which keys say what was chosen in a group.
 CHOICES = ("_target_", "name", "spec")
 
 
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A run that ended.
+
+    Attributes:
+        directory: its run directory.
+        config: its config, flat: ``{"strategy.seed": 0}``.
+        result: its ``result.json``.
+    """
+
+    directory: Path
+    config: Mapping[str, Any]
+    result: Mapping[str, Any]
+
+    def seeds(self) -> dict[str, Any]:
+        """Everything in the config that is a seed."""
+        return {key: value for key, value in self.config.items() if _is_seed(key)}
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """Runs that differ in their seeds alone.
+
+    Attributes:
+        name: the strategy, and what else tells it from the other settings.
+        runs: in the order in which they were found.
+    """
+
+    name: str
+    runs: tuple[Outcome, ...]
+
+    @property
+    def title(self) -> str:
+        """The name, and on which images it was tested where that is not the server's."""
+        return self.name + ("" if self.runs[0].result["evaluated"] == "central" else " (clients' own)")
+
+
 def find_runs(folders: Sequence[Path]) -> list[Path]:
-    """Run directories in ``folders``: those with a ``result.json``, or such folders below.
+    """Run directories in ``folders``: those with a ``result.json``, or such folders below; each once.
 
     Raises UserError where a folder holds none.
     """
@@ -37,27 +80,95 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
         if not below:
             raise UserError(f"{folder}: no result.json here or one folder below; expected a run directory or a sweep")
         found += sorted(below, key=lambda path: (len(path.name), path.name))
-    return found
+    return list({run.resolve(): run for run in found}.values())
 
 
-def compare(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """One row for each setting, in the order of first appearance.
+def settings_of(folders: Sequence[Path]) -> list[Setting]:
+    """The settings of the runs in ``folders``, in the order of first appearance.
+
+    Raises UserError where there are no runs, or a file of one is damaged.
+    """
+    runs = [_read(directory) for directory in find_runs(folders)]
+    configs = [run.config for run in runs]
+    keys = sorted({key for config in configs for key in config} - set(SEEDED))
+    keys = [key for key in keys if not _is_seed(key) and not key.startswith(ELSEWHERE)]
+    telling = [key for key in keys if len({str(config.get(key)) for config in configs}) > 1]
+    held: dict[str, list[Outcome]] = {}
+    for run in runs:
+        held.setdefault(_name(run.config, configs, telling), []).append(run)
+    return [Setting(name, tuple(runs)) for name, runs in held.items()]
+
+
+def compare(settings: Sequence[Setting], baseline: str | None = None) -> list[dict[str, Any]]:
+    """One row for each setting.
+
+    Args:
+        settings: as `settings_of` finds them.
+        baseline: name of the setting that the others are compared with, as `baseline_of` finds it.
 
     Returns:
-        For each setting ``setting`` (its name: the strategy and what else tells the settings apart), ``runs`` (number),
-        ``pck`` and ``per_keypoint`` as ``{"mean", "std"}`` with the sample standard deviation (null for one run),
-        ``worst_client`` likewise, ``evaluated``.
+        For each setting ``setting`` (its name), ``runs`` (number), ``pck`` and ``per_keypoint`` as ``{"mean", "std"}``
+        with the sample standard deviation (null for one run), ``worst_client`` likewise, ``evaluated``; with a
+        baseline ``difference``, as `fedgh_app.comparison.Difference` says, null for the baseline itself.
     """
-    runs = find_runs(folders)
-    configs = [_flat(OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))) for run in runs]
-    results = [storage.read_json(run / "result.json") for run in runs]
-    keys = sorted({key for config in configs for key in config} - set(SEEDED))
-    keys = [key for key in keys if key.rpartition(".")[2] != "seed"]
-    telling = [key for key in keys if len({str(config.get(key)) for config in configs}) > 1]
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for config, result in zip(configs, results, strict=True):
-        rows.setdefault(_name(config, configs, telling), []).append(result)
-    return [_row(name, held) for name, held in rows.items()]
+    rows = [_row(setting) for setting in settings]
+    if baseline is not None:
+        against = baseline_of(settings, baseline)
+        found = differences(settings, against)
+        for row in rows:
+            gained = found.get(row["setting"])
+            row["difference"] = {"baseline": against.name, **vars(gained)} if gained else None
+    return rows
+
+
+def baseline_of(settings: Sequence[Setting], name: str) -> Setting:
+    """The setting that ``name`` names: all of its name, else the one that begins so, whatever the case.
+
+    Raises UserError where there is none, or more than one.
+    """
+    wanted = name.casefold()
+    for match in (
+        [setting for setting in settings if setting.name.casefold() == wanted],
+        [setting for setting in settings if setting.name.casefold().startswith(wanted)],
+    ):
+        if len(match) == 1:
+            return match[0]
+    names = ", ".join(repr(setting.name) for setting in settings)
+    raise UserError(f"--baseline {name}: names {'more than one' if match else 'no'} setting; expected one of {names}")
+
+
+def differences(settings: Sequence[Setting], baseline: Setting) -> dict[str, Difference]:
+    """What each other setting gained over the baseline in PCK, by its name."""
+    from fedgh_app.comparison import adjusted, difference
+
+    found = {}
+    for setting in settings:
+        if setting is not baseline:
+            shared = sorted(set(setting.runs[0].seeds()) & set(baseline.runs[0].seeds()))
+            found[setting.name] = difference(_by_seed(setting, shared), _by_seed(baseline, shared))
+    return adjusted(found)
+
+
+def _by_seed(setting: Setting, keys: Sequence[str]) -> dict[object, float]:
+    """PCK by the values of the seeds ``keys``; a seed that was run twice has no one partner, and is left out."""
+    found: dict[object, list[float]] = {}
+    for run in setting.runs:
+        if run.result["pck"] is not None:
+            found.setdefault(tuple(run.config[key] for key in keys), []).append(run.result["pck"])
+    return {seed: values[0] for seed, values in found.items() if len(values) == 1}
+
+
+def _read(directory: Path) -> Outcome:
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"))
+        outcome = Outcome(directory, _flat(config), storage.read_json(directory / "result.json"))
+        for key in ("runtime.name", "strategy._target_"):
+            outcome.config[key]
+        for key in ("pck", "per_keypoint", "evaluated", "seconds", "rejected"):
+            outcome.result[key]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{directory}: cannot be read ({first_line(error)}); expected a run directory") from None
+    return outcome
 
 
 def headline(evaluate: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,9 +223,7 @@ def _name(config: Mapping[str, Any], configs: Sequence[Mapping[str, Any]], telli
     extras = [
         _told(key, config[key])
         for key in telling
-        if key in config
-        and not key.startswith("runtime.")
-        and len({str(other.get(key)) for other in _peers(key, config, alike)}) > 1
+        if key in config and len({str(other.get(key)) for other in _peers(key, config, alike)}) > 1
     ]
     return " ".join([kind, *extras])
 
@@ -132,12 +241,17 @@ def _told(key: str, value: Any) -> str:
     return f"{group}={str(value).rsplit('.', 1)[-1]}" if group and last in CHOICES else f"{key}={value}"
 
 
-def _row(name: str, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _is_seed(key: str) -> bool:
+    return key.rpartition(".")[2] == "seed"
+
+
+def _row(setting: Setting) -> dict[str, Any]:
+    results = [run.result for run in setting.runs]
     keypoints = list(results[0]["per_keypoint"])
     held = [[value for value in result.get("clients_pck", {}).values() if value is not None] for result in results]
     worst = [min(values) for values in held if values]
     return {
-        "setting": name,
+        "setting": setting.name,
         "runs": len(results),
         "evaluated": results[0]["evaluated"],
         "pck": _spread([result["pck"] for result in results]),
@@ -160,28 +274,68 @@ def _spread(values: Sequence[float | None]) -> dict[str, float | None] | None:
 
 
 def print_report(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """The rows as two tables that fit a terminal of 80 columns: settings, and their keypoints."""
+    """The rows as tables that fit a terminal of 80 columns: settings, differences from the baseline, keypoints."""
     table = Table(title="PCK (%), mean ± standard deviation over runs")
     table.add_column("setting", overflow="fold", min_width=12)
     for column in ("runs", "mean", "worst client", "heatmap acc.", "seconds"):
         table.add_column(column, justify="right", no_wrap=True)
     names = [row["setting"] + ("" if row["evaluated"] == "central" else " (clients' own)") for row in rows]
     for name, row in zip(names, rows, strict=True):
-        values = (_text(row[key]) for key in ("pck", "worst_client", "heatmap_accuracy"))
+        values = (spread_text(row[key]) for key in ("pck", "worst_client", "heatmap_accuracy"))
         table.add_row(name, str(row["runs"]), *values, f"{row['seconds']:.0f}")
     console.print(table)
+    if any(row.get("difference") for row in rows):
+        _print_differences(rows, console)
     keypoints = Table(title="PCK (%) by keypoint")
     keypoints.add_column("keypoint", no_wrap=True)
     for name in names:
         keypoints.add_column(name, justify="right", overflow="fold", min_width=11)
-    for keypoint in dict.fromkeys(key for row in rows for key in row["per_keypoint"]):
-        keypoints.add_row(keypoint, *(_text(row["per_keypoint"].get(keypoint)) for row in rows))
+    for keypoint in keypoints_of(rows):
+        keypoints.add_row(keypoint, *(spread_text(row["per_keypoint"].get(keypoint)) for row in rows))
     console.print(keypoints)
 
 
-def _text(spread: Mapping[str, float | None] | None) -> str:
-    if spread is None or spread["mean"] is None:
-        return "-"
-    if spread["std"] is None:
-        return f"{100 * spread['mean']:.1f}"
+def _print_differences(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    found = {row["setting"]: row["difference"] for row in rows if row["difference"]}
+    against = next(iter(found.values()))["baseline"]
+    table = Table(title=f"PCK minus that of {against} (percentage points), same seeds")
+    table.add_column("setting", overflow="fold", min_width=12)
+    for column in ("pairs", "difference", "95 % interval", "p (t, Holm)"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, gained in found.items():
+        table.add_row(name, str(gained["pairs"]), *difference_texts(gained))
+    console.print(table)
+
+
+def keypoints_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """All keypoints, in the order of first appearance."""
+    return list(dict.fromkeys(key for row in rows for key in row["per_keypoint"]))
+
+
+def spread_text(spread: Mapping[str, float | None] | None) -> str:
+    """``57.3 ± 1.2`` in percent; without the second number for one run."""
+    if spread is None:
+        return percent_text(None)
+    if spread["mean"] is None or spread["std"] is None:
+        return percent_text(spread["mean"])
     return f"{100 * spread['mean']:.1f} ± {100 * spread['std']:.1f}"
+
+
+def percent_text(value: float | None) -> str:
+    """``57.3``, or a dash."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def difference_texts(gained: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Difference and confidence interval in percentage points, and the adjusted p-value."""
+    interval = "-" if gained["low"] is None else f"{100 * gained['low']:+.1f} to {100 * gained['high']:+.1f}"
+    return (
+        "-" if gained["mean"] is None else f"{100 * gained['mean']:+.1f}",
+        interval,
+        p_text(gained["p_holm"]),
+    )
+
+
+def p_text(value: float | None) -> str:
+    """A p-value, or a dash where there is no test."""
+    return "-" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -11,7 +11,7 @@ from rich.console import Console
 from fedgh_app import storage
 from fedgh_app.config import compose_config
 from fedgh_app.pose.errors import UserError
-from fedgh_app.report import compare, headline, print_report
+from fedgh_app.report import compare, headline, print_report, settings_of
 
 
 def run(folder: Path, overrides: list[str], pck: float, **more: Any) -> Path:
@@ -35,7 +35,7 @@ def test_seeds_of_one_setting_are_one_row(tmp_path: Path) -> None:
     run(tmp_path / "0", ["strategy=fedavg", "seed=0"], 0.4)
     run(tmp_path / "1", ["strategy=fedavg", "seed=1"], 0.6)
     run(tmp_path / "2", ["strategy=fedgh", "seed=0"], 0.7)
-    first, second = compare([tmp_path])
+    first, second = compare(settings_of([tmp_path]))
     assert (first["setting"], first["runs"]) == ("FedAvg", 2)
     assert first["pck"] == {"mean": pytest.approx(0.5), "std": pytest.approx(0.02**0.5)}  # n - 1 in the divisor
     assert first["worst_client"]["mean"] == pytest.approx(0.25)
@@ -47,7 +47,7 @@ def test_what_else_differs_tells_settings_apart(tmp_path: Path) -> None:
     run(tmp_path / "0", ["strategy=fedgh", "optimizer.lr=0.1"], 0.4)
     run(tmp_path / "1", ["strategy=fedgh", "optimizer.lr=0.2"], 0.6)
     run(tmp_path / "2", ["strategy=fedgh", "optimizer.lr=0.1", "strategy.granularity=layer"], 0.6)
-    names = [row["setting"] for row in compare([tmp_path / "0", tmp_path / "1", tmp_path / "2"])]
+    names = [row["setting"] for row in compare(settings_of([tmp_path / "0", tmp_path / "1", tmp_path / "2"]))]
     assert names == [
         "FedGH optimizer.lr=0.1 strategy.granularity=model",
         "FedGH optimizer.lr=0.2 strategy.granularity=model",
@@ -58,7 +58,7 @@ def test_what_else_differs_tells_settings_apart(tmp_path: Path) -> None:
 def test_runs_of_different_settings_are_never_pooled(tmp_path: Path) -> None:
     run(tmp_path / "0", ["strategy=fedgh", "rounds=5"], 0.9)
     run(tmp_path / "1", ["strategy=fedgh", "rounds=1", "runtime=inprocess"], 0.3)
-    assert [(row["setting"], row["runs"]) for row in compare([tmp_path])] == [
+    assert [(row["setting"], row["runs"]) for row in compare(settings_of([tmp_path]))] == [
         ("FedGH rounds=5", 1),
         ("FedGH rounds=1", 1),
     ]
@@ -68,23 +68,23 @@ def test_baselines_go_by_their_runtime(tmp_path: Path) -> None:
     run(tmp_path / "0", ["runtime=centralised"], 0.9)
     run(tmp_path / "1", ["runtime=local"], 0.3, evaluated="clients")
     run(tmp_path / "2", [], 0.8)
-    assert [row["setting"] for row in compare([tmp_path])] == ["centralised", "local", "FedGH"]
+    assert [row["setting"] for row in compare(settings_of([tmp_path]))] == ["centralised", "local", "FedGH"]
     said = StringIO()
-    print_report(compare([tmp_path]), Console(file=said, width=140))
+    print_report(compare(settings_of([tmp_path])), Console(file=said, width=140))
     assert "local (clients' own)" in said.getvalue()
     assert "90.0" in said.getvalue()
 
 
 def test_a_folder_without_runs_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no result\.json"):
-        compare([tmp_path])
+        compare(settings_of([tmp_path]))
 
 
 def test_a_choice_goes_by_its_name_and_its_seed_tells_nothing(tmp_path: Path) -> None:
     run(tmp_path / "0", ["selection=oort", "selection.seed=1"], 0.4)
     run(tmp_path / "1", ["selection=oort", "selection.seed=2"], 0.6)
     run(tmp_path / "2", ["selection=random", "selection.fraction=0.5", "selection.seed=3"], 0.5)
-    rows = compare([tmp_path])
+    rows = compare(settings_of([tmp_path]))
     assert [(row["setting"], row["runs"]) for row in rows] == [
         ("FedGH selection=Oort", 2),
         ("FedGH selection=Random", 1),
