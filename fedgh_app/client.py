@@ -75,14 +75,7 @@ class PoseClient(NumPyClient):
 
     def get_properties(self, config: dict[str, Scalar]) -> dict[str, Scalar]:
         """Name, label and sizes of this client, which the server asks for once, at the start."""
-        return {
-            "name": self.site.name,
-            "label": self.site.label,
-            "num-examples": len(self.site.train),
-            "num-test": len(self.site.test),
-            "keypoints": ",".join(self.site.cache.spec.keypoints),
-            "speed": self.site.speed,
-        }
+        return self.site.properties()
 
     def get_parameters(self, config: dict[str, Scalar]) -> NDArrays:
         """The shared parameters and buffers, in the order of ``shared_keys``."""

@@ -31,9 +31,9 @@ app = ClientApp(mods=[discreet, packing])
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
-    """Tell the server this client's name, sizes and keypoints."""
-    properties = _client(context).get_properties({})
-    return Message(RecordDict({"client": ConfigRecord(properties)}), reply_to=message)  # type: ignore[arg-type]
+    """Tell the server this client's name, sizes and keypoints; where anything is missing here, fail now."""
+    _, site, *_ = _at_hand(context)
+    return Message(RecordDict({"client": ConfigRecord(site.properties())}), reply_to=message)  # type: ignore[arg-type]
 
 
 @app.train()
@@ -43,7 +43,7 @@ def train(message: Message, context: Context) -> Message:
     check_demand(client.config, context.node_config)
     parameters, examples, metrics = client.fit(_parameters(client, message), _config(message))
     if client.keeps_state:
-        client.local.store(context.state, _file(client, message))
+        client.local.store(_file(client, message))
     trained = ArrayRecord({key: Array(array) for key, array in zip(client.shared_keys, parameters, strict=True)})
     measured = MetricRecord({"num-examples": examples, **_numbers(metrics)})
     return Message(RecordDict({"arrays": trained, "metrics": measured}), reply_to=message)
@@ -74,21 +74,26 @@ def _numbers(metrics: dict[str, Scalar]) -> dict[str, int | float]:
     return {key: value for key, value in metrics.items() if isinstance(value, int | float)}
 
 
-def _client(context: Context, message: Message | None = None) -> PoseClient:
-    """The client of this node; with ``message``, as it stands when it gets that message."""
+def _at_hand(context: Context) -> tuple[DictConfig, Site, nn.Module, dict[str, Tensor], Guide | None]:
+    """What this process has for the node: config, site, model and its initial state, teacher."""
     overrides = str(context.run_config["overrides"])
     own = Own.of(context.node_config)
     config = _config_at(overrides, own)
     limit_threads(config.runtime.client_cpus)
     site = _site(overrides, json.dumps(dict(context.node_config), sort_keys=True))
     model, initial = _model(overrides, own, site.cache.spec.name)
-    guide = _guide(overrides, own, site.cache.spec.name)
+    return config, site, model, initial, _guide(overrides, own, site.cache.spec.name)
+
+
+def _client(context: Context, message: Message) -> PoseClient:
+    """The client of this node as it stands when it gets ``message``."""
+    config, site, model, initial, guide = _at_hand(context)
     client = PoseClient(config, site, model, initial, guide=guide)
-    if message is not None and client.keeps_state:
-        client.local = LocalState.open(context.state, _file(client, message))
+    if client.keeps_state:
+        client.local = LocalState.open(_file(client, message))
         said = _config(message)
         client.local.acknowledge(int(said["acknowledged"]), int(said["settled"]), int(said["session"]))
-    if message is not None and CONTROL in message.content:
+    if CONTROL in message.content:
         control = message.content.array_records[CONTROL]
         client.control = {key: torch.as_tensor(array.numpy()).clone() for key, array in control.items()}
     return client

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from flwr.app import Message
@@ -13,12 +13,15 @@ from fedgh_app.modes import book, evaluation_messages
 from fedgh_app.pose.metrics import spread
 from fedgh_app.pose.tally import Tally
 from fedgh_app.screening import ScreeningGrid
+from fedgh_app.selection import draw
+from strategies.randomness import generator
 
 
 def evaluate_clients(run: Federation, grid: ScreeningGrid, this: Round) -> None:
-    """Let every client that has test images, and does not train just now, test its model on them.
+    """Let the clients that have test images, and do not train just now, test their model on them: all of these, or
+    the share ``evaluate.clients_fraction``, drawn anew each time.
 
-    After the last round nobody's training is waited for any more, and all are asked.
+    After the last round nobody's training is waited for any more, and those count as well.
     """
     if not run.due(run.config.evaluate.clients_every, this.round):
         return
@@ -27,12 +30,21 @@ def evaluate_clients(run: Federation, grid: ScreeningGrid, this: Round) -> None:
     absent = grid.absent(run.clients)
     able = [name for name in free if run.clients[name].test_examples and name not in absent]
     with this.timed("evaluate_clients"):
-        messages = evaluation_messages(run, grid, this, able, "test")
+        messages = evaluation_messages(run, grid, this, drawn(run, able, this.round), "test")
         replies = list(grid.send_and_receive(messages, timeout=run.config.round_timeout))
         if len({run.clients[name].keypoints for name in able}) == 1:  # Flower averages only what all reported
             run.client_strategy.aggregate_evaluate(this.round, replies)
     book(grid, this)
     this.evaluate["clients"] = summary_of_clients(reply_metrics(grid, replies))
+
+
+def drawn(run: Federation, names: Sequence[str], server_round: int) -> list[str]:
+    """The share ``evaluate.clients_fraction`` of the named clients, at least one, in the order of names."""
+    fraction = run.config.evaluate.clients_fraction
+    if fraction == 1 or not names:
+        return list(names)
+    source = generator(run.config.seed, "evaluate", server_round)
+    return sorted(draw(dict.fromkeys(names, 1.0), max(1, round(fraction * len(names))), source))
 
 
 def reply_metrics(grid: ScreeningGrid, replies: Iterable[Message]) -> dict[str, dict[str, Any]]:

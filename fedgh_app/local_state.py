@@ -1,6 +1,7 @@
 """What stays with a client from one of its trainings to the next, and never leaves its site.
 
-Flower keeps a client's ``Context.state`` in memory only, so it is also written to a file on the client's own side.
+It lies in a file on the client's own side. Flower's ``Context.state`` lives in memory only, in a simulation in the
+server's process, and for all clients at once.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from omegaconf import DictConfig
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -20,9 +19,6 @@ from torch import Tensor
 from fedgh_app.config import fedgh_home
 from fedgh_app.errors import RunFailed
 from fedgh_app.pose.files import replacing
-
-_ABOUT = "local"
-_VERSION = "local-"
 
 
 class LocalState:
@@ -90,20 +86,9 @@ class LocalState:
         self.versions = {number: tensors for number, tensors in self.versions.items() if number in kept}
 
     @classmethod
-    def open(cls, state: RecordDict, file: Path) -> LocalState:
-        """From a client's ``Context.state`` or from ``file``, whichever is of the later training; else empty.
-
-        An overdue training that ends after its successor may leave an earlier state in the one or the other.
-        """
-        about = {key: int(value) for key, value in state.config_records.get(_ABOUT, {}).items()}  # type: ignore[arg-type]
+    def open(cls, file: Path) -> LocalState:
+        """From ``file``; empty where there is none."""
         filed = _about(file)
-        if about and _age(about) >= _age(filed):
-            versions = {
-                int(name.removeprefix(_VERSION)): {key: torch.from_numpy(a.numpy()) for key, a in record.items()}
-                for name, record in state.array_records.items()
-                if name.startswith(_VERSION)
-            }
-            return cls(versions, **about)
         if not filed:
             return cls()
         found: dict[int, dict[str, Tensor]] = {}
@@ -113,19 +98,14 @@ class LocalState:
                 found.setdefault(int(number), {})[name] = stored.get_tensor(key)
         return cls(found, **filed)
 
-    def store(self, state: RecordDict, file: Path) -> None:
-        """Into ``Context.state`` and, atomically, into ``file``, unless that is of a later training already."""
+    def store(self, file: Path) -> None:
+        """Into ``file``, atomically, unless that is of a later training: an overdue one may end after its successor."""
         about = {
             "accepted_draw": self.accepted_draw,
             "settled_draw": self.settled_draw,
             "draw": self.draw,
             "session": self.session,
         }
-        for name in [name for name in state.array_records if name.startswith(_VERSION)]:
-            del state.array_records[name]
-        for number, tensors in self.versions.items():
-            state[f"{_VERSION}{number}"] = ArrayRecord({key: Array(tensor.numpy()) for key, tensor in tensors.items()})
-        state[_ABOUT] = ConfigRecord(dict(about))
         if _age(_about(file)) > _age(about):
             return
         file.parent.mkdir(parents=True, exist_ok=True)

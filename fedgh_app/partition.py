@@ -7,6 +7,7 @@ disk; clients only read the file.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -129,8 +130,9 @@ def stored(config: DictConfig, cache: CropCache, num_clients: int) -> Partition:
     return load(path)
 
 
+@functools.lru_cache(maxsize=8)
 def load(path: Path) -> Partition:
-    """Read a partition file."""
+    """Read a partition file, which never changes: its name tells all that it depends on."""
     content = json.loads(path.read_text())
     return Partition(
         labels=tuple(content["labels"]),

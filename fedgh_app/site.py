@@ -17,6 +17,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 import torch
+from flwr.common.typing import Scalar
 from omegaconf import DictConfig
 from torch import nn
 
@@ -52,6 +53,17 @@ class Site:
     train: np.ndarray
     test: np.ndarray
     speed: float = 1.0
+
+    def properties(self) -> dict[str, Scalar]:
+        """What the server is told at the start: name, label, sizes, keypoints and speed."""
+        return {
+            "name": self.name,
+            "label": self.label,
+            "num-examples": len(self.train),
+            "num-test": len(self.test),
+            "keypoints": ",".join(self.cache.spec.keypoints),
+            "speed": self.speed,
+        }
 
 
 @functools.lru_cache(maxsize=4)

@@ -196,6 +196,11 @@ def _check_values(config: DictConfig) -> None:
             raise UserError(f"{key}={value}: expected a whole number of at least {least}")
     if config.seed < 0:
         raise UserError(f"seed={config.seed}: expected a whole number of at least 0")
+    if not 0 < config.evaluate.clients_fraction <= 1:
+        raise UserError(
+            f"evaluate.clients_fraction={config.evaluate.clients_fraction}: expected above 0 and at most 1; "
+            "evaluate.clients_every=0 asks nobody"
+        )
     if config.round_timeout <= 0:
         raise UserError(f"round_timeout={config.round_timeout}: expected a positive number of seconds")
     if not config.outlier_factor > 1:

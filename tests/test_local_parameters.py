@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ToyPose
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message, MessageType
 from recording import run
+from safetensors.numpy import load_file
 
 from fedgh_app import local_state, site, storage
+from fedgh_app.client_app import _model, _site
 from fedgh_app.client_app import app as client_app
 from fedgh_app.config import compose_config
 from fedgh_app.errors import RunFailed
@@ -46,19 +48,20 @@ STAYS = {
 
 
 @pytest.mark.parametrize("kind", STAYS)
-def test_what_stays_local_is_in_no_message(kind: str, toy: list[str], tmp_path: Path) -> None:
+def test_what_stays_local_is_in_no_message(kind: str, toy: list[str], home: Path, tmp_path: Path) -> None:
     """Every message of the run, both ways: the keys of the arrays, and the values of whatever a client ever kept."""
     overrides, is_local = STAYS[kind]
     kept: set[bytes] = set()
 
     def watched(message: Message, context: Context) -> Message:
         reply = client_app(message, context)
-        for record in context.state.array_records.values():
-            for array in record.values():
-                # Counts of batches are the same everywhere, and so may be a single number, or rounding around 0.
-                values = array.numpy()
-                if values.dtype.kind == "f" and values.size > 1 and abs(values).max() > 1e-6:
-                    kept.add(values.tobytes())
+        if message.metadata.message_type == MessageType.TRAIN:
+            run_id = str(message.content.config_records["config"]["run"])
+            for file in (home / "clients" / run_id).iterdir():
+                for values in load_file(file).values():
+                    # Counts of batches are the same everywhere, and so may be a single number, or rounding around 0.
+                    if values.dtype.kind == "f" and values.size > 1 and abs(values).max() > 1e-6:
+                        kept.add(values.tobytes())
         return reply
 
     _, grid = run([*toy, *overrides, "rounds=3", "optimizer.lr=0.02"], tmp_path / "run", watched)
@@ -79,7 +82,7 @@ def test_a_client_is_tested_with_its_own_part(sharing: str, prefix: str, toy: li
     shared = done.state_dict()
     own = []
     for number, file in enumerate(files_of(done)):
-        local = local_state.LocalState.open(RecordDict(), file)
+        local = local_state.LocalState.open(file)
         local.acknowledge(done.accepted[str(number)])
         own.append({key.removeprefix("model:"): tensor for key, tensor in local.accepted.items()})
         assert own[-1] and all(key.startswith(prefix) for key in own[-1])
@@ -95,11 +98,15 @@ def test_a_client_is_tested_with_its_own_part(sharing: str, prefix: str, toy: li
 
 @pytest.mark.parametrize("setting", [["sharing=fedbn"], ["strategy=feddyn", "objective=dyn"]])
 def test_a_client_that_restarts_finds_its_state_again(setting: list[str], toy: list[str], tmp_path: Path) -> None:
-    """Flower keeps Context.state in memory: a client that lost it goes on from its own file, with the same bits."""
+    """A client whose process remembers nothing goes on from its own file, with the same bits; Flower's context, which
+    the process of a simulation holds for every client, stays empty."""
 
     def forgetful(message: Message, context: Context) -> Message:
-        context.state = RecordDict()
-        return client_app(message, context)
+        _model.cache_clear()
+        _site.cache_clear()
+        reply = client_app(message, context)
+        assert not context.state
+        return reply
 
     overrides = [*toy, *setting, "rounds=3"]
     whole, _ = run(overrides, tmp_path / "whole")
@@ -120,7 +127,7 @@ def test_a_rejected_training_leaves_the_client_as_it_was(toy: list[str], tmp_pat
     done, _ = run([*toy, "sharing=fedbn", "rounds=2"], tmp_path / "run", spoilt)
     assert [item["client"] for item in done.history[2].rejected] == ["1"]
     assert done.accepted == {"0": 2, "1": 1, "2": 2, "3": 2}
-    kept = local_state.LocalState.open(RecordDict(), files_of(done)[1])
+    kept = local_state.LocalState.open(files_of(done)[1])
     kept.acknowledge(done.accepted["1"])
     first = kept.accepted["model:backbone.1.num_batches_tracked"]
     assert kept.versions[2]["model:backbone.1.num_batches_tracked"] == 2 * first

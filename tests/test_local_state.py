@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import RecordDict
 
 from fedgh_app.config import compose_config
 from fedgh_app.errors import RunFailed
@@ -69,33 +68,30 @@ def test_no_more_is_kept_than_may_still_count() -> None:
 
 
 def test_a_training_of_lost_rounds_is_older_than_one_of_this_session(tmp_path: Path) -> None:
-    lost, now, file = RecordDict(), RecordDict(), tmp_path / "0.safetensors"
-    LocalState({7: ONE}, draw=7).store(lost, file)
-    LocalState({5: TWO}, draw=5, session=1).store(now, file)
-    for state in (lost, now, RecordDict()):
-        found = LocalState.open(state, file)
-        assert (found.versions, found.draw, found.session) == ({5: TWO}, 5, 1)
+    file = tmp_path / "0.safetensors"
+    LocalState({7: ONE}, draw=7).store(file)
+    LocalState({5: TWO}, draw=5, session=1).store(file)
+    found = LocalState.open(file)
+    assert (found.versions, found.draw, found.session) == ({5: TWO}, 5, 1)
 
 
-@pytest.mark.parametrize("survivor", ["state", "file"])
-def test_it_survives_rounds_and_restarts(survivor: str, tmp_path: Path) -> None:
-    state, file = RecordDict(), tmp_path / "clients" / "0.safetensors"
-    LocalState({2: ZERO, 3: ONE, 4: TWO}, accepted_draw=3, settled_draw=2, draw=4, session=1).store(state, file)
-    again = LocalState.open(state, tmp_path / "none") if survivor == "state" else LocalState.open(RecordDict(), file)
+def test_it_survives_rounds_and_restarts(tmp_path: Path) -> None:
+    file = tmp_path / "clients" / "0.safetensors"
+    LocalState({2: ZERO, 3: ONE, 4: TWO}, accepted_draw=3, settled_draw=2, draw=4, session=1).store(file)
+    again = LocalState.open(file)
     assert again.versions == {2: ZERO, 3: ONE, 4: TWO}
     assert (again.accepted, again.accepted_draw, again.settled_draw, again.draw, again.session) == (ONE, 3, 2, 4, 1)
 
 
 def test_a_training_that_ends_after_its_successor_takes_nothing_back(tmp_path: Path) -> None:
-    early, late, file = RecordDict(), RecordDict(), tmp_path / "0.safetensors"
-    LocalState({6: TWO}, draw=6).store(late, file)
-    LocalState({5: ONE}, draw=5).store(early, file)
-    for state in (early, late, RecordDict()):
-        assert LocalState.open(state, file).draw == 6
+    file = tmp_path / "0.safetensors"
+    LocalState({6: TWO}, draw=6).store(file)
+    LocalState({5: ONE}, draw=5).store(file)
+    assert (LocalState.open(file).versions, LocalState.open(file).draw) == ({6: TWO}, 6)
 
 
 def test_a_client_that_never_trained_keeps_nothing(tmp_path: Path) -> None:
-    local = LocalState.open(RecordDict(), tmp_path / "none")
+    local = LocalState.open(tmp_path / "none")
     assert (local.accepted, local.versions, local.draw) == ({}, {}, 0)
 
 
