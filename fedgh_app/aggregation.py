@@ -20,6 +20,7 @@ from fedgh_app.knowledge import PublicImages
 from fedgh_app.modes import CONTROL
 from fedgh_app.pose.errors import UserError
 from fedgh_app.screening import ScreeningGrid
+from strategies.diagnostics import MOST_COMPARED
 from strategies.finch import finch
 from strategies.rebase import rebase
 from strategies.updates import labels
@@ -302,7 +303,7 @@ def merge(this: Round, parts: Sequence[Round]) -> None:
         values = {name: value for one in found for name, value in one.get(key, {}).items()}
         if values:
             merged[key] = {name: values[name] for name in names if name in values}
-    if all("cosines" in one for one in found):
+    if all("cosines" in one for one in found) and len(names) <= MOST_COMPARED:
         place = {name: number for number, name in enumerate(names)}
         matrix: list[list[float | None]] = [[None] * len(names) for _ in names]
         for one in found:
@@ -310,6 +311,7 @@ def merge(this: Round, parts: Sequence[Round]) -> None:
                 for other, value in zip(one["clients"], row, strict=True):
                     matrix[place[name]][place[other]] = value
         merged["cosines"] = matrix
+    if all("conflicting" in one for one in found):
         pairs = [len(one["clients"]) * (len(one["clients"]) - 1) / 2 for one in found]
         if sum(pairs):
             merged["conflicting"] = sum(n * one["conflicting"] for n, one in zip(pairs, found, strict=True)) / sum(

@@ -9,6 +9,7 @@ from pathlib import Path
 from flwr.app import Array, ArrayRecord
 
 from fedgh_app import storage
+from fedgh_app.errors import few
 from fedgh_app.federation import GLOBAL, Federation, Round, tensors
 from fedgh_app.pose.errors import UserError
 from fedgh_app.report import headline
@@ -93,8 +94,8 @@ def take_up(run: Federation) -> int:
         raise UserError(f"{file}: not a checkpoint ({type(error).__name__}: {error})") from None
     if of.keys() != run.clients.keys():
         raise UserError(
-            f"resume={run.directory}: clients {', '.join(run.clients)} are connected; expected those of the run, "
-            f"{', '.join(sorted(of))}"
+            f"resume={run.directory}: clients {few(list(run.clients))} are connected; expected those of the run, "
+            f"{few(sorted(of))}"
         )
     # Before anything depends on it: a second resumption of this checkpoint is another session.
     state["session"] = int(state["session"]) + 1

@@ -10,11 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig
 
 from fedgh_app import site
 from fedgh_app.combinations import fedbn, keeps_nothing
 from fedgh_app.config import compose_config, groups
+from fedgh_app.errors import few
 from fedgh_app.federation import Round
 from fedgh_app.pose.files import replacing
 from fedgh_app.pose.records import DatasetSpec
@@ -29,6 +31,7 @@ REFERENCES = {
     "torso": "the length of the person's torso, left shoulder to right hip",
     "head": "the length of the person's head, 0.6 x the diagonal of its box",
 }
+MOST_CLIENTS = 24  # rows of a table; of more clients it tells quartiles
 HEADS = {"heatmap": "heatmaps", "integral": "the expectation of implicit heatmaps"}
 # What a run is told by elsewhere on the card, or what says nothing about its model.
 TOLD = ("dataset", "runtime", "tracking", "run_dir", "seed", "rounds", "num_clients", "resume", "keep_checkpoints")
@@ -143,7 +146,8 @@ class _Card:
             yield "| model | trained by |"
             yield "|---|---|"
             for cluster, members in self.clusters.items():
-                yield f"| `model.{cluster}.safetensors` | {_cell(', '.join(map(self.client, members)))} |"
+                trained = few([self.client(name) for name in members], most=MOST_CLIENTS)
+                yield f"| `model.{cluster}.safetensors` | {_cell(trained)} |"
         if self.whole and files:
             run = "RUN" if files[0].name == "model.safetensors" else f"RUN/{files[0].name}"
             yield from () if not self.clusters else ("",)
@@ -191,12 +195,31 @@ class _Card:
         if changed:
             yield from (f"- `{line}`" for line in changed)
             yield ""
+        if len(self.clients) > MOST_CLIENTS:
+            yield from self.many_clients()
+            return
         yield "| client | holds | training images | test images | PCK on its own test images |"
         yield "|---|---|--:|--:|--:|"
         for name, client in self.clients.items():
             pck = _percent(self.result["clients_pck"].get(name))
             cells = (_cell(name), _cell(client["label"]), client["examples"], client["test_examples"], pck)
             yield f"| {' | '.join(map(str, cells))} |"
+        yield ""
+
+    def many_clients(self) -> Iterator[str]:
+        """What a table with a row for each client would say, by quartiles."""
+        columns = {
+            "training images": [client["examples"] for client in self.clients.values()],
+            "test images": [client["test_examples"] for client in self.clients.values()],
+        }
+        measured = [pck for pck in self.result["clients_pck"].values() if pck is not None]
+        yield f"| of {len(self.clients)} clients | smallest | lower quartile | median | upper quartile | largest |"
+        yield "|---|--:|--:|--:|--:|--:|"
+        for name, values in columns.items():
+            yield f"| {name} | {' | '.join(f'{value:g}' for value in _quartiles(values))} |"
+        if measured:
+            cells = " | ".join(map(_percent, _quartiles(measured)))
+            yield f"| PCK on its own test images ({len(measured)} measured) | {cells} |"
         yield ""
 
     def results(self) -> Iterator[str]:
@@ -285,7 +308,7 @@ class _Card:
             yield f"- {_count(tests, 'test image')}: the numbers are rough."
         untested = [self.client(name) for name, client in self.clients.items() if not client["test_examples"]]
         if untested:
-            yield f"- Without test images of their own: {', '.join(untested)}."
+            yield f"- Without test images of their own: {few(untested)}."
         measured = [found for this in self.history if (found := headline(this.evaluate).get("pck")) is not None]
         if len(measured) > 1 and measured[-1] - measured[-2] > STILL_RISING:
             yield (
@@ -376,6 +399,10 @@ def _defaults() -> DictConfig:
 def _unlike(specs: Any) -> Iterator[DatasetSpec]:
     """Of data sets with the same metric the first."""
     yield from {(spec.headline, spec.reference): spec for spec in reversed(list(specs))}.values()
+
+
+def _quartiles(values: Sequence[float]) -> list[float]:
+    return [float(value) for value in np.quantile(values, [0, 0.25, 0.5, 0.75, 1])]
 
 
 def _percent(value: float | None) -> str:

@@ -38,6 +38,8 @@ LINES = ("-", ":", "-.")  # once round the colours
 MOST_CLIENTS = 12  # curves or matrix rows beyond this cannot be read
 MOST_ROUNDS = 10
 MOST_IN_LEGEND = 8
+MOST_NAMES = 40  # beside an axis; of more clients only some are named
+MOST_INCHES = 16.0
 
 Curves = dict[str, tuple[list[int], list[float]]]  # rounds and values by the name of the curve
 
@@ -228,8 +230,13 @@ def _weight_lines(axes: Any, rounds: Sequence[int], weights: Mapping[str, list[f
             at = np.array(rounds) + 0.06 * (place - (len(weights) - 1) / 2)
             style = {"marker": "o", "markersize": 3.5, "color": colour, "label": _named(name, labels)}
             axes.plot(at[took_part], values[took_part], **style)
-        axes.set_ylabel("weight of the client's update")
-        axes.legend(frameon=False, fontsize=8, loc="upper left", title="weight (left axis)", title_fontsize=8)
+    else:
+        by_round = np.array([*weights.values()])
+        for name, level, colour in zip(("largest", "median", "smallest"), (100, 50, 0), COLOURS, strict=False):
+            line = np.nanpercentile(by_round, level, axis=0)
+            axes.plot(rounds, line, marker="o", markersize=3.5, linestyle="", color=colour, label=name)
+    axes.set_ylabel("weight of the client's update")
+    axes.legend(frameon=False, fontsize=8, loc="upper left", title="weight (left axis)", title_fontsize=8)
     values = np.concatenate([*weights.values()])
     lowest, highest = float(np.nanmin(values)), float(np.nanmax(values))
     axes.set_ylim(min(0.0, 1.2 * lowest), 1.5 * max(highest, 0.1))  # room for the legends
@@ -325,13 +332,19 @@ def _by_client_and_round(
     numbers = [number for _, number in values]
     rounds = list(range(min(numbers), max(numbers) + 1))
     table = np.full((len(clients), len(rounds)), np.nan)
+    rows = {client: row for row, client in enumerate(clients)}
     for (client, number), value in values.items():
-        table[clients.index(client), number - rounds[0]] = value
+        table[rows[client], number - rounds[0]] = value
     return clients, rounds, table
 
 
 def _grid_figure(clients: Sequence[str], rounds: Sequence[int]) -> Figure:
-    return _figure(min(16.0, max(6.4, 2.5 + 0.3 * len(rounds))), min(14.0, max(3.2, 1.6 + 0.32 * len(clients))))
+    return _figure(min(MOST_INCHES, max(6.4, 2.5 + 0.3 * len(rounds))), min(14.0, max(3.2, 1.6 + 0.32 * len(clients))))
+
+
+def _some(count: int) -> list[int]:
+    """At most `MOST_NAMES` of ``count`` places, evenly spaced from the first to the last."""
+    return np.unique(np.linspace(0, count - 1, min(count, MOST_NAMES)).round().astype(int)).tolist()
 
 
 def _client_grid(
@@ -346,10 +359,12 @@ def _client_grid(
     edges = (rounds[0] - 0.5, rounds[-1] + 0.5, len(clients) - 0.5, -0.5)
     image = axes.imshow(table, aspect="auto", interpolation="nearest", extent=edges, **colours)
     axes.set_facecolor("#dddddd")
-    axes.set_yticks(range(len(clients)), [_named(name, labels) for name in clients], fontsize=8)
-    axes.set_yticks(np.arange(len(clients) + 1) - 0.5, minor=True)
-    axes.set_xticks(np.arange(len(rounds) + 1) + rounds[0] - 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.0)
+    named = _some(len(clients))
+    axes.set_yticks(named, [_named(clients[place], labels) for place in named], fontsize=8)
+    if len(clients) <= MOST_NAMES:  # lines between more rows would hide them
+        axes.set_yticks(np.arange(len(clients) + 1) - 0.5, minor=True)
+        axes.set_xticks(np.arange(len(rounds) + 1) + rounds[0] - 0.5, minor=True)
+        axes.grid(which="minor", color="white", linewidth=1.0)
     axes.tick_params(which="both", length=0)
     _round_axis(axes, rounds)
     return image
@@ -408,14 +423,19 @@ def holdings(dealt: Mapping[str, Dealt], path: Path, title: str) -> None:
     labels = [label for one in dealt.values() for label in one.parts.labels]
     kinds = list(dict.fromkeys(kind for counts in by_set for kind in sorted(set().union(*counts))))
     held = [counts for each in by_set for counts in each]
-    figure = _figure(max(5.0, 0.45 * len(held) + 2.5), 4.0)
+    figure = _figure(min(MOST_INCHES, max(5.0, 0.45 * len(held) + 2.5)), 4.0)
     axes = figure.subplots()
-    below = np.zeros(len(held))
-    for place, kind in enumerate(kinds):
-        heights = np.array([counts[kind] for counts in held], dtype=float)
-        axes.bar(range(len(held)), heights, bottom=below, label=kind, color=COLOURS[place % len(COLOURS)])
-        below += heights
-    axes.set_xticks(range(len(held)), labels, rotation=45 if len(held) > 5 else 0)
+    heights = np.array([[counts[kind] for counts in held] for kind in kinds], dtype=float)
+    colours = [COLOURS[place % len(COLOURS)] for place in range(len(kinds))]
+    if len(held) <= MOST_NAMES:
+        below = np.zeros(len(held))
+        for kind, row, colour in zip(kinds, heights, colours, strict=True):
+            axes.bar(range(len(held)), row, bottom=below, label=kind, color=colour)
+            below += row
+    else:  # a bar each would be thinner than a pixel, and take minutes to draw
+        axes.stackplot(range(len(held)), heights, labels=kinds, colors=colours, step="mid")
+    named = _some(len(held))
+    axes.set_xticks(named, [labels[place] for place in named], rotation=45 if len(held) > 5 else 0)
     axes.set_ylabel("training images")
     axes.margins(y=0.08)
     axes.spines[["top", "right"]].set_visible(False)

@@ -23,6 +23,8 @@ from rich.table import Table
 from fedgh_app import storage
 from fedgh_app.report import headline
 
+MOST_CLIENTS = 24  # rows of the table by client
+
 
 class Display:
     """A bar over the rounds and one line for each round that has ended.
@@ -38,7 +40,8 @@ class Display:
         self.config = config
         self.directory = directory
         self.console = Console(quiet=quiet)
-        self.shown = 0
+        self.read = 0  # bytes of the history that were shown
+        self.file: int | None = None  # inode of the history: a run that is resumed writes the rounds it keeps anew
         strategy = str(config.strategy._target_).rsplit(".", 1)[-1]
         self.title = title or f"{strategy} on {config.dataset.spec}"
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -62,11 +65,15 @@ class Display:
 
     def update(self) -> None:
         """Show the rounds that have ended since the last call."""
-        lines = storage.read_lines(self.directory / "history.jsonl")
-        for line in lines[self.shown :]:
+        history = self.directory / "history.jsonl"
+        if not history.exists():
+            return
+        kept = self.file is not None and self.file != history.stat().st_ino
+        self.file = history.stat().st_ino
+        lines, self.read = storage.read_on(history, 0 if kept else self.read)
+        for line in [] if kept else lines:
             self.console.print(self._line(line), soft_wrap=True, highlight=False)
             self.progress.update(self.task, completed=line["round"], description=self.title)
-        self.shown = len(lines)
 
     def _line(self, line: dict[str, Any]) -> str:
         found = headline(line["evaluate"])
@@ -113,11 +120,17 @@ def print_result(result: dict[str, Any], directory: Path, metric: str, console: 
         f"[bold]{_percent(result['pck'])}[/bold]",
     )
     console.print(table)
-    if len(result.get("clients_pck", {})) > 1:
-        clients = Table(title=f"{metric} by client, own test images (%)")
+    found = dict(result.get("clients_pck", {}))
+    if len(found) > 1:
+        which = ""
+        if len(found) > MOST_CLIENTS:
+            which = f", the worst {MOST_CLIENTS} of {len(found)}"
+            known = [(value, name) for name, value in found.items() if value is not None]
+            found = {name: value for value, name in sorted(known)[:MOST_CLIENTS]}
+        clients = Table(title=f"{metric} by client, own test images (%){which}")
         for column in ("client", "holds", "training images", "PCK"):
             clients.add_column(column, justify="left" if column in ("client", "holds") else "right")
-        for name, value in result["clients_pck"].items():
+        for name, value in found.items():
             info = result["clients"].get(name, {})
             clients.add_row(name, str(info.get("label")), str(info.get("examples")), _percent(value))
         console.print(clients)

@@ -28,7 +28,7 @@ from fedgh_app.callbacks import usual_callbacks
 from fedgh_app.client_evaluation import evaluate_clients
 from fedgh_app.combinations import is_central
 from fedgh_app.config import compose_config, run_name, split_overrides
-from fedgh_app.errors import RunFailed, first_line
+from fedgh_app.errors import RunFailed, few, first_line
 from fedgh_app.federation import Callback, ClientInfo, Cohorts, Federation, Round, Topology
 from fedgh_app.instantiation import build_optimizer, instantiate
 from fedgh_app.knowledge import PublicImages, ServerDistillation
@@ -357,7 +357,7 @@ def query(grid: ScreeningGrid, config: DictConfig, spec: DatasetSpec) -> dict[st
     messages = [Message(RecordDict(), node_id, MessageType.QUERY) for node_id in sorted(grid.get_node_ids())]
     answers = grid.answers(messages, timeout=config.round_timeout)
     if grid.rejected:
-        reasons = "; ".join(sorted(f"client {item.client}: {item.reason}" for item in grid.rejected))
+        reasons = few(sorted(f"client {item.client}: {item.reason}" for item in grid.rejected), "; ")
         raise UserError(f"{len(grid.rejected)} of {len(messages)} clients cannot take part: {reasons}")
     clients: dict[str, ClientInfo] = {}
     for asked, reply in answers:

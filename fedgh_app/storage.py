@@ -67,9 +67,17 @@ def line(content: Any) -> str:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a JSON-lines file; a last line that is still being written is left out."""
+    return read_on(path, 0)[0]
+
+
+def read_on(path: Path, start: int) -> tuple[list[dict[str, Any]], int]:
+    """The lines of a JSON-lines file from byte ``start`` on, and the byte after the last whole one."""
     if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        return [], start
+    with path.open("rb") as file:
+        file.seek(start)
+        whole = [line for line in file if line.endswith(b"\n")]
+    return [json.loads(line) for line in whole], start + sum(map(len, whole))
 
 
 def save_model(path: Path, state: Mapping[str, torch.Tensor], *, model: Any, dataset: str, rounds: int) -> None:

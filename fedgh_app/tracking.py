@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import netrc
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from logging import WARNING
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from fedgh_app.federation import Federation, Round
 
 REACH_SECONDS = 5.0  # for a server to answer at all
 INIT_SECONDS = 15.0  # for one that answers to begin a run
+MOST_CLIENTS = 50  # of more, W&B gets no number of a single client: each is a chart, and slows the page down
 FINISH_SECONDS = 30.0  # for uploading what is left at the end, the plots above all
 
 
@@ -44,7 +45,7 @@ class Tracker:
         try:
             if self.run is None:
                 self._start(run)
-            self._log(this)
+            self._log(this, run.clients if len(run.clients) > MOST_CLIENTS else ())
         except Exception as error:
             self.failed = True
             log(WARNING, "W&B failed, this run is not tracked from round %d on: %s", this.round, first_line(error))
@@ -74,15 +75,15 @@ class Tracker:
                 run.directory / "tracking.json", {"mode": mode, "url": url, "folder": folder, "sync": sync}
             )
 
-    def _log(self, this: Round) -> None:
+    def _log(self, this: Round, without: Collection[str]) -> None:
         self.run.log(
-            flatten({"seconds": this.seconds, "bytes": this.bytes, **this.evaluate}),
+            flatten({"seconds": this.seconds, "bytes": this.bytes, **this.evaluate}, without=without),
             step=this.round,
             commit=False,
         )
         parts = {"train": this.train, "strategy": this.strategy, "clusters": _clusters(this)}
         axes = {"selection": this.selection, "distillation": this.distillation, "privacy": this.privacy}
-        self.run.log(flatten({**parts, **axes}), step=this.round)
+        self.run.log(flatten({**parts, **axes}, without=without), step=this.round)
 
     def _start(self, run: Federation) -> None:
         # Its own reports on itself go to the same server, and would be waited for when that is gone.
@@ -160,13 +161,16 @@ def reachable(url: str) -> bool:
     return True
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of a nested table under ``a/b/c``; matrices and words stay in ``history.jsonl``."""
+def flatten(tree: Mapping[str, Any], prefix: str = "", without: Collection[str] = ()) -> dict[str, float]:
+    """The numbers of a nested table under ``a/b/c``; matrices and words stay in ``history.jsonl``, as do the numbers of
+    the clients ``without``."""
     found: dict[str, float] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
+        if key.partition("#")[0] in without:  # ``3#2`` is the second update of client 3 in a round
+            continue
         if isinstance(value, Mapping):
-            found |= flatten(value, f"{name}/")
+            found |= flatten(value, f"{name}/", without)
         elif isinstance(value, int | float) and not isinstance(value, bool):
             found[name] = value
     return found

@@ -10,6 +10,10 @@ from strategies.weights import Weights
 
 Diagnostics = dict[str, Any]
 
+# Beyond so many updates the matrix of cosines is left out: it grows with their square in every line of a history,
+# and no picture could show it.
+MOST_COMPARED = 50
+
 
 def describe_clients(server_round: int, updates: ClientUpdates) -> Diagnostics:
     """Return the round, the labels of the updates in order, and the examples behind each; all JSON-able."""
@@ -35,7 +39,7 @@ def describe_weights(updates: ClientUpdates, weights: Weights) -> Diagnostics:
 def describe_geometry(updates: ClientUpdates, threshold: float) -> Diagnostics:
     """Return how the updates lie to each other; all JSON-able.
 
-    cosines : (K, K) nested lists in the order of ``clients``; 0 for a zero update.
+    cosines : (K, K) nested lists in the order of ``clients``; 0 for a zero update. Only up to `MOST_COMPARED` updates.
     mean_cosine, smallest_cosine : over pairs of non-zero updates, None without one.
     conflicting : share of the pairs with a cosine below the threshold, whole model.
     conflicting_per_tensor : the same, for each parameter tensor.
@@ -44,8 +48,9 @@ def describe_geometry(updates: ClientUpdates, threshold: float) -> Diagnostics:
     whole, tensors = updates.gramian, updates.gramians
     per_tensor = gram.conflicting_fraction(tensors, threshold)
     summary = gram.summarise_cosines(whole)
+    matrix = {"cosines": gram.cosines(whole).tolist()} if len(updates) <= MOST_COMPARED else {}
     return {
-        "cosines": gram.cosines(whole).tolist(),
+        **matrix,
         "mean_cosine": summary.mean,
         "smallest_cosine": summary.smallest,
         "conflicting": gram.conflicting_fraction(whole, threshold).item(),

@@ -150,6 +150,20 @@ def test_what_could_not_be_measured_is_no_number(home: Path, tmp_path: Path) -> 
         assert not [line for line in limits(card) if line.startswith(("Weak", "It does not serve"))]
 
 
+def test_a_thousand_clients_are_told_by_quartiles(home: Path, tmp_path: Path) -> None:
+    clients = {
+        str(number): {"label": f"client {number}", "examples": number, "test_examples": number % 2}
+        for number in range(1, 1001)
+    }
+    pcks = {str(number): number / 100 for number in range(1, 101)}
+    card = render(tmp_path, compose_config([]), result(GOOD, clients=clients, clients_pck=pcks), STEADY)
+    assert "| of 1000 clients | smallest |" in card
+    assert "| training images | 1 | 250.75 | 500.5 | 750.25 | 1000 |" in card
+    assert "| PCK on its own test images (100 measured) | 1.0 % | 25.8 % | 50.5 % | 75.2 % | 100.0 % |" in card
+    assert "Without test images of their own: client 2, client 4, client 6, client 8, client 10, and 495 more." in card
+    assert len(card) < 8000
+
+
 def test_a_run_that_failed_says_so_even_before_its_first_round(home: Path, tmp_path: Path) -> None:
     nothing = result(GOOD, pck=None, per_keypoint={}, before={}, clients_pck={}, rounds=0, evaluated="clients")
     write(tmp_path, compose_config([]), nothing, [], "client 3:\nout of memory.")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 from fedgh_app.federation import Round
@@ -16,10 +17,11 @@ class Log:
         self.values |= values
 
 
-def logged(this: Round) -> dict[str, float]:
+def logged(this: Round, clients: int = 3) -> dict[str, float]:
     tracker = Tracker()
     tracker.run = Log()
-    tracker.after_round(None, this)  # type: ignore[arg-type]
+    run: Any = SimpleNamespace(clients={str(number): None for number in range(clients)})
+    tracker.after_round(run, this)
     return dict(tracker.run.values)
 
 
@@ -51,6 +53,25 @@ def test_every_number_of_a_round_is_logged() -> None:
         "selection/asked/bytes": 12,
         "distillation/global": 0.25,
     }
+
+
+def test_of_many_clients_no_number_of_a_single_one_is_logged() -> None:
+    """W&B makes a chart of every name: of a thousand clients, thousands."""
+    by_client = {str(number): {"pck": 0.5, "per_keypoint": {"hip": 0.5}} for number in range(1000)}
+    this = Round(
+        3,
+        train={"loss": 2.0, "clients": {"999": {"loss": 1.0}}},
+        evaluate={"clients": {"pck": 0.5, "by_client": by_client}},
+        strategy={"c": {"7": 0.5, "7#2": 0.1}, "conflicting": 0.25},
+        clusters={"cluster-0": [str(number) for number in range(1000)]},
+    )
+    assert logged(this, 1000) == {
+        "train/loss": 2.0,
+        "clients/pck": 0.5,
+        "strategy/conflicting": 0.25,
+        "clusters/count": 1,
+    }
+    assert "clients/by_client/999/per_keypoint/hip" in logged(this, 50)
 
 
 def test_axes_that_are_off_log_nothing() -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strategies import FedAvg, FedAW, FedCDW, FedGH
+from strategies.diagnostics import MOST_COMPARED
 from strategies.fedaw import gompertz
 from strategies.randomness import generator
 
@@ -331,6 +332,14 @@ def test_diagnostics_are_plain_json(strategy, options):
     assert told["smallest_cosine"] <= told["mean_cosine"]
     vectors = matrix(random_state(0), [random_state(k + 1) for k in range(3)])
     np.testing.assert_allclose(list(told["update_norms"].values()), vectors.norm(dim=1), rtol=1e-5)
+
+
+def test_a_matrix_of_cosines_is_left_out_where_no_picture_could_show_it():
+    for clients, told in ((MOST_COMPARED, True), (MOST_COMPARED + 1, False)):
+        rule = FedGH()
+        aggregate(rule, random_state(0), {k: (random_state(k + 1), 1) for k in range(clients)})
+        assert ("cosines" in rule.diagnostics) is told
+        assert {"conflicting", "conflicting_per_tensor", "mean_cosine", "update_norms"} < rule.diagnostics.keys()
 
 
 def test_one_zero_client_has_no_cosines():
