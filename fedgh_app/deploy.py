@@ -30,6 +30,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from rich.console import Console
 from rich.markup import escape
 
+from fedgh_app import bundles
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.files import replacing, staged
 
@@ -102,6 +103,10 @@ def executor(context: typer.Context) -> None:
     from fedgh_app.executor import executor as become
 
     become(context.args)
+
+
+app.command()(bundles.sign)
+app.command()(bundles.bundles)
 
 
 def make_keys(out: Path, hosts: Sequence[str], sites: Sequence[str], *, days: int = 825) -> None:
