@@ -111,6 +111,7 @@ class Progress(Habit):
             "loss": this.train.get("loss"),
             "pck": headline(this.evaluate).get("pck"),
             "seconds": this.seconds.get("total"),
+            "epsilon": this.privacy.get("epsilon"),
         }
         said = ", ".join(f"{name} {value:.3f}" for name, value in found.items() if value is not None)
         log(INFO, "round %d/%d: %s", this.round, run.config.rounds, said)

@@ -30,10 +30,15 @@ def mechanism(config: DictConfig, where: str) -> GaussianMechanism | None:
 
 
 def check_demand(config: DictConfig, node_config: Mapping[str, Any]) -> None:
-    """Refuse (RunFailed) to train where a site's node config demands more noise than the run's config promises."""
-    if DEMAND not in node_config:
+    """Refuse (RunFailed) to train where a site's node config demands more noise than the run's config promises.
+
+    Raises UserError where what it demands is no number.
+    """
+    demanded = node_config.get(DEMAND)
+    if demanded is None:
         return
-    demanded = float(node_config[DEMAND])
+    if not isinstance(demanded, int | float):
+        raise UserError(f"{DEMAND}={demanded}: expected a number, in the site's node config")
     found = float(config.privacy.noise_multiplier) if config.privacy.name == "local" else 0.0
     if not found >= demanded:
         raise RunFailed(

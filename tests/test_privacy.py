@@ -243,6 +243,8 @@ def test_a_site_that_demands_noise_does_not_train_with_less(privacy: DictConfig,
     check_demand(privacy, {"noise-multiplier": found})
     with pytest.raises(RunFailed, match=rf"a noise multiplier of {found:g}; its node config expects at least noise-"):
         check_demand(privacy, {"noise-multiplier": 1.0})
+    with pytest.raises(UserError, match="noise-multiplier=much: expected a number, in the site's node config"):
+        check_demand(privacy, {"noise-multiplier": "much"})
 
 
 def test_the_demand_of_a_site_is_heard(toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,7 @@ def test_every_number_of_a_round_is_logged() -> None:
         clusters={"0": ["0", "2"], "1": ["1"]},
         selection={"chosen": [["0"]], "asked": {"clients": ["0"], "bytes": 12}},
         distillation={"global": 0.25},
+        privacy={"epsilon": 1.5, "releases": 3},
     )
     assert logged(this) == {
         "train/loss": 2.0,
@@ -52,6 +53,8 @@ def test_every_number_of_a_round_is_logged() -> None:
         "clusters/of/1": 1,
         "selection/asked/bytes": 12,
         "distillation/global": 0.25,
+        "privacy/epsilon": 1.5,
+        "privacy/releases": 3,
     }
 
 
