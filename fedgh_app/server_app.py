@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -312,7 +313,8 @@ def assemble(
         id=uuid.uuid4().hex,
     )
     run.axes["selection"] = instantiate(config.selection, "selection")
-    run.axes[OUTLIERS] = Outliers(config.outlier_factor)
+    # With central noise no client's update may decide over another's; clipping bounds each anyway.
+    run.axes[OUTLIERS] = Outliers(math.inf if config.privacy.name == "central" else config.outlier_factor)
     if config.server_optimizer._target_ is not None:
         run.axes["server_optimizer"] = ServerOptimizer(server_optimizer(config))
     if instantiate(config.objective, "objective").needs_control:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Array
 from omegaconf import DictConfig, OmegaConf
 from recording import run
 from scipy import integrate, stats
@@ -17,6 +18,7 @@ from test_resume import Killed, dying_at, model_of, rounds_of
 
 from fedgh_app import privacy, storage
 from fedgh_app.client import PoseClient
+from fedgh_app.client_app import app as client_app
 from fedgh_app.config import compose_config
 from fedgh_app.errors import RunFailed
 from fedgh_app.launcher import launch
@@ -169,6 +171,29 @@ def test_a_run_with_central_noise(toy: list[str], tmp_path: Path, monkeypatch: p
     assert releases(tmp_path / "run") == [0, 1]
 
 
+def test_no_client_decides_over_another_under_central_noise(
+    toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An update a million times as long as the others' is clipped like them, not rejected by comparison."""
+    monkeypatch.setattr(privacy, "GaussianMechanism", lambda *values: GaussianMechanism(*values, np.zeros))
+
+    def shouting(asked: Any, context: Any) -> Any:
+        reply = client_app(asked, context)
+        if asked.metadata.message_type == "train" and context.node_config["partition-id"] == 3:
+            arrays = reply.content["arrays"]
+            for key, sent in asked.content["arrays"].items():
+                arrays[key] = Array((sent.numpy() + np.float32(1e6)).astype(np.float32))
+        return reply
+
+    overrides = [*toy, *CENTRAL, "privacy.clipping_norm=0.5", "rounds=1", "partition=iid"]
+    done, grid = run(overrides, tmp_path / "central", shouting)
+    sent = next(m.content["arrays"] for m in grid.sent if m.metadata.message_type == "train")
+    assert done.history[-1].rejected == []
+    assert 0.1 < norm(sent, done.arrays) <= 0.5 + 1e-3
+    rejecting, _ = run([*toy, "strategy=fedavg", "rounds=1", "partition=iid"], tmp_path / "none", shouting)
+    assert [item["client"] for item in rejecting.history[-1].rejected] == ["3"]
+
+
 def test_a_run_with_local_noise(toy: list[str], tmp_path: Path) -> None:
     """What leaves a client lies as far from its start as noise makes it, and no two runs send the same."""
     overrides = [*toy, "strategy=fedgh", "privacy=local", "sharing=fedbn", "rounds=2", "optimizer.lr=0.02"]
@@ -249,11 +274,10 @@ def test_a_site_that_demands_noise_does_not_train_with_less(privacy: DictConfig,
 
 def test_the_demand_of_a_site_is_heard(toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through its ClientApp: a run without noise of its own gets nothing from that site."""
-    from fedgh_app.client_app import app
 
     def demanding(asked: Any, context: Any) -> Any:
         context.node_config["noise-multiplier"] = 1.0
-        return app(asked, context)
+        return client_app(asked, context)
 
     fitted: list[str] = []
     monkeypatch.setattr(PoseClient, "fit", lambda self, *_: fitted.append(self.site.name))
@@ -263,8 +287,6 @@ def test_the_demand_of_a_site_is_heard(toy: list[str], tmp_path: Path, monkeypat
 
 
 def test_what_is_no_parameter_is_not_shared_with_noise() -> None:
-    from flwr.app import Array
-
     shared = {"w": Array(np.zeros(2, np.float32)), "n.running_var": Array(np.ones(2, np.float32))}
     with pytest.raises(UserError, match=r"privacy: n\.running_var would be shared, to which noise means nothing"):
         check_shared(shared)
