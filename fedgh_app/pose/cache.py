@@ -157,7 +157,7 @@ def _listing(folder: Path, prefix: str) -> Iterator[bytes]:
         raise UserError(f"{folder}: image folder cannot be read: {error.strerror}") from error
     with entries:
         for entry in entries:
-            if entry.is_dir():
+            if entry.is_dir(follow_symlinks=False):  # no record may have an image behind a link that leads out
                 yield from _listing(folder / entry.name, f"{prefix}{entry.name}/")
             elif entry.is_file():  # a dangling link is no file: its record is reported as missing
                 state = entry.stat()

@@ -24,19 +24,16 @@ def is_written(root: Path, made_by: Mapping[str, Any]) -> bool:
         raise UserError(f"{root}: is a file; expected a folder for the data set")
     if not any(root.iterdir()):
         return False
-    found: Mapping[str, Any] = {}
-    content: Any = None
-    if (root / ANNOTATIONS).is_file():
-        try:
-            content = json.loads((root / ANNOTATIONS).read_text())
-            found = content["info"]["made_by"]
-        except (ValueError, KeyError, TypeError, OSError):
-            found = {}
-    if not isinstance(found, Mapping) or found.get("program") != made_by["program"]:
+    try:
+        content = json.loads((root / ANNOTATIONS).read_bytes())
+        found = dict(content["info"]["made_by"])
+        names = {str(entry["file_name"]) for entry in content["images"]}
+    except (ValueError, KeyError, TypeError, RecursionError, OSError):
+        found, names = {}, set()
+    if found.get("program") != made_by["program"]:
         raise UserError(f"{root}: holds files that {made_by['program']} did not write; give an empty or new folder")
-    names = {entry["file_name"] for entry in content["images"]}
     there = {entry.name for entry in os.scandir(root / IMAGES)} if (root / IMAGES).is_dir() else set()
-    return dict(found) == dict(made_by) and names <= there
+    return found == dict(made_by) and names <= there
 
 
 def write_annotations(

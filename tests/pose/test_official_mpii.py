@@ -268,3 +268,37 @@ def test_one_damaged_byte_gives_numbers_or_a_user_error(tmp_path, kind, place, b
         assert str(path) in str(error) and "\n" not in str(error)
     else:
         assert found.shape[1:] == (16, 2)
+
+
+def test_a_file_that_points_to_others_or_asks_for_all_memory(tmp_path: Path) -> None:
+    (tmp_path / "secret.bin").write_bytes(bytes(8 * 32 * PEOPLE))
+    write(tmp_path / "other.h5", preds=points())
+    made = {}
+    for name in ("external", "link", "virtual", "huge"):
+        made[name] = tmp_path / f"{name}.h5"
+        with h5py.File(made[name], "w") as file:
+            if name == "external":
+                shape = (PEOPLE, 16, 2)
+                file.create_dataset("preds", shape, "f8", external=[(tmp_path / "secret.bin", 0, h5py.h5f.UNLIMITED)])
+            elif name == "link":
+                file["preds"] = h5py.ExternalLink(tmp_path / "other.h5", "preds")
+            elif name == "virtual":
+                layout = h5py.VirtualLayout((PEOPLE, 16, 2), "f8")
+                layout[:] = h5py.VirtualSource(tmp_path / "other.h5", "preds", (PEOPLE, 16, 2))
+                file.create_virtual_dataset("preds", layout)
+            else:
+                file.create_dataset("preds", (10**9, 16, 2), "f8", chunks=(1000, 16, 2))
+    for name, told in (("external", "lies in another"), ("link", "no data set of"), ("virtual", "lies in another")):
+        with pytest.raises(UserError, match=told):
+            read_mpii_predictions(made[name])
+    assert made["huge"].stat().st_size < 10_000
+    with pytest.raises(UserError, match="has 256000000000 bytes, expected at most 2147483648"):
+        read_mpii_predictions(made["huge"])
+
+
+def test_an_archive_that_unpacks_to_more_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "found.npz"
+    np.savez_compressed(file, preds=np.zeros((1000, 16, 2)))
+    monkeypatch.setattr(mpii, "LARGEST_ARRAY_BYTES", 200_000)
+    with pytest.raises(UserError, match="more than 200000 bytes when unpacked"):
+        read_mpii_predictions(file)

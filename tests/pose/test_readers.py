@@ -9,6 +9,7 @@ from folders import SHARED, arm_annotations, mpii_person, shared, write_arm, wri
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fedgh_app.pose.cache import fingerprint
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.readers import read_records
 from fedgh_app.pose.records import load_spec
@@ -216,3 +217,58 @@ def test_any_json_gives_records_or_a_user_error(tmp_path: Path, spec: Any, data:
             assert on_bad == "skip" or not bad
             for record in records:
                 assert np.isfinite(record.keypoints).all() and record.visible.any() and record.reference_length > 0
+
+
+def test_a_link_to_the_folder_of_images_is_followed_and_one_out_of_it_is_not(tmp_path: Path) -> None:
+    root = write_arm(tmp_path / "data", 2)
+    (root / "images").rename(tmp_path / "disk")
+    (root / "images").symlink_to(tmp_path / "disk")
+    assert len(read_records(ARM, root)[0]) == 2
+    (tmp_path / "disk" / "001.jpg").rename(tmp_path / "disk" / "other.jpg")
+    (tmp_path / "disk" / "001.jpg").symlink_to("other.jpg")
+    assert len(read_records(ARM, root)[0]) == 2
+    (tmp_path / "disk" / "other.jpg").rename(tmp_path / "outside.jpg")
+    (tmp_path / "disk" / "001.jpg").unlink()
+    (tmp_path / "disk" / "001.jpg").symlink_to(tmp_path / "outside.jpg")
+    with pytest.raises(UserError, match=r"annotation 101: image '001\.jpg' is a link that leads out of"):
+        read_records(ARM, root)
+
+
+def test_a_folder_that_is_a_link_out_of_the_images_is_not_even_listed(tmp_path: Path) -> None:
+    root = write_arm(tmp_path / "data", 2)
+    before = fingerprint(ARM, root, (32, 32), 1.5)
+    write_image(tmp_path / "outside" / "001.jpg")
+    (root / "images" / "more").symlink_to(tmp_path / "outside")
+    assert fingerprint(ARM, root, (32, 32), 1.5) == before
+    content = arm_annotations(2)
+    content["images"][1]["file_name"] = "more/001.jpg"
+    (root / "annotations.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"annotation 101: .*leads out of"):
+        read_records(ARM, root)
+
+
+def test_too_much_json_is_not_even_read(tmp_path: Path) -> None:
+    root = write_arm(tmp_path, 1)
+    with (root / "annotations.json").open("r+b") as file:
+        file.truncate(2**29 + 1)  # sparse: it takes no room on the disk
+    with pytest.raises(
+        UserError, match=r"annotations\.json: found 536870913 bytes of JSON, expected at most 536870912"
+    ):
+        read_records(ARM, root)
+
+
+def test_json_as_deep_as_the_stack_is_one_line(tmp_path: Path) -> None:
+    root = write_arm(tmp_path, 1)
+    (root / "annotations.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"annotations\.json: not valid JSON: .*recursion"):
+        read_records(ARM, root)
+
+
+@pytest.mark.parametrize("where", ["id", "attribute", "source"])
+def test_a_name_too_long_for_an_array_is_a_bad_record(tmp_path: Path, where: str) -> None:
+    content = arm_annotations(2)
+    entry = content["annotations"][1] if where == "id" else content["images"][1]
+    entry[where] = "x" * 1001
+    root = write_arm(tmp_path, 2, content)
+    with pytest.raises(UserError, match="has 1001 characters, expected at most 1000"):
+        read_records(ARM, root)

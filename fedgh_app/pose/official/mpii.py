@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from fedgh_app.pose.errors import UserError
-from fedgh_app.pose.matlab import read_matlab
+from fedgh_app.pose.matlab import LARGEST_ARRAY_BYTES, read_matlab
 from fedgh_app.pose.metrics import MPII_JOINTS, pckh
 from fedgh_app.pose.official.people import Compared, compare
 from fedgh_app.pose.official.scores import Score, Side
@@ -136,6 +136,8 @@ def _read(path: Path, keys: tuple[str, ...]) -> dict[str, Array]:
         if suffix == ".npz":
             # allow_pickle stays off: it would run code out of somebody's file.
             with np.load(path, allow_pickle=False) as archive:
+                if sum(member.file_size for member in archive.zip.infolist()) > LARGEST_ARRAY_BYTES:
+                    raise ValueError(f"more than {LARGEST_ARRAY_BYTES} bytes when unpacked")
                 return {key: archive[key] for key in keys if key in archive}
         if suffix in HDF5_SUFFIXES or h5py.is_hdf5(path):
             return _read_hdf5(path, keys, matlab=suffix == ".mat")
@@ -148,8 +150,20 @@ def _read(path: Path, keys: tuple[str, ...]) -> dict[str, Array]:
 def _read_hdf5(path: Path, keys: tuple[str, ...], *, matlab: bool) -> dict[str, Array]:
     """Data sets of an HDF5 file. MATLAB 7.3 writes its axes in the opposite order, which is undone here."""
     with h5py.File(path, "r") as file:
-        arrays = {key: np.asarray(file[key]) for key in keys if key in file}
+        arrays = {key: _dataset(file, key) for key in keys if key in file}
     return {key: value.T for key, value in arrays.items()} if matlab else arrays
+
+
+def _dataset(file: h5py.File, key: str) -> Array:
+    """One data set whose numbers lie in the file itself; ValueError for one that points to another file."""
+    found = file[key]
+    if not isinstance(file.get(key, getlink=True), h5py.HardLink) or not isinstance(found, h5py.Dataset):
+        raise ValueError(f"{key!r} is no data set of this file")
+    if found.external or found.is_virtual:
+        raise ValueError(f"{key!r} lies in another file")
+    if found.nbytes > LARGEST_ARRAY_BYTES:  # chunks that nobody wrote take no room in a file
+        raise ValueError(f"{key!r} has {found.nbytes} bytes, expected at most {LARGEST_ARRAY_BYTES}")
+    return np.asarray(found)
 
 
 def _numeric(path: Path, key: str, arrays: Mapping[str, object]) -> Array:

@@ -9,7 +9,6 @@ prediction is of; OKS, which finds that out for itself, has no use for it.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,15 +95,16 @@ def _result(where: str, entry: Any, spec: DatasetSpec) -> Result:
     for name, triple in zip(spec.keypoints, numbers.reshape(-1, 3), strict=True):
         if not np.isfinite(triple).all():
             raise UserError(f"{where}: found {name} at {triple.tolist()}, expected finite numbers")
-    if not math.isfinite(entry["score"]):
-        raise UserError(f"{where}: found score={entry['score']}, expected a finite number")
+    score = _numbers([entry["score"]])
+    if score is None or not np.isfinite(score[0]):
+        raise UserError(f"{where}: found score={str(entry['score'])[:40]}, expected a finite number")
     triples, person = numbers.reshape(-1, 3), entry.get("annotation_id")
     return Result(
         image_id=entry["image_id"],
         category_id=entry["category_id"],
         keypoints=triples[:, :2],
         confidences=triples[:, 2],
-        score=float(entry["score"]),
+        score=float(score[0]),
         annotation_id=None if person is None else str(person),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,12 @@ HEAD_JOINTS_FACTOR = 0.75
 # LSPET's torsos; 0.125 is an eighth, the head's share of a standing adult, for MPII's person height.
 TORSO_SHARE = 0.41
 HEAD_SHARE = 0.125
+# Twice COCO's largest keypoint file; Python takes some ten times as much memory for what is in it.
+LARGEST_JSON = 2**29
+# Address space of the process that reads a MATLAB file; MPII's takes a tenth.
+PARSER_BYTES = 2**34
+# Names and attributes of all people are kept in arrays whose every element has the room of the longest.
+LONGEST_TEXT = 1000
 
 
 class BadEntry(Exception):
@@ -75,6 +82,9 @@ def record(raw: RawPose, spec: DatasetSpec, root: Path | None) -> PoseRecord:
         raise BadEntry(f"reference length ({spec.reference}) is {length}, expected more than 0")
     if raw.split not in (None, "train", "test"):
         raise BadEntry(f"split={raw.split!r}, expected train or test")
+    for text in (raw.id, str(raw.file_name), raw.group or "", *raw.attributes, *raw.attributes.values()):
+        if len(text) > LONGEST_TEXT or "\0" in text:
+            raise BadEntry(f"{text[:40]!r}… has {len(text)} characters, expected at most {LONGEST_TEXT}, and no NUL")
     return PoseRecord(
         id=raw.id,
         image=image,
@@ -91,10 +101,12 @@ def record(raw: RawPose, spec: DatasetSpec, root: Path | None) -> PoseRecord:
 
 
 def image_path(root: Path, file_name: Any) -> Path:
-    """`<root>/images/<file_name>`, which must exist and must not lead out of that folder."""
+    """`<root>/images/<file_name>`, which must exist and must not lead out of that folder, by its name or by a link.
+
+    The folder itself may be a link: labs keep their images on other disks.
+    """
     if not isinstance(file_name, str) or not file_name or "\0" in file_name:
         raise BadEntry(f"image name {file_name!r}, expected a file name")
-    # By the name alone: labs link their image folders to other disks, which is no escape.
     tidy = os.path.normpath(file_name)
     if Path(tidy).is_absolute() or Path(tidy).parts[:1] in ((), ("..",)):
         raise BadEntry(f"image name {file_name!r} leads out of {root / 'images'}")
@@ -105,7 +117,15 @@ def image_path(root: Path, file_name: Any) -> Path:
         found = False
     if not found:
         raise BadEntry("image is missing")
+    if not os.path.realpath(path).startswith(_resolved(root / "images")):
+        raise BadEntry(f"image {file_name!r} is a link that leads out of {root / 'images'}")
     return path
+
+
+@functools.lru_cache(maxsize=16)
+def _resolved(folder: Path) -> str:
+    """The folder without links, and the separator after it."""
+    return os.path.realpath(folder) + os.sep
 
 
 def reference_length(
@@ -153,6 +173,8 @@ def numbers(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
 def read_json(path: Path) -> Any:
     """The content of a JSON file; `UserError` naming it where there is none."""
     try:
+        if (size := path.stat().st_size) > LARGEST_JSON:
+            raise UserError(f"{path}: found {size} bytes of JSON, expected at most {LARGEST_JSON}")
         return json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise UserError(f"{path}: annotation file is missing") from error
@@ -171,7 +193,7 @@ def read_mat(path: Path, **options: Any) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: annotation file is missing")
     try:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as parser:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_limit_memory) as parser:
             return dict(parser.submit(scipy.io.loadmat, str(path), **options).result())
     except BrokenProcessPool as error:
         raise UserError(f"{path}: damaged MATLAB file, whose parser crashed") from error
@@ -181,6 +203,15 @@ def read_mat(path: Path, **options: Any) -> dict[str, Any]:
         raise UserError(f"{path}: annotation file cannot be read: {error.strerror or error}") from error
     except Exception as error:  # scipy's parser raises nearly every built-in error on damaged files
         raise UserError(f"{path}: not a readable MATLAB file: {' '.join(str(error).split())}") from error
+
+
+def _limit_memory() -> None:
+    """Let this process fail, not the machine, where a small compressed file asks for all memory."""
+    try:
+        import resource
+    except ImportError:  # not POSIX
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (PARSER_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:

@@ -97,7 +97,7 @@ def read_official(spec: DatasetSpec, path: Path) -> Iterator[RawPose | tuple[str
                     head=_head(person),
                     group=None if video is None else f"video {video}",
                     # img_train = 0 is the official test set, whose joints were never published.
-                    split="test" if len(train) == len(images) and train[position] == 0 else None,
+                    split="test" if len(train) == len(images) and np.array_equal(train[position], 0) else None,
                     attributes=attributes,
                     image_id=str(name),
                 )
