@@ -134,7 +134,9 @@ def _spec(path: Path, name: str, values: Any) -> DatasetSpec:
     for key, kind in (("metric", Metric), ("reference", Reference), ("format", Format)):
         if values[key] not in get_args(kind):
             raise UserError(f"{path}: {key}={values[key]!r}, expected one of {', '.join(get_args(kind))}")
-    keypoints = tuple(str(keypoint) for keypoint in values["keypoints"] or ())
+    if not isinstance(values["keypoints"], list):
+        raise UserError(f"{path}: keypoints={values['keypoints']!r}, expected a list of names")
+    keypoints = tuple(str(keypoint) for keypoint in values["keypoints"])
     if not keypoints or len(set(keypoints)) != len(keypoints):
         raise UserError(f"{path}: keypoints={list(keypoints)}, expected distinct names, at least one")
     index = {keypoint: position for position, keypoint in enumerate(keypoints)}
@@ -148,7 +150,7 @@ def _spec(path: Path, name: str, values: Any) -> DatasetSpec:
     try:
         thresholds = tuple(float(threshold) for threshold in values["thresholds"])
         test_fraction = float(values["test_fraction"])
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: thresholds and test_fraction must be numbers: {error}") from error
     if not thresholds or min(thresholds) <= 0 or not 0 <= test_fraction < 1:
         raise UserError(f"{path}: expected thresholds above 0 and test_fraction in [0, 1)")

@@ -1,0 +1,294 @@
+"""Anything in the files of a run, in overrides and in messages: the project's own error in one line, or an answer."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import TINY, ToyPose
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from hypothesis import strategies as st
+from mutation import ODD, altered, counted, damaged, fuzz, one_line
+from omegaconf import DictConfig
+from safetensors.torch import save
+from test_runs import write_run
+
+from fedgh_app import checkpoints, partition, server_app, site, storage
+from fedgh_app.client_app import app
+from fedgh_app.config import compose_config, groups, join_overrides, split_overrides
+from fedgh_app.errors import RunFailed
+from fedgh_app.inprocess import InProcessGrid
+from fedgh_app.local_state import LocalState
+from fedgh_app.pose.errors import UserError
+from fedgh_app.resumption import LAUNCH_FILE, resumed
+from fedgh_app.runs import load_run
+from fedgh_app.screening import fault
+
+
+def told(read: Callable[[], Any], *names: str) -> None:
+    """Read; the project's own error is an answer like another, if it is one line that names one of ``names``."""
+    try:
+        read()
+    except (UserError, RunFailed) as error:
+        one_line(error, *names)
+
+
+def dumped(tree: Any) -> bytes:
+    return json.dumps(tree).encode()
+
+
+def jsons(valid: Any) -> st.SearchStrategy[bytes]:
+    return st.one_of(altered(valid).map(dumped), altered(valid).map(dumped), damaged(dumped(valid)))
+
+
+def safetensors(tree: dict[str, Any], metadata: dict[str, str] | None = None) -> bytes:
+    return save({key: torch.as_tensor(value) for key, value in tree.items()}, metadata=metadata)
+
+
+# Files of a run --------------------------------------------------------------------------------------------
+
+
+@counted
+def test_models(tmp_path: Path, count: int) -> None:
+    file = tmp_path / "model.safetensors"
+    valid = safetensors({"a.weight": np.ones((2, 3), np.float32), "b": np.arange(4)}, {"dataset": "arm", "rounds": "3"})
+
+    def check(content: bytes) -> None:
+        file.write_bytes(content)
+        told(lambda: storage.load_model(file), str(file))
+
+    fuzz(check, damaged(valid), count)
+
+
+@counted
+def test_run_directories(toy: list[str], tmp_path: Path, count: int) -> None:
+    write_run(tmp_path / "run", toy)
+    files = [tmp_path / "run" / name for name in ("config.yaml", "model.safetensors")]
+    config, model = (file.read_bytes() for file in files)
+
+    def check(contents: tuple[bytes, bytes]) -> None:
+        for file, content in zip(files, contents, strict=True):
+            file.write_bytes(content)
+        told(lambda: load_run(tmp_path / "run"))
+
+    trees = altered(yaml.safe_load(config)).map(lambda tree: yaml.safe_dump(tree).encode())
+    described = storage.load_model(files[1])[1]
+    names = altered(described).filter(lambda tree: isinstance(tree, dict))
+    metadata = names.map(lambda tree: safetensors({"a": [1.0]}, {str(k): repr(v) for k, v in tree.items()}))
+    whole = st.tuples(st.one_of(trees, damaged(config)), st.just(model))
+    fuzz(check, st.one_of(whole, st.tuples(st.just(config), st.one_of(damaged(model), metadata))), count)
+
+
+@counted
+def test_launch_files(tmp_path: Path, count: int) -> None:
+    valid = {"overrides": ["strategy=fedaw", "seed=3"], "mark": "0123456789abcdef", "directory": str(tmp_path)}
+
+    def check(content: bytes) -> None:
+        (tmp_path / LAUNCH_FILE).write_bytes(content)
+        told(lambda: resumed(tmp_path, ["rounds=9"]), str(tmp_path))
+
+    fuzz(check, jsons(valid), count)
+
+
+@counted
+def test_histories(tmp_path: Path, count: int) -> None:
+    file = tmp_path / "history.jsonl"
+    valid = "".join(storage.line({"round": n, "train": {"loss": 0.5}}) for n in range(3)).encode()
+
+    def check(content: bytes) -> None:
+        file.write_bytes(content)
+        told(lambda: storage.read_lines(file), str(file))
+
+    fuzz(check, st.one_of(damaged(valid), jsons({"round": 1}).map(lambda line: valid + line + b"\n")), count)
+
+
+@counted
+def test_states_of_a_server(tmp_path: Path, count: int) -> None:
+    file = tmp_path / "round-0001.json"
+    state = {"round": 1, "h": {"w": torch.ones(3)}, "numbered": {0: {"step": torch.tensor(3.0)}}, "list": [1, None]}
+    storage.save_state(file, state)
+    beside = tmp_path / "round-0001.state.safetensors"
+    outline, tensors = file.read_bytes(), beside.read_bytes()
+
+    def check(contents: tuple[bytes, bytes]) -> None:
+        file.write_bytes(contents[0])
+        beside.write_bytes(contents[1])
+        told(lambda: storage.load_state(file), str(tmp_path))
+        told(lambda: checkpoints.newest(tmp_path, 9), str(tmp_path))
+
+    whole = st.tuples(jsons(json.loads(outline)), st.just(tensors))
+    fuzz(check, st.one_of(whole, st.tuples(st.just(outline), damaged(tensors))), count)
+
+
+@counted
+def test_states_of_a_client(tmp_path: Path, count: int) -> None:
+    file = tmp_path / "a.safetensors"
+    state = LocalState({3: {"model:w": torch.ones(2)}}, accepted_draw=3, draw=3)
+    state.store(RecordDict(), file)
+    valid = file.read_bytes()
+
+    def check(content: bytes) -> None:
+        file.write_bytes(content)
+        told(lambda: LocalState.open(RecordDict(), file), str(file))
+
+    about = {"accepted_draw": "3", "settled_draw": "0", "draw": "3", "session": "0"}
+    odd = (
+        altered(about)
+        .filter(lambda tree: isinstance(tree, dict))
+        .map(lambda tree: safetensors({"3/model:w": [1.0]}, {str(key): str(value) for key, value in tree.items()}))
+    )
+    fuzz(check, st.one_of(damaged(valid), odd), count)
+
+
+@counted
+def test_partitions(tmp_path: Path, count: int) -> None:
+    file = tmp_path / "arm.json"
+    valid = {"labels": ["a", "b"], "train": [[0, 1], [2]], "test": [[3], [4]]}
+
+    def check(content: bytes) -> None:
+        file.write_bytes(content)
+        told(lambda: partition.load(file), str(file))
+
+    fuzz(check, jsons(valid), count)
+
+
+# Overrides -------------------------------------------------------------------------------------------------
+
+
+def leaves(node: Any, path: str = "") -> Iterator[str]:
+    """Every key of a config that holds a single value or a list."""
+    if isinstance(node, DictConfig):
+        for key in node:
+            yield from leaves(node[key], f"{path}.{key}".strip("."))
+    else:
+        yield path
+
+
+def as_override(value: Any) -> str:
+    """A value in Hydra's grammar, more or less."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return {"None": "null"}.get(str(value), str(value))
+    if isinstance(value, str):
+        return f"'{value}'"
+    return str(value).replace("'", "").replace("None", "null")
+
+
+@counted
+def test_the_one_text_of_all_overrides(count: int) -> None:
+    fuzz(lambda text: told(lambda: split_overrides(text), "overrides="), st.text(), count)
+
+
+@counted
+def test_overrides(count: int, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever still composes is built, but for the network itself."""
+    monkeypatch.setattr(site, "build_model", lambda *_: ToyPose(3))
+    keys = sorted(set(leaves(compose_config([]))) - {"init", "resume"})
+    choices = [f"{group}={choice}" for group, found in groups().items() for choice in found]
+
+    def check(overrides: list[str]) -> None:
+        told(lambda: server_app.check(compose_config([*TINY, *overrides])))
+
+    odd = st.sampled_from(ODD).map(as_override)
+    prefix = st.sampled_from(["", "", "+", "++", "~"])
+    single = st.builds("{}{}={}".format, prefix, st.sampled_from(keys), st.one_of(odd, st.integers().map(str)))
+    below = st.builds("+{}.{}={}".format, st.sampled_from(keys), st.sampled_from(["x", "_target_", "0", "${y}"]), odd)
+    text = damaged(*(item.encode() for item in [*choices, *TINY])).map(lambda data: data.decode("utf-8", "replace"))
+    several = st.lists(st.one_of(single, single, below, text), min_size=1, max_size=3)
+    fuzz(check, several, count)
+
+
+# Messages --------------------------------------------------------------------------------------------------
+
+
+def records(draw: st.DrawFn, arrays: dict[str, np.ndarray], config: dict[str, Any]) -> RecordDict:
+    """Records as a client expects them, with something wrong in them."""
+    sent: dict[str, Array] = {}
+    for key, value in arrays.items():
+        array = Array(np.asarray(value))
+        kind = draw(st.integers(0, 12))
+        if kind == 0:
+            continue
+        if kind == 1:
+            array.data = draw(damaged(array.data))
+        elif kind == 2:
+            array.dtype = draw(st.sampled_from(["object", "O", "float64", "int3", ""]))
+        elif kind == 3:
+            array.shape = draw(st.sampled_from([(), (-1,), (2**40,), (0,)]))
+        elif kind == 4:
+            array.stype = draw(st.sampled_from(["pickle", "", "torch"]))
+        elif kind == 5:
+            other = draw(st.sampled_from(["f8", "c16", "i1", "U3", "M8[s]", "V4"]))
+            array = Array(np.zeros(value.shape, dtype=other))
+        elif kind == 6:
+            array = Array(np.full(value.shape, draw(st.sampled_from([np.nan, np.inf, 3e38])), dtype=np.float32))
+        sent[key] = array
+    numbers = st.one_of(st.integers(-(2**63), 2**63 - 1), st.floats(), st.booleans())
+    values = st.one_of(numbers, st.text(max_size=40), st.binary(max_size=8), st.lists(st.text(max_size=9), max_size=3))
+    said = {key: draw(values) if draw(st.integers(0, 5)) == 0 else value for key, value in config.items()}
+    said = {key: value for key, value in said.items() if draw(st.integers(0, 15))}
+    content = RecordDict()
+    content[draw(st.sampled_from(["arrays"] * 9 + ["x"]))] = ArrayRecord(sent)
+    content[draw(st.sampled_from(["config"] * 9 + ["x"]))] = ConfigRecord(said)
+    if draw(st.integers(0, 9)) == 0:
+        content["control"] = ArrayRecord(sent)
+    return content
+
+
+ASKED = {"server-round": 1, "draw": 1, "acknowledged": 0, "settled": 0, "session": 0, "report": ["loss-rms"]}
+ASKED |= {"run": "0" * 32, "split": "test"}
+
+
+@counted
+@pytest.mark.parametrize("beside", [[], ["sharing=fedbn", "objective=prox"]], ids=["shared", "kept"])
+def test_messages_to_a_site(toy: list[str], home: Path, count: int, beside: list[str]) -> None:
+    """The site answers, if only with an error, and of its files it tells nothing."""
+    root = home / "data" / "arm"
+    overrides = join_overrides([*toy, "partition=site", "batch_size=64", *beside])
+    state = {key: value.numpy() for key, value in ToyPose(3).state_dict().items()}
+    kinds = [MessageType.TRAIN] * 4 + [MessageType.EVALUATE] * 2 + [MessageType.QUERY]
+
+    @st.composite
+    def messages(draw: st.DrawFn) -> tuple[str, RecordDict]:
+        return draw(st.sampled_from(kinds)), records(draw, state, ASKED)
+
+    def check(sent: tuple[str, RecordDict]) -> None:
+        grid = InProcessGrid(app, [{"name": "clinic", "data-root": str(root)}], {"overrides": overrides})
+        (reply,) = grid.send_and_receive([Message(sent[1], 1, sent[0])])
+        if reply.has_error():
+            assert reply.error.reason.startswith(("UserError: ", "RunFailed: ")), reply.error.reason
+            assert "\n" not in reply.error.reason
+            assert str(home) not in reply.error.reason
+
+    fuzz(check, messages(), count)
+
+
+@counted
+def test_replies_to_the_server(count: int) -> None:
+    """Every reply is found good or one line says what is wrong with it."""
+    state = {key: value.numpy() for key, value in ToyPose(3).state_dict().items()}
+    InProcessGrid(app, [], {})  # says who speaks
+    content = RecordDict({"arrays": ArrayRecord({key: Array(np.asarray(value)) for key, value in state.items()})})
+    content["config"] = ConfigRecord({"report": ["loss-rms"]})
+    asked = Message(content, 1, MessageType.TRAIN)
+    measured = {"num-examples": 4, "loss": 0.5, "steps": 2, "seconds": 1.0, "loss-rms": 0.5}
+
+    @st.composite
+    def replies(draw: st.DrawFn) -> RecordDict:
+        found = records(draw, state, {})
+        numbers = st.one_of(st.integers(-(2**63), 2**63 - 1), st.floats(), st.lists(st.floats(), max_size=3))
+        said = {key: draw(numbers) if draw(st.integers(0, 4)) == 0 else value for key, value in measured.items()}
+        found["metrics"] = MetricRecord({key: value for key, value in said.items() if draw(st.integers(0, 9))})
+        return found
+
+    def check(found: RecordDict) -> None:
+        wrong = fault(asked, Message(found, reply_to=asked), frozenset({"num-examples", "loss", "steps", "seconds"}))
+        assert wrong is None or "\n" not in wrong
+
+    fuzz(check, replies(), count)
