@@ -17,8 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fedgh_app.config import fedgh_home
-from fedgh_app.errors import RunFailed
+from fedgh_app.errors import RunFailed, first_line
+from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.files import replacing
+from fedgh_app.storage import read_tensors
 
 
 class LocalState:
@@ -87,16 +89,18 @@ class LocalState:
 
     @classmethod
     def open(cls, file: Path) -> LocalState:
-        """From ``file``; empty where there is none."""
-        filed = _about(file)
-        if not filed:
+        """From ``file``; empty where there is none. Raises UserError where it holds something else."""
+        if not file.exists():
             return cls()
+        tensors, metadata = read_tensors(file)
         found: dict[int, dict[str, Tensor]] = {}
-        with safe_open(file, framework="pt") as stored:
-            for key in stored.keys():  # noqa: SIM118
+        try:
+            for key, tensor in tensors.items():
                 number, _, name = key.partition("/")
-                found.setdefault(int(number), {})[name] = stored.get_tensor(key)
-        return cls(found, **filed)
+                found.setdefault(int(number), {})[name] = tensor
+            return cls(found, **{key: int(value) for key, value in metadata.items()})
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{file}: not the state of a client ({first_line(error)})") from None
 
     def store(self, file: Path) -> None:
         """Into ``file``, atomically, unless that is of a later training: an overdue one may end after its successor."""
@@ -106,7 +110,7 @@ class LocalState:
             "draw": self.draw,
             "session": self.session,
         }
-        if _age(_about(file)) > _age(about):
+        if _age_of(file) > (self.session, self.draw):
             return
         file.parent.mkdir(parents=True, exist_ok=True)
         flat = {
@@ -118,16 +122,13 @@ class LocalState:
             save_file(flat, draft, metadata={key: str(value) for key, value in about.items()})
 
 
-def _about(file: Path) -> dict[str, int]:
-    """What a file says of the trainings that it holds; nothing without a file."""
+def _age_of(file: Path) -> tuple[int, int]:
+    """Session and number of the training that a file is of; the least where there is none."""
     if not file.exists():
-        return {}
+        return 0, 0
     with safe_open(file, framework="pt") as stored:
-        return {key: int(value) for key, value in stored.metadata().items()}
-
-
-def _age(about: Mapping[str, int]) -> tuple[int, int]:
-    return about.get("session", 0), about.get("draw", 0)
+        about = stored.metadata()
+    return int(about["session"]), int(about["draw"])
 
 
 def file_of(config: DictConfig, run: str, client: str) -> Path:

@@ -53,7 +53,7 @@ def _unpacked(content: RecordDict, name: str) -> ArrayRecord:
             if not start <= end <= len(data):
                 break
             made[str(key)] = Array(str(dtype), tuple(map(int, shape)), str(stype), data[start:end])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"the layout of {name!r} cannot be read ({type(error).__name__})") from None
     if end != len(data) or len(made) != len(layout):
         raise ValueError(f"the layout of {name!r} is not that of its {len(data)} bytes")

@@ -25,7 +25,7 @@ from fedgh_app.config import fedgh_home
 from fedgh_app.instantiation import instantiate
 from fedgh_app.pose.cache import CropCache
 from fedgh_app.pose.errors import UserError
-from fedgh_app.storage import write_json
+from fedgh_app.storage import read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -132,13 +132,19 @@ def stored(config: DictConfig, cache: CropCache, num_clients: int) -> Partition:
 
 @functools.lru_cache(maxsize=8)
 def load(path: Path) -> Partition:
-    """Read a partition file, which never changes: its name tells all that it depends on."""
-    content = json.loads(path.read_text())
-    return Partition(
-        labels=tuple(content["labels"]),
-        train=tuple(tuple(part) for part in content["train"]),
-        test=tuple(tuple(part) for part in content["test"]),
-    )
+    """Read a partition file, which never changes: its name tells all that it depends on.
+
+    Raises UserError where it holds something else.
+    """
+    content = read_json(path)
+    try:
+        labels = tuple(map(str, content["labels"]))
+        train, test = (tuple(tuple(map(int, part)) for part in content[side]) for side in ("train", "test"))
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise UserError(f"{path}: not a partition; remove it, and it is made anew") from None
+    if not len(labels) == len(train) == len(test):
+        raise UserError(f"{path}: found {len(labels)} labels of {len(train)} and {len(test)} parts, expected one each")
+    return Partition(labels, train, test)
 
 
 def _path(config: DictConfig, cache: CropCache, num_clients: int) -> Path:

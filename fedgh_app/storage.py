@@ -50,8 +50,18 @@ def save_config(path: Path, config: DictConfig) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The content of a JSON file."""
-    return dict(json.loads(path.read_text()))
+    """The object in a JSON file; UserError where there is none in it."""
+    return _parsed(path, path.read_bytes())
+
+
+def _parsed(path: Path, text: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({first_line(error)})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: found a JSON {type(found).__name__}, expected an object")
+    return found
 
 
 def append_line(path: Path, content: Any) -> None:
@@ -77,7 +87,7 @@ def read_on(path: Path, start: int) -> tuple[list[dict[str, Any]], int]:
     with path.open("rb") as file:
         file.seek(start)
         whole = [line for line in file if line.endswith(b"\n")]
-    return [json.loads(line) for line in whole], start + sum(map(len, whole))
+    return [_parsed(path, line) for line in whole], start + sum(map(len, whole))
 
 
 def save_model(path: Path, state: Mapping[str, torch.Tensor], *, model: Any, dataset: str, rounds: int) -> None:
@@ -145,12 +155,9 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """What `save_state` wrote."""
+    """What `save_state` wrote; UserError for anything else."""
     beside = path.with_name(f"{path.stem}.state.safetensors")
-    tensors: dict[str, torch.Tensor] = {}
-    if beside.exists():
-        with safe_open(beside, framework="pt") as stored:
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    tensors = read_tensors(beside)[0] if beside.exists() else {}
 
     def restore(value: Any) -> Any:
         if isinstance(value, str) and value.startswith(TENSOR):
@@ -162,7 +169,23 @@ def load_state(path: Path) -> dict[str, Any]:
             return [restore(item) for item in value]
         return value
 
-    return dict(restore(read_json(path)))
+    try:
+        return dict(restore(read_json(path)))
+    except KeyError as error:
+        raise UserError(f"{path}: names the tensor {error}, which {beside.name} does not hold") from None
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{path}: not the state of a run ({first_line(error)})") from None
+
+
+def read_tensors(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, and its metadata; UserError where it is none."""
+    try:
+        with safe_open(file, framework="pt") as stored:
+            return {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: not a safetensors file ({first_line(error)})") from None
 
 
 def load_model(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -173,8 +196,4 @@ def load_model(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.exists():
         raise UserError(f"{file}: no such file; expected a run directory or a model.safetensors")
-    try:
-        with safe_open(file, framework="pt") as stored:
-            return {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file}: not a safetensors file ({str(error).splitlines()[0]})") from None
+    return read_tensors(file)
