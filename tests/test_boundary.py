@@ -22,7 +22,6 @@ from watching import audited, watched
 
 from fedgh_app import site
 from fedgh_app.boundary import Own, bounded
-from fedgh_app.client import PoseClient
 from fedgh_app.client_app import app
 from fedgh_app.config import ROOT, compose_config, join_overrides
 from fedgh_app.inprocess import InProcessGrid
@@ -192,7 +191,7 @@ def test_the_server_learns_no_value_out_of_an_unforeseen_error(place: Place, mon
     def broken(*_: Any) -> None:
         raise KeyError("jane doe")
 
-    monkeypatch.setattr(PoseClient, "get_properties", broken)
+    monkeypatch.setattr(site.Site, "properties", broken)
     told = place.error([], place.node, MessageType.QUERY)
     assert told == "RunFailed: KeyError at the site; its own log says more"
     told = place.error([], {"partition-id": 0, "num-partitions": 1}, MessageType.QUERY)
