@@ -108,8 +108,9 @@ def compare(settings: Sequence[Setting], baseline: str | None = None) -> list[di
 
     Returns:
         For each setting ``setting`` (its name), ``runs`` (number), ``pck`` and ``per_keypoint`` as ``{"mean", "std"}``
-        with the sample standard deviation (null for one run), ``worst_client`` likewise, ``evaluated``; with a
-        baseline ``difference``, as `fedgh_app.comparison.Difference` says, null for the baseline itself.
+        with the sample standard deviation (null for one run), ``worst_client`` likewise, ``evaluated``, ``epsilon``
+        (the largest; null without differential privacy); with a baseline ``difference``, as
+        `fedgh_app.comparison.Difference` says, null for the baseline itself.
     """
     rows = [_row(setting) for setting in settings]
     if baseline is not None:
@@ -258,6 +259,7 @@ def _row(setting: Setting) -> dict[str, Any]:
         "per_keypoint": {key: _spread([result["per_keypoint"].get(key) for result in results]) for key in keypoints},
         "worst_client": _spread(worst) if len(worst) == len(results) else None,
         "heatmap_accuracy": _spread([result.get("heatmap_accuracy") for result in results]),
+        "epsilon": max((result["privacy"]["epsilon"] for result in results if result.get("privacy")), default=None),
         "seconds": float(np.mean([result["seconds"]["rounds"] for result in results])),
         "rejected": sum(len(result["rejected"]) for result in results),
     }

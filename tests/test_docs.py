@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 AXES_PAGE = (ROOT / "docs/axes.md").read_text()
 README = (ROOT / "README.md").read_text()
 MODELS_PAGE = (ROOT / "docs/models.md").read_text()
+SWEEPS_PAGE = (ROOT / "docs/sweeps.md").read_text()
 DEPLOYMENT_PAGE = (ROOT / "docs/deployment.md").read_text()
 LAYOUT = (ROOT / "docs/layout.md").read_text()
 AXES = (
@@ -116,7 +117,9 @@ def test_the_page_of_models_names_every_choice_and_has_the_table_of_the_benchmar
 
 
 @pytest.mark.parametrize(
-    "page", [AXES_PAGE, README, MODELS_PAGE, DEPLOYMENT_PAGE], ids=["axes", "readme", "models", "deployment"]
+    "page",
+    [AXES_PAGE, README, MODELS_PAGE, DEPLOYMENT_PAGE, SWEEPS_PAGE],
+    ids=["axes", "readme", "models", "deployment", "sweeps"],
 )
 def test_every_run_that_a_page_shows_composes(page: str) -> None:
     shown = commands(page)
@@ -144,8 +147,8 @@ def test_the_pages_name_every_option_of_the_commands_that_they_describe() -> Non
 
     from fedgh_app.cli import app
 
-    page = (ROOT / "docs/prediction.md").read_text()
-    for name in ("predict", "export"):
+    prediction = (ROOT / "docs/prediction.md").read_text()
+    for name, page in (("predict", prediction), ("export", prediction), ("report", SWEEPS_PAGE)):
         command = get_command(app).commands[name]  # type: ignore[attr-defined]
         options = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
         assert options - {"--help"} <= set(re.findall(r"--[a-z-]+", page)), name

@@ -172,6 +172,18 @@ def test_what_somebody_else_wrote_is_text(tmp_path: Path) -> None:
     assert len(re.findall(r"(?<!\\)\|", row)) == 6
 
 
+def test_what_privacy_was_spent_is_in_the_results(tmp_path: Path) -> None:
+    folder = make(tmp_path / "sweep", {"fedavg": (0.5, 0.6), "krum": (0.4,)}, failed=False)
+    for run_directory, epsilon in (("0", 3.1234), ("1", 3.5)):
+        file = folder / run_directory / "result.json"
+        storage.write_json(file, storage.read_json(file) | {"privacy": {"epsilon": epsilon}})
+    settings = settings_of([folder])
+    assert [row["epsilon"] for row in compare(settings)] == [3.5, None]
+    write(settings, [folder], folder)
+    assert [cells[7] for cells in page_of(folder).tables["results"]] == ["privacy ε", "3.5", "\N{EN DASH}"]
+    assert "| rejected replies | privacy ε |\n" in (folder / "report.md").read_text()
+
+
 def test_without_a_baseline_nothing_is_tested_and_it_says_how(tmp_path: Path) -> None:
     folder = make(tmp_path / "sweep", {"fedavg": (0.5,), "krum": (0.6,)}, failed=False)
     settings = settings_of([folder])
