@@ -43,6 +43,17 @@ class Outcome:
     config: Mapping[str, Any]
     result: Mapping[str, Any]
 
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of its ``history.jsonl``; none where clients trained alone. UserError where damaged."""
+        file = self.directory / "history.jsonl"
+        try:
+            lines = storage.read_lines(file)
+            for line in lines:
+                line["round"], line["seconds"], line["evaluate"], line["strategy"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file}: cannot be read ({first_line(error)}); expected a run's history") from None
+        return lines
+
     def seeds(self) -> dict[str, Any]:
         """Everything in the config that is a seed."""
         return {key: value for key, value in self.config.items() if _is_seed(key)}
@@ -165,8 +176,10 @@ def _read(directory: Path) -> Outcome:
         outcome = Outcome(directory, _flat(config), storage.read_json(directory / "result.json"))
         for key in ("runtime.name", "strategy._target_"):
             outcome.config[key]
-        for key in ("pck", "per_keypoint", "evaluated", "seconds", "rejected"):
+        for key in ("pck", "per_keypoint", "evaluated", "rounds", "seconds"):
             outcome.result[key]
+        for item in outcome.result["rejected"]:
+            item["round"], item["client"], item["reason"]
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{directory}: cannot be read ({first_line(error)}); expected a run directory") from None
     return outcome

@@ -12,7 +12,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedgh_app import storage
 from fedgh_app.comparison import Difference
 from fedgh_app.plots import COLOURS, LINES, MOST_CLIENTS
 from fedgh_app.report import Outcome, Setting, headline
@@ -79,7 +78,7 @@ def curve_of(setting: Setting) -> Curve | None:
     by_run: list[dict[int, tuple[float, float]]] = []
     for run in setting.runs:
         found, clock = {}, 0.0
-        for line in storage.read_lines(run.directory / "history.jsonl"):
+        for line in run.history():
             clock += line["seconds"].get("total", 0.0)
             if (pck := headline(line["evaluate"]).get("pck")) is not None:
                 found[int(line["round"])] = (clock, float(pck))
@@ -98,11 +97,7 @@ def cosines_of(setting: Setting) -> Cosines | None:
     last: dict[tuple[str, str], list[float]] = {}
     labels: dict[str, set[str]] = {}
     for run in setting.runs:
-        measured = [
-            line["strategy"]
-            for line in storage.read_lines(run.directory / "history.jsonl")
-            if line["strategy"].get("cosines")
-        ]
+        measured = [line["strategy"] for line in run.history() if line["strategy"].get("cosines")]
         for strategy in measured:
             for pair, value in _pairs(strategy):
                 every.setdefault(pair, []).append(value)

@@ -35,7 +35,7 @@ from fedgh_app.report import (
 from fedgh_app.report_figures import FAINT, INK, MINUS, PAPER, Cosines, Curve, colour_of, cosines_of, curve_of
 from fedgh_app.resumption import LAUNCH_FILE
 from fedgh_app.sweep import FILE as SWEEP_FILE
-from fedgh_app.sweep import Sweep, command
+from fedgh_app.sweep import Job, Sweep, command
 
 FIGURES = "report-figures"
 MOST_REJECTED = 40  # rows of a table that people still read
@@ -125,7 +125,7 @@ def _content(settings: Sequence[Setting], folders: Sequence[Path], baseline: str
         }
         for sweep in sweeps
         for job in sweep.jobs
-        if job.status != "completed"
+        if not _has_ended(sweep, job)
     ]
     shown = _shown(settings, against)
     curves = {setting: curve for setting in shown if (curve := curve_of(setting)) is not None}
@@ -162,7 +162,7 @@ def _content(settings: Sequence[Setting], folders: Sequence[Path], baseline: str
         "commands": _commands(folders, sweeps, settings),
         "report_command": _report_command(folders, baseline),
         "baseline_command": _report_command(folders, settings[0].name),
-        "resume_commands": [command(sweep.directory) for sweep in sweeps if not sweep.completed],
+        "resume_commands": [command(sweep.directory) for sweep in sweeps if sweep.jobs and unfinished],
         "notes": _notes(settings, shown, curves, cosines, gained, against, sweeps),
         "folder": FIGURES,
         "written": time.strftime("%Y-%m-%d %H:%M"),
@@ -178,10 +178,15 @@ def _summary(settings: Sequence[Setting], sweeps: Sequence[Sweep], configs: Sequ
         f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}",
         f"data set {' and '.join(sorted({str(config.dataset.spec) for config in configs}))}",
     ]
-    jobs = [job for sweep in sweeps for job in sweep.jobs]
-    if jobs:
-        parts.append(f"{sum(job.status == 'completed' for job in jobs)} of {_count(len(jobs), 'job')} completed")
+    ended = [_has_ended(sweep, job) for sweep in sweeps for job in sweep.jobs]
+    if ended:
+        parts.append(f"{sum(ended)} of {_count(len(ended), 'job')} completed")
     return "; ".join(parts) + "."
+
+
+def _has_ended(sweep: Sweep, job: Job) -> bool:
+    """Whether the job's result is among those compared, also where its run was taken up by itself."""
+    return (sweep.folder(job) / "result.json").exists()
 
 
 def _notes(
@@ -195,11 +200,13 @@ def _notes(
 ) -> dict[str, str]:
     """The sentences of the report: how its numbers came about, and what they do not tell."""
     fewest = min((found.pairs for found in gained.values()), default=0)
+    tested = sum(found.p is not None for found in gained.values())
     whose = {setting.runs[0].result["evaluated"] for setting in settings}
     where = "on the test images that the server sees" if whose == {"central"} else "on the clients' own test images"
     if len(whose) > 1:
         where = "on the test images that the server sees, or on the clients' own where the name says so"
-    only = f" The {len(shown)} settings with the highest mean are drawn." if len(shown) < len(settings) else ""
+    best = "settings with the highest mean" if against is None else "settings that are best, or the baseline,"
+    only = f" The {len(shown)} {best} are drawn." if len(shown) < len(settings) else ""
     several = any(len(setting.runs) > 1 for setting in settings)
     band = " The band is one standard deviation to each side, over the runs." if several else ""
     unlike = [setting.title for setting in shown if setting not in cosines]
@@ -209,21 +216,21 @@ def _notes(
             "Bold is the highest mean of a column, whether or not chance explains it. Worst client: the lowest result "
             "of a client on its own test images, in each run."
         ),
-        "no_baseline": ("No setting was named as the baseline, so nothing was tested. To compare the others with one:"),
+        "no_baseline": "No setting was named as the baseline, so nothing was tested. To compare the others with one:",
         "differences": ""
         if against is None
         else (
             f"PCK minus that of {against.name}, in percentage points, in pairs of runs with the same seeds. The "
             "interval has 95 % confidence by Student's t, each for itself; p is of the two-sided paired t-test, and "
-            f"p (Holm) the same adjusted for {_count(len(gained), 'comparison')}."
+            f"p (Holm) the same adjusted for {_count(tested, 'comparison')}."
         ),
         "few_pairs": ""
         if fewest >= FEWEST_FOR_RANKS
         else (
             f"With {_count(fewest, 'pair')} these tests can tell little: a t-test leans on the differences being "
-            "normally distributed, and a rank test could not come below p = 0.05 with fewer than "
-            f"{FEWEST_FOR_RANKS} pairs, so none is shown. Read the interval: it says how large the difference may be "
-            "either way. More seeds make it narrower."
+            "normally distributed, and a rank test, which does not, cannot come below p = 0.05 with fewer than "
+            f"{FEWEST_FOR_RANKS} pairs and is shown only from there on. Read the interval: it says how large the "
+            "difference may be either way. More seeds make it narrower."
         ),
         "curves": "No run has a history of evaluations."
         if not curves

@@ -117,7 +117,9 @@ class Sweep:
             found = storage.read_json(file)
             jobs = [Job(**job) for job in found["jobs"]]
             overrides = [str(item) for item in found["overrides"]]
-            known = {key: found[key] for key in ("started", "environment")}
+            known: dict[str, Any] = {"started": float(found["started"]), "environment": dict(found["environment"])}
+            for name in ("python", "system", "cores", "packages", "commit"):
+                known["environment"][name]
             cwd = Path(found["cwd"])
             mark, origin = str(found["mark"]), str(found["directory"])
         except (ValueError, KeyError, TypeError) as error:
@@ -219,7 +221,7 @@ class Sweep:
         # A job that cannot even be started must not take the others with it.
         except (UserError, OSError) as error:
             job.status, job.reason = "failed", first_line(error)
-            print(f"fedgh: {job.reason}", file=sys.stderr)
+            print(f"fedgh: job {number}: {job.reason}", file=sys.stderr)
         except BaseException:
             job.status, job.reason = "interrupted", "stopped"
             raise

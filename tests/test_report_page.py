@@ -239,6 +239,11 @@ def test_a_damaged_run_is_named(tmp_path: Path) -> None:
     (folder / "1" / "result.json").write_text("{}")
     with pytest.raises(UserError, match=r"sweep/1: cannot be read"):
         settings_of([folder])
+    (folder / "1" / "result.json").write_bytes((folder / "0" / "result.json").read_bytes())
+    (folder / "0" / "history.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match=r"sweep/0/history\.jsonl: cannot be read"):
+        write(settings_of([folder]), [folder], folder)
+    assert not (folder / "report.html").exists()
 
 
 def test_curves_are_means_over_the_runs(sweep: Path) -> None:

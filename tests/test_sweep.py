@@ -234,6 +234,7 @@ def test_runs_of_no_sweep_are_left_alone(tmp_path: Path) -> None:
         ({"overrides": ["--config-dir=/elsewhere"]}, "expected overrides of runs"),
         ({"jobs": [{"name": 0}]}, "cannot be read"),
         ({"mark": None, "jobs": 3}, "cannot be read"),
+        ({"environment": {"python": "3"}}, "cannot be read"),
     ],
 )
 def test_a_record_gives_no_orders(tmp_path: Path, change: dict[str, Any], words: str) -> None:
