@@ -132,7 +132,7 @@ def print_result(result: dict[str, Any], directory: Path, metric: str, console: 
             clients.add_column(column, justify="left" if column in ("client", "holds") else "right")
         for name, value in found.items():
             info = result["clients"].get(name, {})
-            clients.add_row(name, str(info.get("label")), str(info.get("examples")), _percent(value))
+            clients.add_row(escape(name), escape(str(info.get("label"))), str(info.get("examples")), _percent(value))
         console.print(clients)
     if result["rejected"]:
         console.print(_rejected(result["rejected"]))

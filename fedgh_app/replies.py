@@ -6,6 +6,7 @@ A reply is written by another machine: whatever it holds, looking at it never ra
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -24,6 +25,9 @@ UNANSWERED = {
     ErrorCode.NODE_UNAVAILABLE: "its node is not connected any more",
 }
 CLAIM = 2  # a reply may count at most so many times the examples that its client declared
+
+# A client's name goes into logs, tables, plots and file names.
+NAME = r"[\w .@+:,;=()/#'-]{1,100}"
 
 _BLOCK = 1 << 16  # elements: differences stay in the L2 cache between subtraction and product
 
@@ -127,6 +131,8 @@ def _query_fault(content: RecordDict) -> str | None:
     for key, kind in kinds.items():
         if not isinstance(said.get(key), kind):
             return f"{key} is {_short(repr(said.get(key)))}; expected {names[kind]}"
+    if not re.fullmatch(NAME, str(said["name"])):
+        return f"name is {_short(repr(said['name']))}; expected 1 to 100 letters, digits, blanks and .@+:,;=()/#'-"
     return None
 
 

@@ -152,3 +152,12 @@ def test_the_pages_name_every_option_of_the_commands_that_they_describe() -> Non
         command = get_command(app).commands[name]  # type: ignore[attr-defined]
         options = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
         assert options - {"--help"} <= set(re.findall(r"--[a-z-]+", page)), name
+
+
+def test_what_the_page_of_safety_names_is_there() -> None:
+    page = (ROOT / "docs/safety.md").read_text()
+    cells = [cells for cells in rows(page.partition("## Promised")[2].partition("## Not promised")[0])]
+    assert len(cells) > 8
+    for *_, shown in cells:
+        files = re.findall(r"`([\w/]+\.py)`", shown)
+        assert files and all((ROOT / "tests" / file).is_file() for file in files), shown
