@@ -106,34 +106,32 @@ class Server:
         with (self.folder / log).open("ab") as file:
             return subprocess.Popen(command, env=self.environment, stdout=file, stderr=subprocess.STDOUT)
 
-    def start_unit(self, name: str, *more: str, **values: str) -> subprocess.Popen[bytes]:
+    def start_unit(self, name: str, log: str, values: dict[str, str], *more: str) -> subprocess.Popen[bytes]:
         """Start what a systemd unit starts, with ``values`` for its variables, addresses and folders."""
         program, *arguments = unit_command(name)
         for key, value in values.items():
             arguments = [argument.replace(key, value) for argument in arguments]
-        return self.start(f"{name}.log", str(SCRIPTS / Path(program).name), *arguments, *more)
+        return self.start(log, str(SCRIPTS / Path(program).name), *arguments, *more)
 
     def start_superlink(self) -> None:
         """Start SuperLink and wait for it."""
-        superlink = self.start_unit(
-            "fedgh-superlink",
-            **{
-                "${CREDENTIALS_DIRECTORY}": str(self.keys / "server"),
-                "/var/lib/fedgh": str(self.folder),
-                "8000": self.loopback.split(":")[1],
-            },
-        )
+        values = {
+            "${CREDENTIALS_DIRECTORY}": str(self.keys / "server"),
+            "/var/lib/fedgh": str(self.folder),
+            "8000": self.loopback.split(":")[1],
+        }
+        superlink = self.start_unit("fedgh-superlink", "superlink.log", values)
         trusted = ssl.create_default_context(cafile=self.keys / "server" / "ca.crt")
 
         def healthy() -> bool:
-            assert superlink.poll() is None, (self.folder / "fedgh-superlink.log").read_text()
+            assert superlink.poll() is None, (self.folder / "superlink.log").read_text()
             with contextlib.suppress(httpx.TransportError):
                 return httpx.get(f"https://{self.loopback}/health", verify=trusted).is_success
             return False
 
         wait(healthy, "SuperLink")
 
-    def start_site(self, name: str, *more: str) -> None:
+    def start_site(self, name: str, *more: str, data: Path = Path("/nowhere")) -> None:
         """Register a site on loopback, start its two units with ``more`` options of the SuperNode, and wait for it."""
         key = str(self.keys / "server" / f"{name}.pub")
         registered = self.flwr("supernode", "register", key, "loopback", "--name", name)
@@ -143,11 +141,12 @@ class Server:
             "${CREDENTIALS_DIRECTORY}": str(self.keys / name),
             "${SUPERLINK}": self.public,
             "${SITE}": name,
+            "/srv/fedgh": str(data),
             "9094": str(_free_port()),
         }
-        self.start_unit("fedgh-supernode", *more, **values)
-        self.start_unit("fedgh-clientapp", **values)
-        wait(lambda: "SuperNode ID" in (self.folder / "fedgh-supernode.log").read_text(), "the SuperNode")
+        self.start_unit("fedgh-supernode", f"{name}.log", values, *more)
+        self.start_unit("fedgh-clientapp", f"{name}-app.log", values)
+        wait(lambda: "SuperNode ID" in (self.folder / f"{name}.log").read_text(), "the SuperNode")
 
     def flwr(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Call the `flwr` command."""
@@ -155,8 +154,8 @@ class Server:
             [SCRIPTS / "flwr", *arguments], env=self.environment, capture_output=True, text=True, timeout=PATIENCE
         )
 
-    def run(self, app: str) -> dict[str, Any]:
-        """What the sites answered in one run of the app that doubles."""
+    def double(self, app: str) -> dict[str, Any]:
+        """What the sites answer in a run of the app that doubles."""
         answer = self.folder / "answer.json"
         answer.unlink(missing_ok=True)
         started = self.flwr("run", app, "loopback", "--run-config", f'answer="{answer}"')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import shutil
@@ -12,11 +13,14 @@ from pathlib import Path
 
 import pytest
 import servers
+from conftest import TINY
 from fastapi.routing import iter_route_contexts
 from servers import PATIENCE, SCRIPTS, Server
 from shipped import PROXY, allowed
 
+from fedgh_app import storage
 from fedgh_app.launcher import _free_port
+from fedgh_app.pose.arm import generate
 
 pytestmark = pytest.mark.xdist_group("proxy")
 REFUSAL = "Only SuperNodes are served here"
@@ -42,13 +46,14 @@ def test_the_proxy_lets_through_what_supernodes_call_and_nothing_by_which_they_a
     assert allowed() == fleet - SELF_ADMISSION
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+@contextlib.contextmanager
+def proxied(folder: Path, sites: list[str]) -> Iterator[Server]:
+    """A SuperLink behind the proxy."""
     nginx = shutil.which("nginx", path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin")
     if nginx is None:
         pytest.skip("needs nginx (Debian: nginx-light)")
-    folder, public = tmp_path_factory.mktemp("proxy"), f"127.0.0.1:{_free_port()}"
-    with servers.server(folder, ["site-a", "stranger"], public) as made:
+    public = f"127.0.0.1:{_free_port()}"
+    with servers.server(folder, sites, public) as made:
         shipped = PROXY.read_text()
         for there, here in {
             "listen 443": f"listen {public}",
@@ -70,9 +75,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with proxied(tmp_path_factory.mktemp("proxy"), ["site-a", "stranger"]) as made:
+        yield made
+
+
 def test_a_registered_supernode_trains_through_the_proxy(server: Server) -> None:
     server.start_site("site-a")
-    assert server.run(str(server.folder / "app")) == {"site-a": True}
+    assert server.double(str(server.folder / "app")) == {"site-a": True}
 
 
 def test_control_is_refused_in_public_and_works_on_loopback(server: Server) -> None:
@@ -130,3 +141,25 @@ def test_every_other_path_ends_at_the_proxy(server: Server) -> None:
         said = answer.read().decode()
         assert (answer.status, method == "HEAD" or REFUSAL in said) == (404, True), (method, path, answer.status, said)
         connection.close()
+
+
+@pytest.mark.slow
+def test_a_federation_of_two_sites_runs_through_the_proxy(home: Path, tmp_path: Path) -> None:
+    sites = ["site-a", "site-b"]
+    with proxied(tmp_path, sites) as server:
+        for seed, name in enumerate(sites):
+            generate(tmp_path / f"data-{name}", count=40, seed=seed, image_size=(96, 96))
+            server.start_site(name, data=tmp_path / f"data-{name}")
+        overrides = ["runtime.superlink=loopback", "partition=site", "num_clients=2", "evaluate.central_every=0"]
+        done = subprocess.run(
+            [SCRIPTS / "fedgh", "run", "runtime=deployment", "run_dir=run", *TINY, *overrides],
+            cwd=tmp_path,
+            env=server.environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        result = storage.read_json(tmp_path / "run" / "result.json")
+        assert (result["rounds"], result["rejected"]) == (2, [])
+        assert (tmp_path / "access.log").read_text() == ""  # nothing that a SuperNode called was refused

@@ -36,9 +36,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def test_a_site_runs_only_what_somebody_it_trusts_has_signed(server: Server) -> None:
     bundle = server.folder / "double.fab"
-    assert list(server.run(str(server.folder / "app")).values()) == [REFUSED]  # nobody has signed it
+    assert list(server.double(str(server.folder / "app")).values()) == [REFUSED]  # nobody has signed it
     forged = sign_bundle(bundle, signing_key(server.folder, "stranger"), "fpk_lab")
-    assert list(server.run("@fedgh/double==1.0.0").values()) == [REFUSED]
+    assert list(server.double("@fedgh/double==1.0.0").values()) == [REFUSED]
     forged.unlink()
     sign_bundle(bundle, server.folder / "reviewer", "fpk_lab")
-    assert server.run("@fedgh/double==1.0.0") == {"site-a": True}
+    assert server.double("@fedgh/double==1.0.0") == {"site-a": True}
