@@ -58,7 +58,7 @@ def bounded(config: DictConfig, own: Own) -> DictConfig:
         return taken
     _root_all(taken, own.data_root)
     taken.run_dir = taken.init = taken.resume = None
-    taken.runtime.client_cpus = min(taken.runtime.client_cpus, usable_cores())
+    taken.runtime.client_cpus = min(taken.runtime.client_cpus or usable_cores(), usable_cores())
     if "run" in taken.teacher and own.teacher is None:
         taken.teacher.run = None
     if "weights" in taken.model and own.weights is None:

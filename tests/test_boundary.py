@@ -173,6 +173,8 @@ def test_no_more_threads_than_the_site_has_cores() -> None:
     config = compose_config([*BASE, "runtime.client_cpus=100000"])
     assert bounded(config, Own("/data")).runtime.client_cpus == usable_cores()
     assert bounded(config, Own()).runtime.client_cpus == 100000
+    deployed = compose_config([*BASE, "runtime=deployment"])
+    assert bounded(deployed, Own("/data")).runtime.client_cpus == usable_cores()
 
 
 def test_the_server_learns_no_name_of_a_file(place: Place, tmp_path: Path) -> None:
