@@ -60,7 +60,7 @@ def main(grid: Grid, context: Context) -> None:
     with served(directory), failing_into(directory):
         if config.runtime.name == "deployment":
             check_server_images(config)
-            grid = PackingGrid(grid)
+            grid = PackingGrid(grid) if config.runtime.packed else grid
         patience = config.runtime.get("node_timeout")
         try:
             # The simulation engine registers its nodes after it has started this thread.

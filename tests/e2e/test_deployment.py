@@ -1,0 +1,162 @@
+"""A federation of real processes: SuperLink and SuperNodes on loopback, with TLS and SuperNode authentication."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.loopback import FEDGH, SCRIPTS, Loopback, free_port, loopback
+from fedgh_app import processes, storage
+from fedgh_app.deploy import make_keys
+from fedgh_app.launcher import launch
+from fedgh_app.pose.arm import generate
+from fedgh_app.pose.errors import UserError
+
+pytestmark = pytest.mark.xdist_group("deployment")  # one process, which makes the fixture once
+
+SITES = ("site-a", "site-b", "site-c")
+PATIENCE = 120.0
+# What the federation runs: two rounds that cost less than the processes around them.
+OVERRIDES = [
+    *("runtime=deployment", "partition=site", "runtime.client_cpus=1", "evaluate.central_every=0"),
+    *("model=shufflenet_v2", "model.head_width=8", "dataset.input_size=[32,32]", "augmentation=none", "batch_size=8"),
+    *("rounds=2", "tracking=none"),
+]
+
+
+def wait(until: Callable[[], object], what: str) -> None:
+    end = time.monotonic() + PATIENCE
+    while not until():
+        assert time.monotonic() < end, f"waited {PATIENCE:g} seconds for {what}"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
+    """Three registered sites, each with images, a name and a home of its own."""
+    folder = tmp_path_factory.mktemp("federation")
+    with pytest.MonkeyPatch.context() as patch, loopback(folder, SITES) as made:
+        patch.setenv("FLWR_HOME", made.environment["FLWR_HOME"])
+        for seed, site in enumerate(SITES):
+            generate(folder / "data" / site, count=20 + 10 * seed, seed=seed, image_size=(96, 96))
+            made.register(site)
+            made.start(site, folder / "data" / site)
+        yield made
+    assert list(processes.marked(made.mark)) == []
+
+
+@pytest.fixture(scope="module")
+def finished(federation: Loopback) -> Path:
+    """The run directory of two rounds of FedGH."""
+    directory = federation.folder / "run"
+    launch([*OVERRIDES, "strategy=fedgh", "num_clients=3", "evaluate.clients_every=2"], directory, quiet=True)
+    return directory
+
+
+def test_three_sites_train_together(federation: Loopback, finished: Path) -> None:
+    result = storage.read_json(finished / "result.json")
+    assert (result["rounds"], result["rejected"], result["evaluated"]) == (2, [], "clients")
+    assert list(result["clients"]) == list(SITES)
+    assert [client["examples"] for client in result["clients"].values()] == [16, 24, 32]
+    history = storage.read_lines(finished / "history.jsonl")
+    assert [line["round"] for line in history] == [0, 1, 2]
+    assert history[2]["strategy"]["clients"] == list(SITES)
+    assert storage.load_model(finished)[1]["rounds"] == "2"
+    assert "round 2/2" in (finished / "flower.log").read_text()
+    # Both parties of the deployment outlive the run, whose processes are gone.
+    assert federation.superlink.poll() is None
+    assert all(node.poll() is None for node in federation.nodes.values())
+    wait(lambda: not list(running(federation, "_answer")), "the ClientApps to end")
+    assert not [name for name in commands(federation) if "flwr-serverapp" in name or "flwr-clientapp" in name]
+
+
+def commands(federation: Loopback) -> list[str]:
+    """Command lines of all processes of the deployment."""
+    return [" ".join(process.cmdline()) for process in processes.marked(federation.mark)]
+
+
+def running(federation: Loopback, word: str) -> list[str]:
+    return [command for command in commands(federation) if word in command]
+
+
+def test_what_a_site_holds_stays_in_its_own_home(federation: Loopback, finished: Path) -> None:
+    for site in SITES:
+        assert list((federation.folder / site / "cache" / "crops").rglob("*"))
+    assert not (federation.folder / "cache").exists()
+
+
+STRANGERS = {
+    "unregistered key": ("Failed to activate SuperNode", "--root-certificates={ca} --auth-supernode-private-key={new}"),
+    "no TLS": ("Server disconnected without sending a response", "--insecure --max-retries=0"),
+    "key without TLS": ("requires a secure TLS connection", "--insecure --auth-supernode-private-key={key}"),
+    "no key": ("SuperNode registration is disabled", "--root-certificates={ca}"),
+    "another authority": ("CERTIFICATE_VERIFY_FAILED", "--root-certificates={other} --max-retries=0"),
+}
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        *("unregistered key", "no TLS"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("key without TLS", "no key", "another authority")),
+    ],
+)
+def test_a_node_that_is_not_one_of_the_sites_is_refused(federation: Loopback, tmp_path: Path, stranger: str) -> None:
+    make_keys(tmp_path / "keys", ["localhost"], ["stranger"])
+    reason, options = STRANGERS[stranger]
+    files = {
+        "ca": federation.keys / "server" / "ca.crt",
+        "key": federation.keys / "site-a" / "supernode.key",
+        "other": tmp_path / "keys" / "server" / "ca.crt",
+        "new": tmp_path / "keys" / "stranger" / "supernode.key",
+    }
+    command = [SCRIPTS / "flower-supernode", f"--superlink={federation.address}", f"--port={free_port()}"]
+    done = subprocess.run(
+        [*command, "--isolation=process", *(option.format_map(files) for option in options.split())],
+        env=federation.environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 1
+    assert reason in done.stdout + done.stderr
+
+
+def test_who_is_missing_is_told_by_name(federation: Loopback, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"num_clients=4: .* site-a, site-b, site-c; .*not connected: none; expected 4"):
+        launch([*OVERRIDES, "num_clients=4", "runtime.node_timeout=1"], tmp_path / "run", quiet=True)
+    with pytest.raises(UserError, match=r"runtime.superlink=elsewhere: .*\[superlink.elsewhere\]"):
+        launch([*OVERRIDES, "runtime.superlink=elsewhere"], tmp_path / "run", quiet=True)
+    with pytest.raises(UserError, match=r"dataset.root=.*evaluate.central_every=0"):
+        nowhere = ["evaluate.central_every=1", f"dataset.root={tmp_path}/nowhere"]
+        launch([*OVERRIDES, *nowhere], tmp_path / "run", quiet=True)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_goes_on_and_the_sites_stay(federation: Loopback, finished: Path, tmp_path: Path) -> None:
+    """Ctrl-C ends the run on the SuperLink too; resumed, it ends with the bits of a run that was never stopped."""
+    own = ["num_clients=3", "sharing=fedbn", "rounds=3"]
+    launch([*OVERRIDES, *own], tmp_path / "whole", quiet=True)
+    process = subprocess.Popen(
+        [*FEDGH, "run", "run_dir=run", *OVERRIDES, *own],
+        cwd=tmp_path,
+        env=federation.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait(lambda: len(storage.read_lines(tmp_path / "run/history.jsonl")) > 1, "the first round")
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130, said
+    assert "fedgh run resume=" in said
+    assert not running(federation, "flwr-serverapp")
+    assert all(node.poll() is None for node in federation.nodes.values())
+    launch([*OVERRIDES, *own, f"resume={tmp_path}/run"], tmp_path / "run", quiet=True)
+    first, second = (storage.load_model(tmp_path / name)[0] for name in ("run", "whole"))
+    assert all(bool((first[key] == second[key]).all()) for key in first)
