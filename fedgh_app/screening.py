@@ -23,7 +23,9 @@ from flwr.serverapp import Grid
 from fedgh_app.errors import RunFailed
 from fedgh_app.replies import Expected, Norms, examine
 
-POLL_SECONDS = 0.05
+# Between two looks for replies, each a request to the SuperLink: a fiftieth of the wait so far, in these bounds.
+POLL_FRACTION = 0.02
+POLL_SECONDS, POLL_SECONDS_AT_MOST = 0.05, 0.5
 STOP_FILE = "stop"
 
 # Said by the simulation engine of a process that it does not replace: whoever is next sent to it fails too.
@@ -130,6 +132,7 @@ class ScreeningGrid(Grid):
         """
         asked_for = [number for number in ids if number in self._waiting]
         good: list[tuple[Message, Message]] = []
+        started = time.monotonic()
         while asked_for:
             self.check_stop()
             arrived = list(self.inner.pull_messages(asked_for))
@@ -161,7 +164,7 @@ class ScreeningGrid(Grid):
                 self.reject(client, "no reply within the time it had")
             if overdue:
                 break
-            time.sleep(POLL_SECONDS)
+            time.sleep(min(max(POLL_SECONDS, POLL_FRACTION * (time.monotonic() - started)), POLL_SECONDS_AT_MOST))
         # By name, as everything: not by who failed first.
         self.rejected.sort(key=lambda item: (item.round, item.client))
         return good

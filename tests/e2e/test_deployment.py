@@ -43,7 +43,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
     with pytest.MonkeyPatch.context() as patch, loopback(folder, SITES) as made:
         patch.setenv("FLWR_HOME", made.environment["FLWR_HOME"])
         for seed, site in enumerate(SITES):
-            generate(folder / "data" / site, count=20 + 10 * seed, seed=seed, image_size=(96, 96))
+            generate(folder / "data" / site, count=40, seed=seed, image_size=(96, 96))
             made.register(site)
             made.start(site, folder / "data" / site)
         yield made
@@ -62,7 +62,8 @@ def test_three_sites_train_together(federation: Loopback, finished: Path) -> Non
     result = storage.read_json(finished / "result.json")
     assert (result["rounds"], result["rejected"], result["evaluated"]) == (2, [], "clients")
     assert list(result["clients"]) == list(SITES)
-    assert [client["examples"] for client in result["clients"].values()] == [16, 24, 32]
+    assert [client["examples"] for client in result["clients"].values()] == [32, 32, 32]
+    assert result["pck"] is not None
     history = storage.read_lines(finished / "history.jsonl")
     assert [line["round"] for line in history] == [0, 1, 2]
     assert history[2]["strategy"]["clients"] == list(SITES)
