@@ -156,7 +156,7 @@ def test_the_pages_name_every_option_of_the_commands_that_they_describe() -> Non
 
 def test_what_the_page_of_safety_names_is_there() -> None:
     page = (ROOT / "docs/safety.md").read_text()
-    cells = [cells for cells in rows(page.partition("## Promised")[2].partition("## Not promised")[0])]
+    cells = rows(page.partition("## Promised")[2].partition("## Not promised")[0])
     assert len(cells) > 8
     for *_, shown in cells:
         files = re.findall(r"`([\w/]+\.py)`", shown)
