@@ -121,9 +121,16 @@ def test_who_holds_what_is_drawn_for_thousands(home: Path, tmp_path: Path) -> No
     assert sizes[0][1] < sizes[1][1] <= 1.1 * 130 * plots.MOST_INCHES
 
 
-def test_a_run_without_late_updates_or_clusters_has_no_such_picture(tmp_path: Path) -> None:
+def test_what_was_spent_of_privacy_is_drawn(tmp_path: Path) -> None:
+    made = [Round(number, privacy={"epsilon": 2.0 * number, "delta": 1e-5}) for number in range(4)]
+    plots.epsilon(made, tmp_path / "epsilon.png", "t")
+    assert coloured(tmp_path / "epsilon.png") > 200
+
+
+def test_a_run_without_late_updates_or_clusters_or_noise_has_no_such_picture(tmp_path: Path) -> None:
     plots.staleness(history(4, 3), {}, tmp_path / "a.png", "t")
     plots.clusters(history(4, 3), {}, tmp_path / "b.png", "t")
+    plots.epsilon(history(4, 3), tmp_path / "c.png", "t")
     assert list(tmp_path.iterdir()) == []
 
 
