@@ -27,6 +27,7 @@ from fedgh_app.replies import Expected, Norms, examine
 POLL_FRACTION = 0.02
 POLL_SECONDS, POLL_SECONDS_AT_MOST = 0.05, 0.5
 STOP_FILE = "stop"
+OVERDUE = "no reply within the time it had"
 
 # Said by the simulation engine of a process that it does not replace: whoever is next sent to it fails too.
 _DEAD_ACTOR = re.compile(r"<class 'ray\.exceptions\.(\w*(Actor|Worker|Node|Raylet)\w*|OutOfMemory)Error'>")
@@ -75,6 +76,9 @@ class ScreeningGrid(Grid):
         knows: whether a description that a node gives of itself is that of a client of the run.
         stop_file: once this file exists, waiting ends with `RunFailed`: somebody wants the run to stop.
         simulated: whether clients run in Flower's simulation.
+        at_once: messages that are under way at a time while replies are waited for; None for all. Ten times a second
+            the simulation looks for every node through all messages that are: a thousand of each take a core for
+            seconds, which its few processes then lack.
         norms: of the updates in good replies to training, by the id of the message they answer, until taken.
         owing: clients that owe a reply.
         away: clients whose node is not connected.
@@ -89,6 +93,7 @@ class ScreeningGrid(Grid):
     knows: Callable[[Message], str | None] = lambda reply: None
     stop_file: Path | None = None
     simulated: bool = False
+    at_once: int | None = None
     norms: dict[str, Norms] = field(default_factory=dict)
     owing: set[str] = field(default_factory=set)
     away: set[str] = field(default_factory=set)
@@ -103,10 +108,23 @@ class ScreeningGrid(Grid):
 
     def answers(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[tuple[Message, Message]]:
         """The same, each reply after the message that it answers."""
-        ids = self.post(messages, timeout=timeout)
+        left = list(messages)
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        ids: list[str] = []
+        under_way: list[str] = []
         replies: dict[str, tuple[Message, Message]] = {}
-        while any(number in self._waiting for number in ids):
-            replies |= {asked.metadata.message_id: (asked, reply) for asked, reply in self.arrivals(ids)}
+        while left or under_way:
+            free = len(left) if self.at_once is None else self.at_once - len(under_way)
+            if left and free:
+                next_ones, left, remaining = left[:free], left[free:], end - time.monotonic()
+                if remaining > 0:
+                    posted = self.post(next_ones, timeout=None if timeout is None else remaining)
+                    ids, under_way = ids + posted, under_way + posted
+                else:
+                    for message in next_ones:
+                        self.reject(self.name_of(message), OVERDUE)
+            replies |= {asked.metadata.message_id: (asked, reply) for asked, reply in self.arrivals(under_way)}
+            under_way = [number for number in under_way if number in self._waiting]
         return [replies[number] for number in ids if number in replies]
 
     def post(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[str]:
@@ -161,7 +179,7 @@ class ScreeningGrid(Grid):
             for number in overdue:
                 _, client, _ = self._waiting.pop(number)
                 self.owing.add(client)
-                self.reject(client, "no reply within the time it had")
+                self.reject(client, OVERDUE)
             if overdue:
                 break
             time.sleep(min(max(POLL_SECONDS, POLL_FRACTION * (time.monotonic() - started)), POLL_SECONDS_AT_MOST))

@@ -36,6 +36,7 @@ from fedgh_app.knowledge import PublicImages, ServerDistillation
 from fedgh_app.modes import CONTROL, OUTLIERS, PRIVACY
 from fedgh_app.outliers import Outliers
 from fedgh_app.packing import PackingGrid
+from fedgh_app.pose.cores import usable_cores
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.records import DatasetSpec
 from fedgh_app.pose.tally import Count, Tally
@@ -228,7 +229,10 @@ def federate(
     spec = first_spec(config)
     started = time.perf_counter()
     storage.clear_drafts(directory)
-    screen = ScreeningGrid(grid, stop_file=directory / STOP_FILE, simulated=config.runtime.name == "simulation")
+    simulated = config.runtime.name == "simulation"
+    # Enough for each process of the simulation to have its next client ready.
+    at_once = 4 * max(1, usable_cores() // config.runtime.client_cpus) if simulated else None
+    screen = ScreeningGrid(grid, stop_file=directory / STOP_FILE, simulated=simulated, at_once=at_once)
     clients = query(screen, config, spec)
     screen.expected = functools.partial(expected_reply, clients)
     screen.knows = functools.partial(known_client, clients)

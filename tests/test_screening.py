@@ -191,3 +191,43 @@ def test_a_client_that_never_answers_is_told_after_the_timeout() -> None:
     message = Message(RecordDict({"arrays": ArrayRecord()}), 1, "train")
     assert list(grid.send_and_receive([message], timeout=0.1)) == []
     assert (grid.rejected[0].client, grid.rejected[0].reason) == ("lab", "no reply within the time it had")
+
+
+def test_no_more_messages_are_under_way_at_once_than_may_be() -> None:
+    under_way, most = 0, []
+
+    class Counting(InProcessGrid):
+        def push_messages(self, messages):  # type: ignore[no-untyped-def]
+            nonlocal under_way
+            pushed = super().push_messages(messages)
+            under_way += len(pushed)
+            most.append(under_way)
+            return pushed
+
+        def pull_messages(self, message_ids):  # type: ignore[no-untyped-def]
+            nonlocal under_way
+            pulled = super().pull_messages(message_ids)
+            under_way -= len(pulled)
+            return pulled
+
+    grid = grid_of(*[content] * 7)
+    counting = Counting(grid.inner.client_app, [{"partition-id": place} for place in range(7)], {})  # type: ignore[attr-defined]
+    grid.inner, grid.at_once = counting, 2
+    assert [reply.metadata.src_node_id for reply in ask(grid)] == [1, 2, 3, 4, 5, 6, 7]
+    assert max(most) == 2 and grid.rejected == []
+    grid.at_once = None
+    assert len(ask(grid)) == 7 and max(most) == 7
+
+
+def test_who_was_not_asked_before_the_time_was_over_is_told_and_owes_nothing() -> None:
+    class Silent(InProcessGrid):
+        def pull_messages(self, message_ids):  # type: ignore[no-untyped-def]
+            return []
+
+    grid = ScreeningGrid(Silent(ClientApp(), [{"partition-id": 0}] * 3, {}), {1: "c", 2: "a", 3: "b"}, at_once=1)
+    messages = [Message(RecordDict({"arrays": ArrayRecord()}), node, "train") for node in (1, 2, 3)]
+    assert list(grid.send_and_receive(messages, timeout=0.1)) == []
+    assert [(item.client, item.reason) for item in grid.rejected] == [
+        (name, "no reply within the time it had") for name in ("a", "b", "c")
+    ]
+    assert grid.owing == {"c"}
