@@ -76,7 +76,8 @@ def serve(address: str, secret: bytes | None, parent: int | None) -> None:
         except httpx.TransportError:  # the SuperNode is still starting, or ending
             found = AcquireTaskResponse()
         if found.HasField("task") and found.token:
-            context.Process(target=_answer, args=(address, found.token, os.getpid()), daemon=True).start()
+            # Not a daemon: that could start no process, such as the one that MATLAB files are read in.
+            context.Process(target=_answer, args=(address, found.token, os.getpid())).start()
         multiprocessing.active_children()  # collects those that have ended
         time.sleep(POLL_SECONDS)
 
@@ -103,6 +104,8 @@ def main() -> None:
     try:
         serve(known.runtime_api_address, secret, known.parent_pid)
     finally:
+        for answering in multiprocessing.active_children():
+            answering.terminate()
         if os.getppid() == known.parent_pid:  # a SuperNode alone would take messages that nobody answers
             os.kill(known.parent_pid, signal.SIGTERM)
 
