@@ -83,3 +83,8 @@ def test_a_site_runs_the_app_apart_from_its_key_and_the_network() -> None:
         assert 'data-root="/srv/fedgh"' in node["--node-config"]
         assert app["--runtime-api-address"].split(":")[1] == node["--port"]
         assert Path(node["--superexec-auth-secret-file"]).name == Path(app["--superexec-auth-secret-file"]).name
+
+
+def test_the_page_shows_the_refusal_as_it_is() -> None:
+    page = (DEPLOY.parent / "docs" / "deployment.md").read_text()
+    assert re.search("return 404 '(.*)';", PROXY.read_text())[1] in page  # type: ignore[index]

@@ -144,6 +144,7 @@ def test_every_other_path_ends_at_the_proxy(server: Server) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_federation_of_two_sites_runs_through_the_proxy(home: Path, tmp_path: Path) -> None:
     sites = ["site-a", "site-b"]
     with proxied(tmp_path, sites) as server:
@@ -151,13 +152,14 @@ def test_a_federation_of_two_sites_runs_through_the_proxy(home: Path, tmp_path: 
             generate(tmp_path / f"data-{name}", count=40, seed=seed, image_size=(96, 96))
             server.start_site(name, data=tmp_path / f"data-{name}")
         overrides = ["runtime.superlink=loopback", "partition=site", "num_clients=2", "evaluate.central_every=0"]
+        overrides += [*TINY, "model=shufflenet_v2", "runtime.client_cpus=1"]
         done = subprocess.run(
-            [SCRIPTS / "fedgh", "run", "runtime=deployment", "run_dir=run", *TINY, *overrides],
+            [SCRIPTS / "fedgh", "run", "runtime=deployment", "run_dir=run", *overrides],
             cwd=tmp_path,
             env=server.environment,
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=500,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         result = storage.read_json(tmp_path / "run" / "result.json")
