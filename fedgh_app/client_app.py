@@ -25,8 +25,9 @@ from fedgh_app.pose.records import load_spec
 from fedgh_app.privacy import check_demand
 from fedgh_app.site import Site, build_model, config_of, device_of, limit_threads, open_site
 from fedgh_app.teacher import guide_of
+from fedgh_app.termination import terminable
 
-app = ClientApp(mods=[discreet, packing])
+app = ClientApp(mods=[terminable, discreet, packing])
 
 
 @app.query()

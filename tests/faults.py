@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flwr.app import Array, Context, Message, RecordDict
@@ -58,6 +61,27 @@ FAULTS: dict[str, tuple[Callable[[RecordDict], None], str]] = {
 }
 
 
+def grow(content: RecordDict) -> None:
+    """Weights that are finite, and beyond float32 once a server multiplies them."""
+    record = content["arrays"]
+    for key in [key for key in record if key.endswith("weight")]:
+        record[key] = Array(np.full(record[key].shape, 1e37, np.float32))
+
+
+SIGNALS = {"killed": signal.SIGKILL, "terminated": signal.SIGTERM}
+INTERRUPTS = ("raises", "sleeps", *SIGNALS)
+
+
+def interrupt(fault: str | None) -> None:
+    """What keeps a client from ending its training."""
+    if fault == "raises":
+        raise MemoryError("out of memory")
+    if fault in SIGNALS:
+        os.kill(os.getpid(), SIGNALS[fault])
+    if fault == "sleeps" or fault in SIGNALS:
+        time.sleep(3600)
+
+
 def name_of(context: Context) -> str:
     """The client's name."""
     return str(context.node_config.get("name", context.node_config.get("partition-id")))
@@ -70,21 +94,30 @@ def misbehaving(answer: Callable[[Message, Context], Message], plan: Plan) -> Ca
         if asked.metadata.message_type != "train":
             return answer(asked, context)
         fault = plan.get((int(asked.content["config"]["server-round"]), name_of(context)))  # type: ignore[index, arg-type]
-        if fault == "raises":
-            raise MemoryError("out of memory")
-        if fault == "sleeps":
-            time.sleep(3600)
+        interrupt(fault)
         reply = answer(asked, context)
-        if fault is not None:
+        if fault == "grows":
+            grow(reply.content)
+        elif fault in FAULTS:
             FAULTS[fault][0](reply.content)
         return reply
 
     return train
 
 
+def interrupting(fit: Callable[..., Any], plan: Plan) -> Callable[..., Any]:
+    """A client's ``fit`` that the plan may interrupt, in the midst of a message."""
+
+    def interrupted(self: Any, parameters: Any, config: Any) -> Any:
+        interrupt(plan.get((int(config["server-round"]), self.site.name)))
+        return fit(self, parameters, config)
+
+    return interrupted
+
+
 def faulty_app(app: ClientApp, plan: Plan) -> ClientApp:
     """The same as a ClientApp, for a real run."""
-    made, train = ClientApp(), misbehaving(app, plan)
+    made, train = ClientApp(), misbehaving(app, {place: kind for place, kind in plan.items() if kind not in INTERRUPTS})
     made.query()(app)
     made.train()(train)
     made.evaluate()(app)
@@ -95,4 +128,27 @@ def stage(app: Path, plan: Plan) -> None:
     """Make the staged copy of the app a faulty one."""
     (app / "fedgh_app" / "faults.py").write_text(Path(__file__).read_text())
     with (app / "fedgh_app" / "client_app.py").open("a") as file:
-        file.write(f"\nfrom fedgh_app.faults import faulty_app\n\napp = faulty_app(app, {dict(plan)!r})\n")
+        file.write(f"""
+from fedgh_app.faults import faulty_app, interrupting
+
+PoseClient.fit = interrupting(PoseClient.fit, {dict(plan)!r})
+app = faulty_app(app, {dict(plan)!r})
+""")
+
+
+def fill_disk(app: Path, server_round: int) -> None:
+    """While the staged app writes the checkpoint of a round, no file can grow beyond 100 bytes."""
+    with (app / "fedgh_app" / "checkpoints.py").open("a") as file:
+        file.write(f"""
+import resource
+
+def full(self, run, this, write=Checkpoint.after_round):
+    if this.round == {server_round}:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+    try:
+        write(self, run, this)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+Checkpoint.after_round = full
+""")

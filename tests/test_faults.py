@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -18,7 +20,7 @@ import pytest
 import torch
 from conftest import TINY, ToyPose
 from faults import FAULTS, misbehaving
-from flwr.app import Array, Error, Message
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from recording import Recording
@@ -35,6 +37,7 @@ from fedgh_app.outliers import Outliers
 from fedgh_app.pose.errors import UserError
 from fedgh_app.replies import Norms, squared_distance
 from fedgh_app.server_app import federate, wait_for_nodes
+from fedgh_app.termination import terminable
 
 RAY = "<class 'ray.exceptions.ActorDiedError'>:<'The actor died unexpectedly before finishing this task.'>"
 
@@ -182,6 +185,26 @@ def test_a_process_that_dies_at_a_node_costs_its_reply(quick: list[str], tmp_pat
         [],
     ]
     assert run.history[3].strategy["clients"] == ["0", "1", "2", "3"]
+
+
+def test_a_client_that_is_terminated_says_so() -> None:
+    """Its own handler of the signal is back afterwards; elsewhere than in a deployment it is never away."""
+    made = Network(client_app, [{}], {})
+    asked = Message(RecordDict(), 1, "train")
+
+    def killed(message: Message, context: Context) -> Message:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+        return message
+
+    context = made.contexts[1]
+    context.run_config = {"overrides": "runtime=deployment partition=site"}
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RunFailed, match="its process was told to end while it was at work"):
+        terminable(asked, context, killed)
+    assert signal.getsignal(signal.SIGTERM) is before
+    context.run_config = {"overrides": ""}
+    assert terminable(asked, context, lambda *_: signal.getsignal(signal.SIGTERM)) is before  # type: ignore[arg-type, return-value]
 
 
 def silence(grid: Network, server_round: int) -> None:
@@ -351,14 +374,7 @@ def test_what_a_kill_left_half_written_is_removed(quick: list[str], tmp_path: Pa
 def test_an_aggregation_that_overflows_ends_the_run_with_the_model_of_before(quick: list[str], tmp_path: Path) -> None:
     """All updates are finite and alike; a server learning rate of 1000 takes them beyond float32."""
 
-    def huge(asked: Message, context: Any) -> Message:
-        reply = client_app(asked, context)
-        if asked.metadata.message_type == "train" and asked.content["config"]["server-round"] == 2:  # type: ignore[index]
-            arrays = reply.content["arrays"]
-            for key in [key for key in arrays if key.endswith("weight")]:
-                arrays[key] = Array(np.full(arrays[key].shape, 1e37, np.float32))
-        return reply
-
+    huge = misbehaving(client_app, {(2, name): "grows" for name in "0123"})
     overrides = [*quick, "rounds=3", "strategy=fedavg", "server_optimizer=sgd", "server_optimizer.lr=1000"]
     with pytest.raises(RunFailed, match=r"^round 2: aggregation made NaN or infinity of finite updates, in \S+weight;"):
         federation(overrides, tmp_path / "run", huge)
