@@ -99,3 +99,27 @@ def test_the_result_names_its_metric(tmp_path: Path) -> None:
     told = " ".join(said.getvalue().split())
     for words in ("PCKh@0.5 on the clients' own test images", "elbow", "25.0", "75.0", "arm front", "2 in 7 s"):
         assert words in told
+
+
+def test_the_result_names_who_was_rejected_when_and_why(tmp_path: Path) -> None:
+    rejected = [{"round": n, "client": "lab [a]", "reason": "array w holds NaN or infinity"} for n in (1, 3)]
+    rejected.append({"round": 2, "client": "clinic", "reason": "no reply within the time it had"})
+    result: dict[str, Any] = {
+        "pck": None,
+        "per_keypoint": {},
+        "evaluated": "clients",
+        "rounds": 3,
+        "seconds": {"rounds": 7.0},
+        "rejected": rejected,
+    }
+    said = StringIO()
+    print_result(result, tmp_path, "PCK", Console(file=said, width=120))
+    told = " ".join(said.getvalue().split())
+    assert "lab [a] │ 1, 3 │ array w holds NaN or infinity" in told
+    assert "clinic │ 2 │ no reply within the time it had" in told
+    assert "rejected replies: 3" in told
+
+
+def test_a_line_names_who_was_not_asked(tmp_path: Path) -> None:
+    away = Round(2, absent={"lab": "its node is not connected"})
+    assert shown(tmp_path, away) == ["round   2  not asked lab: its node is not connected"]
