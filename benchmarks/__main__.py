@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-PARTS = ("aggregation", "simulation", "deployment", "data_path", "hhd", "models")
+PARTS = ("aggregation", "screening", "simulation", "deployment", "data_path", "hhd", "models")
 
 if __name__ == "__main__":
     # A process each: what one has allocated or how many threads it runs must not reach into the next.
