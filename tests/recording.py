@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from fedgh_app.checkpoints import Checkpoint
 from fedgh_app.client_app import app as client_app
 from fedgh_app.combinations import is_central
 from fedgh_app.config import compose_config, join_overrides
-from fedgh_app.federation import Federation
+from fedgh_app.federation import Callback, Federation
 from fedgh_app.inprocess import InProcessGrid
 from fedgh_app.server_app import federate
 
@@ -38,9 +39,9 @@ class Recording(InProcessGrid):
 
 
 def run(
-    overrides: list[str], directory: Path, app: Any = client_app, *, count: int = 4
+    overrides: list[str], directory: Path, app: Any = client_app, *, count: int = 4, more: Iterable[Callback] = ()
 ) -> tuple[Federation, Recording]:
-    """A federation of ``count`` clients without pictures, and the grid that saw all its messages."""
+    """A federation of ``count`` clients without pictures but with ``more``, and the grid that saw all its messages."""
     config = compose_config(overrides)
     partition.partition(config, site.open_data(config), count)
     nodes = [{"partition-id": number, "num-partitions": count} for number in range(count)]
@@ -53,4 +54,4 @@ def run(
         speeds=config.runtime.speeds,
     )
     central = [CentralEvaluation()] if is_central(config) else []
-    return federate(config, grid, directory, [*central, History(), Checkpoint(1), Model()]), grid
+    return federate(config, grid, directory, [*central, History(), Checkpoint(1), Model(), *more]), grid

@@ -14,10 +14,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from recording import run
 
 from fedgh_app import storage, tracking
 from fedgh_app.federation import Round
-from fedgh_app.launcher import launch
 from fedgh_app.tracking import Tracker, flatten
 
 
@@ -174,7 +174,7 @@ def test_an_unreachable_server_costs_five_seconds_and_the_run_is_tracked_offline
             asked.append(time.monotonic() - started)
 
     monkeypatch.setattr(tracking, "reachable", timed)
-    launch([*toy, *TRACKED], tmp_path / "run", quiet=True)
+    run([*toy, *TRACKED], tmp_path / "run", more=[Tracker()])
     (waited,) = asked
     assert seconds <= waited < seconds + 2
     said = storage.read_json(tmp_path / "run" / "tracking.json")
@@ -190,7 +190,7 @@ def test_a_server_that_answers_but_begins_no_run_is_left_for_offline(
     monkeypatch.setattr(tracking, "reachable", lambda address: True)
     monkeypatch.setattr(tracking, "INIT_SECONDS", 1.0)
     monkeypatch.setattr(tracking, "FINISH_SECONDS", 1.0)
-    launch([*toy, *TRACKED], tmp_path / "run", quiet=True)
+    run([*toy, *TRACKED], tmp_path / "run", more=[Tracker()])
     said = storage.read_json(tmp_path / "run" / "tracking.json")
     assert said["mode"] == "offline"
     assert list(Path(said["folder"]).glob("run-*.wandb"))
@@ -212,8 +212,7 @@ def test_a_server_that_is_lost_in_mid_run_holds_up_neither_rounds_nor_the_end(
 
     monkeypatch.setattr(Tracker, "_log", lose)
     started = time.monotonic()
-    result = launch([*toy, *TRACKED, "rounds=4"], tmp_path / "run", quiet=True)
-    assert result["rounds"] == 4
+    run([*toy, *TRACKED, "rounds=4"], tmp_path / "run", more=[Tracker()])
     assert max(rounds) < 1 and time.monotonic() - started < 60
     said = storage.read_json(tmp_path / "run" / "tracking.json")
     assert (said["mode"], said["sync"]) == ("online", f"wandb sync {said['folder']}")
@@ -227,4 +226,5 @@ def test_a_tracker_that_breaks_costs_nothing_else(
         raise BrokenPipeError("no service")
 
     monkeypatch.setattr(Tracker, "_log", fail)
-    assert launch([*toy, *TRACKED, "tracking.mode=offline"], tmp_path / "run", quiet=True)["rounds"] == 2
+    done, _ = run([*toy, *TRACKED, "tracking.mode=offline"], tmp_path / "run", more=[Tracker()])
+    assert len(done.history) == 3
