@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 FEW = 40
-MANY = int(os.environ.get("FEDGH_FUZZ", "1500"))
+MANY = int(os.environ.get("FEDGH_FUZZ", "500"))
 
 # A test with this takes how many examples to try: few each time, many where `make test-all` asks.
 counted = pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(0)])])

@@ -1,6 +1,7 @@
 """Imports point one way: glue to strategies, glue to pose."""
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +11,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@functools.cache
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
 def imported(file: Path) -> set[str]:
     """Top-level and dotted names that a file imports anywhere in it."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(parsed(file)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -66,7 +72,7 @@ SAFE_ONLY_WITH = {"torch.load": ("weights_only", True), "np.load": ("allow_pickl
 
 def calls(file: Path) -> Iterator[tuple[str, dict[str | None, ast.expr]]]:
     """The name that each call of a file has there, and its keyword arguments."""
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(parsed(file)):
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func), {keyword.arg: keyword.value for keyword in node.keywords}
 

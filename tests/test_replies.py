@@ -6,7 +6,8 @@ import math
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
@@ -122,3 +123,17 @@ def test_a_good_reply_is_good() -> None:
     assert verdict.norms is not None
     assert verdict.norms.parameters == math.sqrt(6 + 3)  # the running variance apart, the count of batches not at all
     assert verdict.norms.statistics == math.sqrt(2)
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "[/red]", "<script>", "$\\frac{$", "\x1b[2J", "a" * 101])
+def test_a_name_that_would_not_survive_a_table_is_refused(name: str) -> None:
+    said = {"name": name, "label": "a", "keypoints": "wrist", "num-examples": 1, "num-test": 1, "speed": 1.0}
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, SUPERLINK_NODE_ID
+    asked = Message(RecordDict(), 1, MessageType.QUERY)
+
+    def fault(**changes: str) -> str | None:
+        content = RecordDict({"client": ConfigRecord({**said, **changes})})  # type: ignore[arg-type]
+        return examine(asked, Message(content, reply_to=asked)).fault
+
+    assert str(fault()).startswith("name is ")
+    assert fault(name="Klinik Süd, Haus 3 (arm/left)") is None
