@@ -121,7 +121,7 @@ def _content(settings: Sequence[Setting], folders: Sequence[Path], baseline: str
             "differs": " ".join(sweep.differing(job)),
             "status": job.status,
             "reason": job.reason or "",
-            "log": sweep.log(job).name,
+            "log": sweep.log(job).name if sweep.log(job).exists() else "",
         }
         for sweep in sweeps
         for job in sweep.jobs

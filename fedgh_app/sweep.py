@@ -214,7 +214,7 @@ class Sweep:
                 again = "goes on from its checkpoint" if key_of(arguments[0]) == "resume" else "starts anew"
                 heading += f" ({before} before, {again})"
             console.print(f"[bold]{escape(heading)}[/bold]", soft_wrap=True, highlight=False)
-            job.status, job.attempts = "running", job.attempts + 1
+            job.status, job.reason, job.attempts = "running", None, job.attempts + 1
             self.save()
             job.reason = self._attempt(job, arguments)
             job.status = "completed" if job.reason is None else "failed"
@@ -223,7 +223,7 @@ class Sweep:
             job.status, job.reason = "failed", first_line(error)
             print(f"fedgh: job {number}: {job.reason}", file=sys.stderr)
         except BaseException:
-            job.status, job.reason = "interrupted", "stopped"
+            job.status, job.reason = "interrupted", None
             raise
         finally:
             job.seconds += time.monotonic() - started

@@ -32,6 +32,8 @@ def make(
         strategy, seed = said["strategy"], int(said["seed"])
         if seed >= len(pck[strategy]):
             job.status, job.reason = "failed", "round 2: 0 good replies, expected at least 1"
+            folder.mkdir(parents=True, exist_ok=True)
+            sweep.log(job).touch()
             continue
         job.status, job.seconds, job.attempts = "completed", 61.0, 1
         config = configs[strategy].copy()

@@ -231,7 +231,7 @@ def test_clients_that_were_trained_alone_have_neither_curves_nor_cosines(tmp_pat
 def test_where_nobody_may_write_is_one_line(sweep: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"--out .*file/out: cannot write there \(Not a directory\)"):
-        write(settings_of([sweep]), [sweep], tmp_path / "file" / "out")
+        write(settings_of([sweep])[:1], [sweep], tmp_path / "file" / "out")
 
 
 def test_a_damaged_run_is_named(tmp_path: Path) -> None:

@@ -160,6 +160,7 @@ def test_ctrl_c_ends_the_job_and_is_no_failure(tmp_path: Path) -> None:
     assert (tmp_path / "sweep" / "1" / "stopped").exists()  # in its own way
     again = Sweep.read(tmp_path / "sweep")
     assert [job.status for job in again.jobs] == ["completed", "interrupted", "waiting", "waiting", "waiting"]
+    assert again.jobs[1].reason is None
     go(again, "ok ok ok ok ok")
     assert again.completed
 
