@@ -52,7 +52,7 @@ def bounded(config: DictConfig, own: Own) -> DictConfig:
     taken = copy.deepcopy(config)
     if "run" in taken.teacher and own.teacher is not None:
         taken.teacher.run = own.teacher
-    if "weights" in taken.model and own.weights is not None:
+    if taken.model.get("weights") is not None and own.weights is not None:
         taken.model.weights = own.weights
     if own.data_root is None:
         return taken
@@ -102,4 +102,4 @@ def discreet(message: Message, context: Context, call_next: ClientAppCallable) -
 def _paths(own: Own) -> set[str]:
     """The site's paths, as its config has them and as they are resolved. A message about a file begins with it."""
     named = [*filter(None, astuple(own)), fedgh_home()]
-    return {str(path) for name in named for path in (name, Path(name).expanduser().resolve())}
+    return {str(path) for name in named for path in (name, Path(name).expanduser(), Path(name).expanduser().resolve())}

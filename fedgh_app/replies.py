@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 
+from fedgh_app.pose.tally import Tally
 from strategies.npy import flat, header, wide
 from strategies.updates import RUNNING_STATISTICS
 
@@ -24,6 +26,7 @@ UNANSWERED = {
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "no reply within the time it had",
     ErrorCode.NODE_UNAVAILABLE: "its node is not connected any more",
 }
+MOST_STEPS = 10**9  # that a counter in the model may go up by in one training
 CLAIM = 2  # a reply may count at most so many times the examples that its client declared
 
 # A client's name goes into logs, tables, plots and file names.
@@ -88,15 +91,15 @@ def examine(asked: Message, reply: Message, expected: Expected | None = None) ->
         return _examine(asked, reply.content, expected or Expected())
     # A reply may be odd in ways that nobody thought of; that is a fault of the reply, and none of the run.
     except Exception as error:
-        return Verdict(f"cannot be read ({type(error).__name__}: {_short(error)})")
+        return Verdict(f"cannot be read ({type(error).__name__}: {one_line(error)})")
 
 
 def _error_line(reply: Message) -> str:
     lines = str(reply.error.reason or "").strip().splitlines()
-    return _short(lines[-1]) if lines else f"error {reply.error.code}"
+    return one_line(lines[-1]) if lines else f"error {reply.error.code}"
 
 
-def _short(text: Any) -> str:
+def one_line(text: Any) -> str:
     """What a client wrote, as one line that a log can hold."""
     line = " ".join(str(text).split())
     return "".join(c if c.isprintable() else "?" for c in (line if len(line) <= 200 else line[:199] + "…"))
@@ -115,7 +118,7 @@ def _examine(asked: Message, content: RecordDict, expected: Expected) -> Verdict
     if reason := _metric_fault(next(iter(content.metric_records.values())), names, expected.examples):
         return Verdict(reason)
     if kind != MessageType.TRAIN:
-        return Verdict()
+        return Verdict(_count_fault(dict(next(iter(content.metric_records.values())))))
     if len(content.array_records) != 1:
         return Verdict(f"{len(content.array_records)} ArrayRecords; expected 1")
     sent = next(iter(asked.content.array_records.values()))
@@ -130,9 +133,12 @@ def _query_fault(content: RecordDict) -> str | None:
     names = {str: "text", int: "a whole number", float: "a number"}
     for key, kind in kinds.items():
         if not isinstance(said.get(key), kind):
-            return f"{key} is {_short(repr(said.get(key)))}; expected {names[kind]}"
+            return f"{key} is {one_line(repr(said.get(key)))}; expected {names[kind]}"
+    for key, least in {"num-examples": 1, "num-test": 0, "speed": sys.float_info.min}.items():
+        if not least <= said[key] < math.inf:  # type: ignore[operator]
+            return f"{key} is {one_line(said[key])}; expected {'above 0' if key == 'speed' else f'at least {least}'}"
     if not re.fullmatch(NAME, str(said["name"])):
-        return f"name is {_short(repr(said['name']))}; expected 1 to 100 letters, digits, blanks and .@+:,;=()/#'-"
+        return f"name is {one_line(repr(said['name']))}; expected 1 to 100 letters, digits, blanks and .@+:,;=()/#'-"
     return None
 
 
@@ -141,25 +147,41 @@ def _metric_fault(metrics: MetricRecord, expected: frozenset[str] | None, most: 
         if missing := sorted(expected - metrics.keys()):
             return f"metric {missing[0]} is missing"
         if extra := sorted(metrics.keys() - expected):
-            return f"metric {_short(extra[0])} was not asked for"
+            return f"metric {one_line(extra[0])} was not asked for"
         if lists := [key for key, value in metrics.items() if isinstance(value, list)]:
             return f"metric {lists[0]} is a list; expected a number"
     for key, value in metrics.items():
         values = value if isinstance(value, list) else [value]
         if not all(isinstance(number, Real) and -1e300 < number < 1e300 for number in values):
-            return f"metric {_short(key)} is {_short(value)}; expected finite numbers"
+            return f"metric {one_line(key)} is {one_line(value)}; expected finite numbers"
     examples = metrics.get("num-examples")
     if not isinstance(examples, int | float) or not examples > 0:
-        return f"num-examples is {_short(examples)}; expected a positive number"
+        return f"num-examples is {one_line(examples)}; expected a positive number"
     if examples > most:
         return f"num-examples is {examples}; expected at most {most:g}, {CLAIM} times what it declared at the start"
     steps = metrics.get("steps", 1)
     if not isinstance(steps, int | float) or not steps > 0:
-        return f"steps is {_short(steps)}; expected a positive number"
+        return f"steps is {one_line(steps)}; expected a positive number"
     # FedReID's weight is a distance; rounding may take it a little below 0.
     distance = metrics.get("cosine-distance", 0.0)
     if not isinstance(distance, int | float) or distance < -1e-5:
-        return f"metric cosine-distance is {_short(distance)}; expected at least 0"
+        return f"metric cosine-distance is {one_line(distance)}; expected at least 0"
+    return None
+
+
+def _count_fault(metrics: dict[str, Any]) -> str | None:
+    """Counts of an evaluation that no evaluation gives."""
+    most = metrics["num-examples"]
+    for name, count in Tally.from_scalars(metrics).counts.items():
+        if not 0 <= count.correct <= count.visible <= most:
+            return f"{one_line(count.correct)} of {one_line(count.visible)} {name} are correct; expected at most {most}"
+        if not 0 <= count.area <= count.visible + 1e-6 * most:
+            return f"area of {name} is {one_line(count.area)}; expected 0 to {count.visible}"
+        if not 0 <= count.heatmap_correct <= count.heatmap_visible <= most:
+            found = f"{one_line(count.heatmap_correct)} of {one_line(count.heatmap_visible)}"
+            return f"{found} heatmaps of {name} are correct; expected at most {most}"
+    if (terms := metrics.get("loss-terms", 0)) < 0:
+        return f"loss-terms is {one_line(terms)}; expected at least 0"
     return None
 
 
@@ -167,7 +189,7 @@ def _array_verdict(sent: ArrayRecord, received: ArrayRecord) -> Verdict:
     if missing := [key for key in sent if key not in received]:
         return Verdict(f"array {missing[0]} is missing")
     if extra := [key for key in received if key not in sent]:
-        return Verdict(f"array {_short(extra[0])} was never sent")
+        return Verdict(f"array {one_line(extra[0])} was never sent")
     squares = {True: 0.0, False: 0.0}
     for key, wanted in sent.items():
         array = received[key]
@@ -175,7 +197,11 @@ def _array_verdict(sent: ArrayRecord, received: ArrayRecord) -> Verdict:
             return Verdict(f"array {key} {reason}")
         values = flat(array)
         if values.dtype.kind != "f":
+            if reason := _counter_fault(flat(wanted), values):
+                return Verdict(f"array {key} {reason}")
             continue
+        if key.endswith("running_var") and (values < 0).any():
+            return Verdict(f"array {key} holds a negative variance")
         square = squared_distance(flat(wanted), values)
         # Finite differences have finite ends; the exact test settles what is huge.
         if not math.isfinite(square) and not np.isfinite(values).all():
@@ -184,16 +210,23 @@ def _array_verdict(sent: ArrayRecord, received: ArrayRecord) -> Verdict:
     return Verdict(norms=Norms(math.sqrt(squares[False]), math.sqrt(squares[True])))
 
 
+def _counter_fault(sent: np.ndarray, received: np.ndarray) -> str | None:
+    """Whole numbers in a model count batches: they go up, and not so far that the next ones overflow."""
+    if (received < sent).any() or (received > sent + MOST_STEPS).any():
+        return f"counts from {sent.max()} to {received.max()}; expected at most {MOST_STEPS:g} more, and no less"
+    return None
+
+
 def _form_fault(array: Array, wanted: Array) -> str | None:
     """What is wrong with an array's form: shape, dtype, or bytes that hold something else than they declare."""
     if tuple(array.shape) != tuple(wanted.shape):
-        return f"has shape {_short(tuple(array.shape))}; expected {tuple(wanted.shape)}"
+        return f"has shape {one_line(tuple(array.shape))}; expected {tuple(wanted.shape)}"
     if array.dtype != wanted.dtype:
-        return f"has dtype {_short(array.dtype)}; expected {wanted.dtype}"
+        return f"has dtype {one_line(array.dtype)}; expected {wanted.dtype}"
     try:
         found = header(array)
     except ValueError as error:
-        return f"cannot be read: {_short(str(error).splitlines()[0])}"
+        return f"cannot be read: {one_line(str(error).splitlines()[0])}"
     if found.shape != tuple(wanted.shape) or str(found.dtype) != wanted.dtype:
         return f"holds {found.dtype} of shape {found.shape}, not what it declares"
     return None

@@ -40,7 +40,7 @@ from fedgh_app.pose.cores import usable_cores
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.records import DatasetSpec
 from fedgh_app.pose.tally import Count, Tally
-from fedgh_app.replies import CLAIM, Expected, finite
+from fedgh_app.replies import CLAIM, Expected, finite, one_line
 from fedgh_app.report import result_of
 from fedgh_app.resumption import served
 from fedgh_app.screening import STOP_FILE, Rejected, ScreeningGrid
@@ -106,6 +106,7 @@ def failing_into(directory: Path) -> Iterator[None]:
                 directory / "failure.json",
                 {"error": line, "kind": type(error).__name__, "user": isinstance(error, UserError)},
             )
+        (directory / STOP_FILE).unlink(missing_ok=True)  # it has been heeded; a run that is resumed is to go on
         raise
 
 
@@ -387,7 +388,7 @@ def described(reply: Message) -> ClientInfo:
     said: Any = next(iter(reply.content.config_records.values()))
     keypoints = tuple(said["keypoints"].split(","))
     return ClientInfo(
-        said["name"], said["label"], said["num-examples"], said["num-test"], keypoints, float(said["speed"])
+        said["name"], one_line(said["label"]), said["num-examples"], said["num-test"], keypoints, float(said["speed"])
     )
 
 

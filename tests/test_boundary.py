@@ -152,6 +152,12 @@ def test_what_the_site_names_itself_is_read(place: Place) -> None:
     assert taught.teacher.run == "/models/teacher"
 
 
+def test_weights_of_the_site_start_no_run_that_starts_from_none() -> None:
+    own = Own("/data", weights="/data/resnet18.pth")
+    assert bounded(compose_config(["model=mobilenet_v3_small"]), own).model.weights is None
+    assert bounded(compose_config(["model.weights=a.pth"]), own).model.weights == own.weights
+
+
 def test_a_node_of_a_site_has_a_data_root(place: Place) -> None:
     told = "client clinic: its node config has no data-root"
     assert told in str(place.error([], {"name": "clinic"}, MessageType.QUERY))

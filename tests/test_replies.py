@@ -137,3 +137,57 @@ def test_a_name_that_would_not_survive_a_table_is_refused(name: str) -> None:
 
     assert str(fault()).startswith("name is ")
     assert fault(name="Klinik Süd, Haus 3 (arm/left)") is None
+
+
+COUNTS = {"visible/wrist": 4, "correct/wrist": 2, "area/wrist": 1.5, "heatmap_visible/wrist": 4}
+COUNTED = {"num-examples": 5, "loss": 0.5, "loss-terms": 4, **COUNTS, "heatmap_correct/wrist": 4}
+ODD_COUNTS = {
+    "more correct than visible": ({"correct/wrist": 5000}, "5000 of 4 wrist are correct"),
+    "negative": ({"correct/wrist": -1}, "-1 of 4 wrist"),
+    "more visible than examples": ({"visible/wrist": 6}, "2 of 6 wrist"),
+    "area": ({"area/wrist": 4.5}, "area of wrist is 4.5; expected 0 to 4"),
+    "heatmaps": ({"heatmap_correct/wrist": 5}, "5 of 4 heatmaps of wrist"),
+    "loss": ({"loss-terms": -1}, "loss-terms is -1"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_COUNTS)
+def test_counts_that_no_evaluation_gives_are_a_fault(odd: str) -> None:
+    changed, reason = ODD_COUNTS[odd]
+    message = asked("evaluate")
+    for metrics, expected in ((COUNTED, None), ({**COUNTED, **changed}, reason)):
+        reply = Message(RecordDict({"metrics": MetricRecord(dict(metrics))}), reply_to=message)
+        fault = examine(message, reply).fault
+        assert fault is None if expected is None else str(fault).startswith(expected)
+
+
+ODD_STATISTICS = {
+    "variance": (
+        "norm.running_var",
+        np.array([1, -10], np.float32),
+        "array norm.running_var holds a negative variance",
+    ),
+    "less": ("norm.num_batches_tracked", np.array(2), "array norm.num_batches_tracked counts from 3 to 2"),
+    "overflow": ("norm.num_batches_tracked", np.array(2**63 - 1), "array norm.num_batches_tracked counts from 3 to 9"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_STATISTICS)
+def test_statistics_that_no_training_gives_are_a_fault(odd: str) -> None:
+    key, value, reason = ODD_STATISTICS[odd]
+    message = asked("train")
+    arrays = ArrayRecord({name: Array(sent) for name, sent in (SENT | {key: value}).items()})
+    reply = Message(RecordDict({"arrays": arrays, "metrics": MetricRecord(dict(METRICS))}), reply_to=message)
+    assert str(examine(message, reply).fault).startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("num-examples", -5), ("num-test", -1), ("speed", 0.0), ("speed", math.nan), ("speed", math.inf)]
+)
+def test_a_description_out_of_range_is_a_fault(key: str, value: float) -> None:
+    said = {"name": "a", "label": "b", "keypoints": "c", "num-examples": 1, "num-test": 0, "speed": 1.0}
+    message = asked("query")
+    for change, good in ({}, True), ({key: value}, False):
+        reply = Message(RecordDict({"client": ConfigRecord(said | change)}), reply_to=message)
+        fault = examine(message, reply).fault
+        assert fault is None if good else str(fault).startswith(f"{key} is {value}; expected")
