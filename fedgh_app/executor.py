@@ -28,8 +28,9 @@ from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import run_clientapp
 
-POLL_SECONDS = 0.1
-PRELOAD = ["flwr.supernode.runtime.run_clientapp", "fedgh_app.client_app"]  # for the libraries that they import
+POLL_SECONDS = 0.25
+# For the libraries that they import; torchvision and timm take as long as PyTorch. Who is not installed is passed over.
+PRELOAD = ["flwr.supernode.runtime.run_clientapp", "fedgh_app.client_app", "torchvision.models", "timm"]
 OWN = ("fedgh_app", "strategies")
 
 
