@@ -95,7 +95,7 @@ STRANGERS = {
     "unregistered key": ("Failed to activate SuperNode", "--root-certificates={ca} --auth-supernode-private-key={new}"),
     "no TLS": ("Server disconnected without sending a response", "--insecure --max-retries=0"),
     "key without TLS": ("requires a secure TLS connection", "--insecure --auth-supernode-private-key={key}"),
-    "no key": ("SuperNode registration is disabled", "--root-certificates={ca}"),
+    "no key": ("All SuperNodes must be registered via the CLI", "--root-certificates={ca}"),
     "another authority": ("CERTIFICATE_VERIFY_FAILED", "--root-certificates={other} --max-retries=0"),
 }
 
@@ -139,9 +139,10 @@ def test_who_is_missing_is_told_by_name(federation: Loopback, tmp_path: Path) ->
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_run_that_is_stopped_goes_on_and_the_sites_stay(federation: Loopback, finished: Path, tmp_path: Path) -> None:
     """Ctrl-C ends the run on the SuperLink too; resumed, it ends with the bits of a run that was never stopped."""
-    own = ["num_clients=3", "sharing=fedbn", "rounds=3"]
+    own = ["num_clients=3", "sharing=fedbn"]
     launch([*OVERRIDES, *own], tmp_path / "whole", quiet=True)
     process = subprocess.Popen(
         [*FEDGH, "run", "run_dir=run", *OVERRIDES, *own],
