@@ -105,6 +105,8 @@ def main() -> None:
     try:
         serve(known.runtime_api_address, secret, known.parent_pid)
     finally:
+        for number in (signal.SIGINT, signal.SIGTERM):  # one is enough
+            signal.signal(number, signal.SIG_IGN)
         for answering in multiprocessing.active_children():
             answering.terminate()
         if os.getppid() == known.parent_pid:  # a SuperNode alone would take messages that nobody answers
