@@ -94,8 +94,8 @@ def run_local(config: DictConfig, overrides: Sequence[str], directory: Path, *, 
             _federate(own, alone, folder, [{"partition-id": i, "num-partitions": count}], display)
         results[str(i)] = (storage.read_json(folder / "result.json"), storage.read_lines(folder / "history.jsonl")[-1])
     result = _merged(results)
-    storage.write_json(directory / "result.json", result)
     model_card.write(directory, config, result)
+    storage.write_json(directory / "result.json", result)
     return result
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from flwr.app import Array, ArrayRecord
@@ -57,23 +59,48 @@ def best_round(run: Federation) -> int | None:
 
 
 def newest(directory: Path, rounds: int) -> Path:
-    """The newest whole checkpoint of a run directory.
+    """The newest checkpoint of a run directory that can be read.
 
-    Raises UserError where there is none, or none of a round before ``rounds``.
+    Raises UserError where there is none, or the run has ended with ``rounds`` rounds or is beyond them.
     """
-    found = max((directory / FOLDER).glob("round-*.json"), key=_round_of, default=None)
-    if found is None:
+    files = sorted((directory / FOLDER).glob("round-*.json"), key=_round_of, reverse=True)
+    if not files:
         raise UserError(
             f"resume={directory}: found no checkpoint, expected the directory of a run with keep_checkpoints above 0 "
             "that came to its first one; nothing of this run can be kept"
         )
+    found = _newest_whole(files)
     done = _round_of(found)
-    if done >= rounds:
+    # A run that was killed after its last round lacks what it writes at its end.
+    if done > rounds or (done == rounds and _ended(directory, rounds)):
         raise UserError(
             f"rounds={rounds}: {directory} has {done} already; "
             f"expected more to resume it, such as rounds={done + rounds}"
         )
     return found
+
+
+def _newest_whole(files: Sequence[Path]) -> Path:
+    """The first of ``files`` that a disk has not damaged; UserError on the very first where it has damaged all."""
+    faults = []
+    for file in files:
+        try:
+            storage.load_state(file)
+            for tensors_file in file.parent.glob(f"{file.stem}.*safetensors"):
+                storage.read_tensors(tensors_file)
+        except UserError as fault:
+            faults.append(fault)
+        else:
+            return file
+    raise faults[0]
+
+
+def _ended(directory: Path, rounds: int) -> bool:
+    """Whether a run wrote its result, the last of its files, and of no fewer than ``rounds`` rounds."""
+    try:
+        return int(storage.read_json(directory / "result.json")["rounds"]) >= rounds
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def take_up(run: Federation) -> int:
@@ -83,7 +110,7 @@ def take_up(run: Federation) -> int:
         The checkpoint's round.
 
     Raises:
-        UserError: the run has all its rounds already, its clients or its model are others, a file cannot be read.
+        UserError: the run has ended with all its rounds, its clients or its model are others, a file cannot be read.
     """
     file = newest(run.directory, run.config.rounds)
     check_same(run.config, run.directory)
@@ -97,9 +124,11 @@ def take_up(run: Federation) -> int:
             f"resume={run.directory}: clients {few(list(run.clients))} are connected; expected those of the run, "
             f"{few(sorted(of))}"
         )
-    # Before anything depends on it: a second resumption of this checkpoint is another session.
+    # Before anything depends on it: a second resumption, of this checkpoint or one before it, is another session.
     state["session"] = int(state["session"]) + 1
-    storage.write_json(file, storage.read_json(file) | {"session": state["session"]})
+    for other in file.parent.glob("round-*.json"):
+        with contextlib.suppress(UserError):
+            storage.write_json(other, storage.read_json(other) | {"session": state["session"]})
     run.load_server_state(state, _models(run, file, sorted(set(of.values()))))
     run.history = [Round(**line) for line in storage.read_lines(run.directory / "history.jsonl")]
     run.history = [this for this in run.history if this.round <= server_round]

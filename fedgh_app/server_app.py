@@ -269,7 +269,7 @@ def federate(
                 except (OSError, SafetensorError) as error:
                     raise RunFailed(f"round {this.round}: {storage.unwritten(error)}") from error
             watch()
-        storage.write_json(directory / "result.json", result_of(run))
+        result = result_of(run)
         failure = None
     except Exception as error:
         failure = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -281,6 +281,8 @@ def federate(
                 hook.close(run, failure)
             except Exception as error:
                 log(ERROR, "%s failed at the end of the run", type(hook).__name__, exc_info=error)
+    # The last file: a run that was killed before it goes on, if only to write what is written at the end.
+    storage.write_json(directory / "result.json", result)
     return run
 
 

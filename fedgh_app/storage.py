@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from fedgh_app.errors import first_line
 from fedgh_app.pose.errors import UserError
-from fedgh_app.pose.files import replacing
+from fedgh_app.pose.files import replacing, synchronise
 
 
 def plain(value: Any) -> Any:
@@ -65,9 +65,10 @@ def _parsed(path: Path, text: bytes) -> dict[str, Any]:
 
 
 def append_line(path: Path, content: Any) -> None:
-    """Append one line of JSON."""
+    """Append one line of JSON, which is on the disk afterwards."""
     with path.open("a") as file:
         file.write(line(content))
+    synchronise(path)
 
 
 def line(content: Any) -> str:

@@ -268,10 +268,9 @@ class Sweep:
         return "-" if pck is None else f"{100 * pck:.1f}"
 
     def _is_whole(self, job: Job) -> bool:
-        """Whether a run came to its end though nobody noted it; the card is the last that it writes."""
+        """Whether a run came to its end though nobody noted it; the result is the last that it writes."""
         folder = self.folder(job)
-        ended = all((folder / name).exists() for name in ("result.json", "MODEL_CARD.md"))
-        return ended and not (folder / "failure.json").exists()
+        return (folder / "result.json").exists() and not (folder / "failure.json").exists()
 
     def _arguments(self, job: Job) -> list[str]:
         """What to call ``fedgh run`` with; what a run left that has no checkpoint to go on from is cleared away."""

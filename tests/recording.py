@@ -39,9 +39,18 @@ class Recording(InProcessGrid):
 
 
 def run(
-    overrides: list[str], directory: Path, app: Any = client_app, *, count: int = 4, more: Iterable[Callback] = ()
+    overrides: list[str],
+    directory: Path,
+    app: Any = client_app,
+    *,
+    count: int = 4,
+    keep: int = 1,
+    more: Iterable[Callback] = (),
 ) -> tuple[Federation, Recording]:
-    """A federation of ``count`` clients without pictures but with ``more``, and the grid that saw all its messages."""
+    """A federation of ``count`` clients without pictures but with ``more``, and the grid that saw all its messages.
+
+    The run keeps ``keep`` checkpoints.
+    """
     config = compose_config(overrides)
     partition.partition(config, site.open_data(config), count)
     nodes = [{"partition-id": number, "num-partitions": count} for number in range(count)]
@@ -54,4 +63,4 @@ def run(
         speeds=config.runtime.speeds,
     )
     central = [CentralEvaluation()] if is_central(config) else []
-    return federate(config, grid, directory, [*central, History(), Checkpoint(1), Model(), *more]), grid
+    return federate(config, grid, directory, [*central, History(), Checkpoint(keep), Model(), *more]), grid

@@ -16,6 +16,7 @@ from flwr.app import Context, Message, RecordDict
 from recording import run
 
 from fedgh_app import processes, server_app, storage
+from fedgh_app.callbacks import Plots
 from fedgh_app.checkpoints import newest
 from fedgh_app.client_app import app as client_app
 from fedgh_app.config import groups
@@ -211,6 +212,42 @@ def test_a_run_with_all_its_rounds_is_left_as_it_is(toy: list[str], tmp_path: Pa
     assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == before
 
 
+def test_a_run_killed_after_its_last_round_is_finished(
+    toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An extension of an ended run, too, whose result is still that of the shorter run."""
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    launch([*toy, "rounds=1"], tmp_path / "run", quiet=True)
+    before = storage.read_json(tmp_path / "run" / "result.json")
+    with monkeypatch.context() as patch:
+        patch.setattr(Plots, "close", die)
+        with pytest.raises(Killed):
+            launch(resumed(tmp_path / "run", ["rounds=2"]), tmp_path / "run", quiet=True)
+    assert storage.read_json(tmp_path / "run" / "result.json") == before
+    rounds, model = rounds_of(tmp_path / "run"), model_of(tmp_path / "run")
+    result = launch(resumed(tmp_path / "run", []), tmp_path / "run", quiet=True)
+    assert result["rounds"] == 2
+    assert (rounds_of(tmp_path / "run"), model_of(tmp_path / "run")) == (rounds, model)
+    with pytest.raises(UserError, match=r"rounds=2: .* has 2 already"):
+        newest(tmp_path / "run", 2)
+
+
+@pytest.mark.parametrize("damaged", ["round-0002.json", "round-0002.safetensors", "round-0002.state.safetensors"])
+def test_a_damaged_checkpoint_costs_its_round_alone(damaged: str, toy: list[str], tmp_path: Path) -> None:
+    overrides = [*toy, "rounds=3", "server_optimizer=adam", "evaluate.central_every=0"]
+    run(overrides, tmp_path / "whole")
+    directory = tmp_path / "run"
+    with pytest.raises(Killed):
+        run([*overrides, f"run_dir={directory}"], directory, dying_at(3, 1), keep=2)
+    (directory / "checkpoints" / damaged).write_bytes(b"")
+    assert newest(directory, 3).name == "round-0001.json"
+    run([*overrides, f"resume={directory}"], directory)
+    assert (rounds_of(directory), model_of(directory)) == (rounds_of(tmp_path / "whole"), model_of(tmp_path / "whole"))
+
+
 def test_a_checkpoint_that_was_not_finished_is_none(toy: list[str], tmp_path: Path) -> None:
     """A kill leaves the tensors of round 2 without its JSON, a draft of that, and half a line of history."""
     directory = tmp_path / "run"
@@ -364,7 +401,7 @@ def test_another_config_than_the_runs_is_refused(toy: list[str], tmp_path: Path)
 def test_the_newest_checkpoint_is_the_one_of_the_latest_round(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     for number in (9999, 10000, 998):
-        (tmp_path / "checkpoints" / f"round-{number:04d}.json").touch()
+        (tmp_path / "checkpoints" / f"round-{number:04d}.json").write_text("{}")
     assert newest(tmp_path, 10001).name == "round-10000.json"
 
 

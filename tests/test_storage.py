@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,17 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
         raise RuntimeError
     assert storage.read_json(file) == {"a": 1}
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_file_is_on_the_disk_before_its_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power cut may leave the name with nothing below it."""
+    done: list[tuple[bool, bool]] = []
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: done.append((stat.S_ISDIR(os.fstat(handle).st_mode), file.exists()))
+    )
+    file = tmp_path / "a.json"
+    storage.write_json(file, {"a": 1})
+    assert done == [(False, False), (True, True)]
 
 
 def test_a_line_that_is_still_being_written_is_left_out(tmp_path: Path) -> None:

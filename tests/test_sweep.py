@@ -52,7 +52,6 @@ if kind == "long":
     (folder / "under-way").touch()
     time.sleep(60)
 (folder / "result.json").write_text(json.dumps({"pck": 0.5}))
-(folder / "MODEL_CARD.md").touch()
 """
 SEEDS = ["strategy=fedavg", "seed=0,1,2,3,4", "rounds=2"]
 
@@ -139,7 +138,7 @@ def test_a_sweep_that_was_killed_knows_what_is_done(tmp_path: Path) -> None:
     for number, status in enumerate(("running", "running", "completed", "running", "waiting")):
         record["jobs"][number] |= {"status": status, "reason": None}
     storage.write_json(folder / "sweep.json", record)
-    (folder / "1" / "MODEL_CARD.md").unlink()  # it was killed between its result and its end
+    (folder / "1" / "result.json").unlink()  # it was killed before its end
     (folder / "2" / "result.json").unlink()  # somebody wants it again
     again = Sweep.read(folder)
     with again.held():

@@ -15,14 +15,28 @@ os.umask(UMASK)
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary sibling of ``path`` that takes its place when the block ends well, and vanishes when not."""
+    """A temporary sibling of ``path`` that takes its place when the block ends well, and vanishes when not.
+
+    Content and name are on the disk by then: after a power cut there is the old file or the new one, whole.
+    """
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield draft
         draft.chmod(0o666 & ~UMASK)  # safetensors would leave its files to their owner alone
+        synchronise(draft)
         draft.replace(path)
+        synchronise(path.parent)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def synchronise(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager
