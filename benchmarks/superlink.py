@@ -229,8 +229,11 @@ def _repeated(
     return Cost(what, (link.cpu() - before) / count, 1.0, (time.monotonic() - begin) / count)
 
 
-def transfer(name: str, count: int) -> Cost:
-    """A model to each of ``count`` nodes and another one back, from the ServerApp's push to its last pull."""
+def transfer(name: str, count: int, packed: bool) -> Cost:
+    """A model to each of ``count`` nodes and another one back, from the ServerApp's push to its last pull.
+
+    ``packed``: as one array, as a deployment sends it (``runtime.packed``), not each of its tensors as one.
+    """
     config = compose_config(["dataset=mpii", "partition=iid", *MODELS[name]])
     noise = np.random.default_rng(0)
     # No two tensors alike, as after training: Flower sends equal ones once.
@@ -238,6 +241,10 @@ def transfer(name: str, count: int) -> Cost:
         key: np.asarray(tensor.numpy() + noise.normal(size=tuple(tensor.shape)), tensor.numpy().dtype)
         for key, tensor in site.build_model(config, load_spec("mpii")).state_dict().items()
     }
+    arrays = f"{len(model)} arrays"
+    if packed:
+        data = b"".join(array.tobytes() for array in model.values())
+        model, arrays = {"packed": np.frombuffer(data, np.uint8)}, "1 array"
     with superlink() as link, ExitStack() as stack:
         np.savez(link.home / "model.npz", **model)
         connections = [stack.enter_context(http_request_response(link.address, True)) for _ in range(count)]
@@ -248,7 +255,7 @@ def transfer(name: str, count: int) -> Cost:
             requests = list(threads.map(_node, connections))
         _wait((link.home / "ended").exists, 900)
         return Cost(
-            f"a model of {name} to a node and back, {count} nodes",
+            f"a model of {name} as {arrays}, to a node and back",
             (link.cpu() - before) / count,
             sum(requests) / count,
             (time.monotonic() - begin) / count,
@@ -283,7 +290,7 @@ def _node(connection: Any) -> int:
     asked_for = message.metadata.message_id
     message = inflate_object_from_contents(asked_for, contents)
     message.metadata.__dict__["_message_id"] = asked_for
-    step = np.random.default_rng(message.metadata.dst_node_id).integers(1, 1 << 20)
+    step = np.random.default_rng(message.metadata.dst_node_id).integers(1, 200)
     arrays = message.content.array_records["arrays"]
     trained = ArrayRecord({key: Array(np.asarray(array.numpy() + step, array.dtype)) for key, array in arrays.items()})
     content = RecordDict({"arrays": trained, "metrics": MetricRecord({"num-examples": 1})})
@@ -317,13 +324,13 @@ def cells(cost: Cost) -> tuple[str, ...]:
 def main() -> None:
     """Measure, print a table, write it as JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--registered", type=int, nargs="+", default=[10, 500])
-    parser.add_argument("--nodes", type=int, default=8)
+    parser.add_argument("--registered", type=int, nargs="+", default=[10, 300])
+    parser.add_argument("--nodes", type=int, default=4)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["1.6 M"])
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/superlink.json"))
     options = parser.parse_args()
     costs = [cost for registered in options.registered for cost in idle(registered)]
-    costs += [transfer(name, options.nodes) for name in options.models]
+    costs += [transfer(name, options.nodes, packed) for name in options.models for packed in (False, True)]
     table = Table(title="One SuperLink", caption=f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     for number, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="right" if number else "left")

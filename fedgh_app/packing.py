@@ -19,16 +19,28 @@ from flwr.serverapp import Grid
 LAYOUT = "layout of "  # before a record's name: the ConfigRecord that says what its one array holds
 _STYPE = "fedgh.packed"
 
+Packed = tuple[ArrayRecord, ConfigRecord]  # an ArrayRecord as one array, and how to undo it
 
-def pack(content: RecordDict) -> RecordDict:
-    """``content`` with each ArrayRecord as one array, and a ConfigRecord that says how to undo it."""
+
+def pack(content: RecordDict, packed_before: dict[int, Packed] | None = None) -> RecordDict:
+    """``content`` with each ArrayRecord as one array, and a ConfigRecord that says how to undo it.
+
+    ``packed_before`` holds, by the id of an ArrayRecord, what it was packed to, and is added to: messages of a round
+    share the model, and its bytes are to be there once, not once for each client.
+    """
     packed = RecordDict(dict(content))
+    known = {} if packed_before is None else packed_before
     for name, record in content.array_records.items():
-        arrays = [(key, array.dtype, list(array.shape), array.stype, len(array.data)) for key, array in record.items()]
-        data = b"".join(array.data for array in record.values())
-        packed[name] = ArrayRecord({"": Array("uint8", (len(data),), _STYPE, data)})
-        packed[LAYOUT + name] = ConfigRecord({"arrays": json.dumps(arrays)})
+        if id(record) not in known:
+            known[id(record)] = _packed(record)
+        packed[name], packed[LAYOUT + name] = known[id(record)]
     return packed
+
+
+def _packed(record: ArrayRecord) -> Packed:
+    arrays = [(key, array.dtype, list(array.shape), array.stype, len(array.data)) for key, array in record.items()]
+    data = b"".join(array.data for array in record.values())
+    return ArrayRecord({"": Array("uint8", (len(data),), _STYPE, data)}), ConfigRecord({"arrays": json.dumps(arrays)})
 
 
 def unpack(content: RecordDict) -> RecordDict:
@@ -83,8 +95,9 @@ class PackingGrid(Grid):
         sent = list(messages)
         plain = [message.content for message in sent]
         try:
+            packed: dict[int, Packed] = {}
             for message in sent:
-                message.content = pack(message.content)
+                message.content = pack(message.content, packed)
             return self.inner.push_messages(sent)
         finally:
             for message, content in zip(sent, plain, strict=True):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 from recording import Recording
@@ -41,6 +41,25 @@ def test_what_was_packed_comes_out_bit_for_bit_and_in_order() -> None:
     assert found == content
     assert list(found["arrays"]) == list(content["arrays"])
     assert unpack(content) == content  # what nobody packed stays as it is
+
+
+def test_a_model_for_many_is_packed_once() -> None:
+    """Its bytes would otherwise stand in the server's memory once for each client that is asked."""
+    seen: list[bytes] = []
+
+    class Looking(Recording):
+        def push_messages(self, messages: Any) -> list[str]:
+            messages = list(messages)
+            seen.extend(message.content["arrays"][""].data for message in messages)
+            return super().push_messages(messages)
+
+    shared = model()
+    grid = PackingGrid(Looking(client_app, [{}] * 5, {}))
+    contents = [RecordDict({"arrays": shared, "config": ConfigRecord({"draw": node})}) for node in range(1, 6)]
+    messages = [Message(content, node, "train") for node, content in enumerate(contents, start=1)]
+    grid.push_messages(messages)
+    assert len(seen) == 5 and len({id(data) for data in seen}) == 1
+    assert all(message.content is content for message, content in zip(messages, contents, strict=True))
 
 
 @pytest.mark.parametrize(
