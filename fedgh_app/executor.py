@@ -16,6 +16,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,6 +28,8 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExec
 from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import run_clientapp
+
+from fedgh_app.pose.errors import UserError
 
 POLL_SECONDS = 0.25
 # For the libraries that they import; torchvision and timm take as long as PyTorch. Who is not installed is passed over.
@@ -61,6 +64,9 @@ def serve(address: str, secret: bytes | None, parent: int | None) -> None:
         address: of the SuperNode's Runtime API, on this machine or a network that is as safe.
         secret: what the SuperNode knows this executor by; None where it asks for nothing.
         parent: process with which this ends.
+
+    Raises:
+        UserError: the SuperNode does not take the secret.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
@@ -76,6 +82,16 @@ def serve(address: str, secret: bytes | None, parent: int | None) -> None:
             found = client.AcquireTask(request)
         except httpx.TransportError:  # the SuperNode is still starting, or ending
             found = AcquireTaskResponse()
+        except httpx.HTTPStatusError as error:
+            status = error.response.status_code
+            if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+                raise UserError(
+                    f"--superexec-auth-secret-file: the SuperNode at {address} answers with status {status}; "
+                    "expected the secret that it was started with"
+                ) from None
+            if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+                raise
+            found = AcquireTaskResponse()  # it stumbled, over its locked database for one
         if found.HasField("task") and found.token:
             # Not a daemon: that could start no process, such as the one that MATLAB files are read in.
             context.Process(target=_answer, args=(address, found.token, os.getpid())).start()
@@ -104,6 +120,8 @@ def main() -> None:
     secret = None if file is None else load_superexec_auth_secret(secret_file=file)
     try:
         serve(known.runtime_api_address, secret, known.parent_pid)
+    except UserError as error:
+        parser.exit(2, f"fedgh: {error}\n")
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):  # one is enough
             signal.signal(number, signal.SIG_IGN)

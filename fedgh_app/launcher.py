@@ -258,9 +258,10 @@ def _await_sites(control: ControlHttpClient, config: DictConfig, display: Displa
         if here and wanted in (None, len(here)):
             return
         if time.monotonic() > end or (wanted is not None and len(here) > wanted):
+            waited = f" after {seconds:g} s of waiting (runtime.node_timeout)" if len(here) <= (wanted or 0) else ""
             raise UserError(
-                f"num_clients={'null' if wanted is None else wanted}: connected after {seconds:g} s of waiting "
-                f"(runtime.node_timeout): {', '.join(here) or 'no SuperNode'}; registered and not connected: "
+                f"num_clients={'null' if wanted is None else wanted}: connected{waited}: "
+                f"{', '.join(here) or 'no SuperNode'}; registered and not connected: "
                 f"{', '.join(away) or 'none'}; expected {wanted or 'at least 1'} connected"
             )
         display.stage(f"waiting for {', '.join(away) or 'a SuperNode'}")
