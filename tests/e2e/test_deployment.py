@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from benchmarks.loopback import FEDGH, SCRIPTS, Loopback, free_port, loopback
@@ -54,7 +57,20 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
 def finished(federation: Loopback) -> Path:
     """The run directory of two rounds of FedGH."""
     directory = federation.folder / "run"
-    launch([*OVERRIDES, "strategy=fedgh", "num_clients=3", "evaluate.clients_every=2"], directory, quiet=True)
+    ended, seen = threading.Event(), set[int]()
+
+    def watch() -> None:
+        while not ended.wait(0.2):
+            seen.update(answering(federation))
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        launch([*OVERRIDES, "strategy=fedgh", "num_clients=3", "evaluate.clients_every=2"], directory, quiet=True)
+    finally:
+        ended.set()
+        watching.join()
+    assert seen, "no ClientApp was seen at work, so that seeing none later says nothing"
     return directory
 
 
@@ -72,17 +88,28 @@ def test_three_sites_train_together(federation: Loopback, finished: Path) -> Non
     # Both parties of the deployment outlive the run, whose processes are gone.
     assert federation.superlink.poll() is None
     assert all(node.poll() is None for node in federation.nodes.values())
-    wait(lambda: not list(running(federation, "_answer")), "the ClientApps to end")
-    assert not [name for name in commands(federation) if "flwr-serverapp" in name or "flwr-clientapp" in name]
+    wait(lambda: not answering(federation), "the ClientApps to end")
+    wait(lambda: not serving(federation), "the ServerApp to end")
 
 
-def commands(federation: Loopback) -> list[str]:
-    """Command lines of all processes of the deployment."""
-    return [" ".join(process.cmdline()) for process in processes.marked(federation.mark)]
+def commands(federation: Loopback) -> dict[int, tuple[int, str]]:
+    """Parent and command line of every process of the deployment."""
+    found = {}
+    for process in processes.marked(federation.mark):
+        with contextlib.suppress(psutil.Error):
+            found[process.pid] = process.ppid(), " ".join(process.cmdline())
+    return found
 
 
-def running(federation: Loopback, word: str) -> list[str]:
-    return [command for command in commands(federation) if word in command]
+def answering(federation: Loopback) -> set[int]:
+    """The ClientApps: what a site's fork server has forked, whose command line is the fork server's own."""
+    found = commands(federation)
+    return {pid for pid, (parent, _) in found.items() if "multiprocessing.forkserver" in found.get(parent, (0, ""))[1]}
+
+
+def serving(federation: Loopback) -> set[int]:
+    """The ServerApps."""
+    return {pid for pid, (_, command) in commands(federation).items() if "flwr-serverapp" in command}
 
 
 def test_what_a_site_holds_stays_in_its_own_home(federation: Loopback, finished: Path) -> None:
@@ -131,6 +158,8 @@ def test_a_node_that_is_not_one_of_the_sites_is_refused(federation: Loopback, tm
 def test_who_is_missing_is_told_by_name(federation: Loopback, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"num_clients=4: .* site-a, site-b, site-c; .*not connected: none; expected 4"):
         launch([*OVERRIDES, "num_clients=4", "runtime.node_timeout=1"], tmp_path / "run", quiet=True)
+    with pytest.raises(UserError, match=r"num_clients=2: connected: site-a, site-b, site-c; .* expected 2 connected"):
+        launch([*OVERRIDES, "num_clients=2"], tmp_path / "run", quiet=True)
     with pytest.raises(UserError, match=r"runtime.superlink=elsewhere: .*\[superlink.elsewhere\]"):
         launch([*OVERRIDES, "runtime.superlink=elsewhere"], tmp_path / "run", quiet=True)
     with pytest.raises(UserError, match=r"dataset.root=.*evaluate.central_every=0"):
@@ -157,7 +186,7 @@ def test_a_run_that_is_stopped_goes_on_and_the_sites_stay(federation: Loopback, 
     _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, said
     assert "fedgh run resume=" in said
-    assert not running(federation, "flwr-serverapp")
+    wait(lambda: not serving(federation), "the ServerApp to end")
     assert all(node.poll() is None for node in federation.nodes.values())
     launch([*OVERRIDES, *own, f"resume={tmp_path}/run"], tmp_path / "run", quiet=True)
     first, second = (storage.load_model(tmp_path / name)[0] for name in ("run", "whole"))
