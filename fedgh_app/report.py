@@ -173,7 +173,11 @@ def _by_seed(setting: Setting, keys: Sequence[str]) -> dict[object, float]:
 def _read(directory: Path) -> Outcome:
     try:
         config = OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"))
-        outcome = Outcome(directory, _flat(config), storage.read_json(directory / "result.json"))
+        result = storage.read_json(directory / "result.json")
+        flat = _flat(config)
+        # Null says as many as there are; a run that was resumed has their number.
+        flat["num_clients"] = flat["num_clients"] or len(result.get("clients", ())) or None
+        outcome = Outcome(directory, flat, result)
         for key in ("runtime.name", "strategy._target_"):
             outcome.config[key]
         for key in ("pck", "per_keypoint", "evaluated", "rounds", "seconds"):
@@ -343,9 +347,9 @@ def percent_text(value: float | None) -> str:
 
 def difference_texts(gained: Mapping[str, Any]) -> tuple[str, str, str]:
     """Difference and confidence interval in percentage points, and the adjusted p-value."""
-    interval = "-" if gained["low"] is None else f"{100 * gained['low']:+.1f} to {100 * gained['high']:+.1f}"
+    interval = "-" if gained["low"] is None else f"{100 * gained['low']:+z.1f} to {100 * gained['high']:+z.1f}"
     return (
-        "-" if gained["mean"] is None else f"{100 * gained['mean']:+.1f}",
+        "-" if gained["mean"] is None else f"{100 * gained['mean']:+z.1f}",
         interval,
         p_text(gained["p_holm"]),
     )

@@ -203,7 +203,8 @@ def learning_curves(curves: Mapping[tuple[int, str], Curve], metric: str, over: 
     Curves go by the setting's place, which gives the colour, and its name.
     """
     with matplotlib.rc_context(STYLE):
-        figure = _figure(WIDTH, 3.7 + 0.2 * -(-len(curves) // 3))
+        columns = min(len(curves), max(1, 48 // (6 + max(len(_short(name)) for _, name in curves))))
+        figure = _figure(WIDTH, 3.7 + 0.2 * -(-len(curves) // columns))
         axes = figure.subplots()
         for (place, name), curve in curves.items():
             along = getattr(curve, over)
@@ -220,7 +221,7 @@ def learning_curves(curves: Mapping[tuple[int, str], Curve], metric: str, over: 
         if over == "seconds":
             axes.set_xlim(left=0)
         axes.grid(alpha=0.35)
-        figure.legend(loc="outside lower center", ncols=min(3, len(curves)), fontsize=9)
+        figure.legend(loc="outside lower center", ncols=columns, fontsize=9)
     return figure
 
 
@@ -251,7 +252,7 @@ def cosine_heatmap(found: Cosines, name: str, when: str, largest: float) -> Figu
                     axes.text(
                         column + 0.5,
                         row + 0.5,
-                        f"{value:.2f}".replace("-", MINUS),
+                        f"{value:z.2f}".replace("-", MINUS),
                         ha="center",
                         va="center",
                         fontsize=8,

@@ -309,7 +309,9 @@ def _cosine_figures(cosines: Mapping[Setting, Cosines]) -> list[dict[str, Any]]:
             matrix = getattr(found, when)
             values = matrix[np.isfinite(matrix)]
             spread = (
-                f"from {values.min():.2f} to {values.max():.2f}".replace("-", MINUS) if values.size else "none measured"
+                f"from {values.min():z.2f} to {values.max():z.2f}".replace("-", MINUS)
+                if values.size
+                else "none measured"
             )
             made.append(
                 _figure(

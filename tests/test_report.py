@@ -21,6 +21,7 @@ def run(folder: Path, overrides: list[str], pck: float, **more: Any) -> Path:
         "pck": pck,
         "per_keypoint": {"elbow": pck, "wrist": None},
         "evaluated": "central",
+        "rounds": 1,
         "clients_pck": {"0": pck, "1": pck / 2},
         "heatmap_accuracy": 0.5,
         "seconds": {"total": 3.0, "rounds": 2.0},
@@ -62,6 +63,17 @@ def test_runs_of_different_settings_are_never_pooled(tmp_path: Path) -> None:
         ("FedGH rounds=5", 1),
         ("FedGH rounds=1", 1),
     ]
+
+
+def test_a_resumed_run_is_of_the_setting_of_those_that_were_not(tmp_path: Path) -> None:
+    """Its config has the number of clients, and where it goes on; another number is another setting."""
+    four, eight = ({str(name): {"label": "a"} for name in range(count)} for count in (4, 8))
+    run(tmp_path / "0", ["seed=0"], 0.4, clients=four)
+    run(tmp_path / "1", ["seed=1", "num_clients=4", "keep_checkpoints=1"], 0.5, clients=four)
+    assert [(row["setting"], row["runs"]) for row in compare(settings_of([tmp_path]))] == [("FedGH", 2)]
+    run(tmp_path / "2", ["seed=0", "num_clients=8"], 0.6, clients=eight)
+    names = ["FedGH num_clients=4", "FedGH num_clients=8"]
+    assert [row["setting"] for row in compare(settings_of([tmp_path]))] == names
 
 
 def test_baselines_go_by_their_runtime(tmp_path: Path) -> None:
