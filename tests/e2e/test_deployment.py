@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import subprocess
 import threading
@@ -120,7 +121,7 @@ def test_what_a_site_holds_stays_in_its_own_home(federation: Loopback, finished:
 
 STRANGERS = {
     "unregistered key": ("Failed to activate SuperNode", "--root-certificates={ca} --auth-supernode-private-key={new}"),
-    "no TLS": ("Server disconnected without sending a response", "--insecure --max-retries=0"),
+    "no TLS": ("Server disconnected|Connection reset by peer", "--insecure --max-retries=0"),  # as the sockets race
     "key without TLS": ("requires a secure TLS connection", "--insecure --auth-supernode-private-key={key}"),
     "no key": ("All SuperNodes must be registered via the CLI", "--root-certificates={ca}"),
     "another authority": ("CERTIFICATE_VERIFY_FAILED", "--root-certificates={other} --max-retries=0"),
@@ -152,7 +153,7 @@ def test_a_node_that_is_not_one_of_the_sites_is_refused(federation: Loopback, tm
         timeout=PATIENCE,
     )
     assert done.returncode == 1
-    assert reason in done.stdout + done.stderr
+    assert re.search(reason, done.stdout + done.stderr)
 
 
 def test_who_is_missing_is_told_by_name(federation: Loopback, tmp_path: Path) -> None:
