@@ -116,7 +116,9 @@ def _run_one(overrides: list[str], flags: list[str]) -> None:
             with contextlib.suppress(OSError):
                 directory.rmdir()  # Hydra made it; nothing was written
         except RunFailed as error:
-            print(f"fedgh: {error} (log: {directory / 'flower.log'})", file=sys.stderr)
+            goes_on = any((directory / "checkpoints").glob("round-*.json"))
+            hint = f"; to go on: fedgh run resume={quoted(directory)}" if goes_on else ""
+            print(f"fedgh: {error} (log: {directory / 'flower.log'}{hint})", file=sys.stderr)
             status = 1
 
     sys.argv = ["fedgh run", *flags, *overrides, f"hydra.run.dir={quoted(directory)}"]

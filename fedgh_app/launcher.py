@@ -295,7 +295,7 @@ def _watch(superlink: SuperLink, control: ControlHttpClient, run_id: int, direct
             break
     display.update()
     if row.status_text != "finished:completed" or _written(directory / "result.json") == before:
-        _raise_failure(directory, f"{row.status_text}: {row.details or 'no details'}")
+        _raise_failure(directory, f"the server's process ended without a word ({row.details or row.status_text})")
 
 
 def _written(file: Path) -> float | None:

@@ -21,6 +21,7 @@ CONTROL = "control"
 PRIVACY = "privacy"
 OUTLIERS = "outliers"
 MOST_TOLD = 10  # clients that one line names
+LOOK_SECONDS = 10.0  # after which an asynchronous server, waiting, looks who has come back
 
 
 class Sync:
@@ -112,7 +113,7 @@ class Async:
             if not self.in_flight:
                 break
             with this.timed("train"):
-                good = grid.arrivals(self.in_flight)
+                good = grid.arrivals(self.in_flight, LOOK_SECONDS)
             for asked, reply in without_outliers(run, grid, good):
                 name, start, since, number = self.in_flight.pop(asked.metadata.message_id)
                 accept(run, name, reply, number, self.selections)
@@ -136,6 +137,7 @@ class Async:
         return arrived
 
     def _keep_busy(self, run: Federation, grid: ScreeningGrid, this: Round, failed: set[str]) -> None:
+        grid.refresh()
         absent = grid.absent(run.clients)
         idle = [name for name in self.idle(run) if name not in failed and name not in absent]
         together = self.concurrency or run.axes["selection"].size(len(run.clients))

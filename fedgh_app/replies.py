@@ -21,9 +21,10 @@ from strategies.npy import flat, header, wide
 from strategies.updates import RUNNING_STATISTICS
 
 # The engine answers in the client's place with these: the client itself has said nothing yet, and may still be at work.
+OVERDUE = "no reply within the time it had"
 UNANSWERED = {
-    ErrorCode.MESSAGE_UNAVAILABLE: "no reply within the time it had",
-    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "no reply within the time it had",
+    ErrorCode.MESSAGE_UNAVAILABLE: OVERDUE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: OVERDUE,
     ErrorCode.NODE_UNAVAILABLE: "its node is not connected any more",
 }
 MOST_STEPS = 10**9  # that a counter in the model may go up by in one training
@@ -32,6 +33,7 @@ CLAIM = 2  # a reply may count at most so many times the examples that its clien
 # A client's name goes into logs, tables, plots and file names.
 NAME = r"[\w .@+:,;=()/#'-]{1,100}"
 
+_RAISED = re.compile(r"<class '(?:\w+\.)*(\w+)'>:<'(.*)'>")
 _BLOCK = 1 << 16  # elements: differences stay in the L2 cache between subtraction and product
 
 
@@ -96,7 +98,13 @@ def examine(asked: Message, reply: Message, expected: Expected | None = None) ->
 
 def _error_line(reply: Message) -> str:
     lines = str(reply.error.reason or "").strip().splitlines()
-    return one_line(lines[-1]) if lines else f"error {reply.error.code}"
+    if not lines:
+        return f"error {reply.error.code}"
+    # As Flower's processes write what a client raised; our own errors say it all.
+    if raised := _RAISED.fullmatch(lines[-1]):
+        kind, said = raised.groups()
+        return one_line(said if kind in ("RunFailed", "UserError") else f"{kind}: {said}")
+    return one_line(lines[-1])
 
 
 def one_line(text: Any) -> str:

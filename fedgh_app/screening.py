@@ -21,13 +21,12 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
 from fedgh_app.errors import RunFailed
-from fedgh_app.replies import Expected, Norms, examine
+from fedgh_app.replies import OVERDUE, Expected, Norms, examine
 
 # Between two looks for replies, each a request to the SuperLink: a fiftieth of the wait so far, in these bounds.
 POLL_FRACTION = 0.02
 POLL_SECONDS, POLL_SECONDS_AT_MOST = 0.05, 0.5
 STOP_FILE = "stop"
-OVERDUE = "no reply within the time it had"
 
 # Said by the simulation engine of a process that it does not replace: whoever is next sent to it fails too.
 _DEAD_ACTOR = re.compile(r"<class 'ray\.exceptions\.(\w*(Actor|Worker|Node|Raylet)\w*|OutOfMemory)Error'>")
@@ -100,6 +99,7 @@ class ScreeningGrid(Grid):
     # Posted messages by id, with the client's name and the time.monotonic() of their end.
     _waiting: dict[str, tuple[Message, str, float]] = field(default_factory=dict)
     _questions: dict[str, Message] = field(default_factory=dict)  # put to nodes that are new or owe a reply
+    _claims: dict[int, str] = field(default_factory=dict)  # nodes that go by the name of a client at another node
     _strangers: set[int] = field(default_factory=set)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
@@ -142,9 +142,9 @@ class ScreeningGrid(Grid):
             self.traffic.down += array_bytes(message.content)
         return [message.metadata.message_id for message in sent]
 
-    def arrivals(self, ids: Iterable[str]) -> list[tuple[Message, Message]]:
-        """Wait until some of the posted messages ``ids`` are answered or overdue; the good replies, each after what it
-        answers. Empty where all that came was bad, or nothing is waited for.
+    def arrivals(self, ids: Iterable[str], patience: float = math.inf) -> list[tuple[Message, Message]]:
+        """Wait until some of the posted messages ``ids`` are answered or overdue, or ``patience`` seconds have passed;
+        the good replies, each after what it answers. Empty where all that came was bad, or nothing is waited for.
 
         Raises RunFailed where the run is to stop, or a process died that the simulation goes on sending clients to.
         """
@@ -180,7 +180,7 @@ class ScreeningGrid(Grid):
                 _, client, _ = self._waiting.pop(number)
                 self.owing.add(client)
                 self.reject(client, OVERDUE)
-            if overdue:
+            if overdue or now - started > patience:
                 break
             time.sleep(min(max(POLL_SECONDS, POLL_FRACTION * (time.monotonic() - started)), POLL_SECONDS_AT_MOST))
         # By name, as everything: not by who failed first.
@@ -190,11 +190,6 @@ class ScreeningGrid(Grid):
     def waits_for(self, number: str) -> bool:
         """Whether the posted message of this id is neither answered nor overdue."""
         return number in self._waiting
-
-    @property
-    def is_owed(self) -> bool:
-        """Whether some client has not answered, in time or too late."""
-        return bool(self._waiting or self.owing)
 
     def check_stop(self) -> None:
         """Raise RunFailed where somebody wants the run to stop."""
@@ -208,10 +203,12 @@ class ScreeningGrid(Grid):
             for reply in self.inner.pull_messages(list(self._questions)):
                 asked = self._questions.pop(reply.metadata.reply_to_message_id)
                 if examine(asked, reply).fault is None:
-                    self._hear(asked.metadata.dst_node_id, reply, online)
+                    self._hear(asked.metadata.dst_node_id, reply)
+        for node, name in sorted(self._claims.items()):
+            self._admit(node, name, online)
         self.away = {name for node, name in self.client_names.items() if node not in online}
         put = {asked.metadata.dst_node_id for asked in self._questions.values()}
-        new = online - self.client_names.keys() - self._strangers
+        new = online - self.client_names.keys() - self._strangers - self._claims.keys()
         late = {node for node, name in self.client_names.items() if name in self.owing and node in online}
         questions = [
             Message(RecordDict(), node, MessageType.QUERY)
@@ -221,23 +218,29 @@ class ScreeningGrid(Grid):
             self.inner.push_messages(questions)
             self._questions |= {asked.metadata.message_id: asked for asked in questions}
 
-    def _hear(self, node: int, reply: Message, online: set[int]) -> None:
+    def _hear(self, node: int, reply: Message) -> None:
         """Take in what a node says of itself."""
+        name = self.knows(reply)
         if node in self.client_names:
             self.owing.discard(self.client_names[node])
-            return
-        name = self.knows(reply)
-        before = next((other for other, known in self.client_names.items() if known == name), None)
-        if name is None or before is None:
+        elif name is None:
             self._strangers.add(node)
             log(WARNING, "A node connected that is no client of this run; it is left out.")
-        elif before not in online:  # otherwise it is asked once more: the name may still become free
+        else:
+            self._claims[node] = name
+
+    def _admit(self, node: int, name: str, online: set[int]) -> None:
+        """Let a node have a client's name once the node is gone that had it."""
+        before = next(other for other, known in self.client_names.items() if known == name)
+        if node not in online:
+            del self._claims[node]
+        elif before not in online:
             log(WARNING, "Client %s is back, as another node.", name)
             # What its node had been sent before is lost with it.
             for number in [key for key, (_, client, _) in self._waiting.items() if client == name]:
                 del self._waiting[number]
                 self.reject(name, "its node is gone; it is back as another")
-            del self.client_names[before]
+            del self.client_names[before], self._claims[node]
             self.client_names[node] = name
             self.owing.discard(name)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
@@ -191,3 +191,18 @@ def test_a_description_out_of_range_is_a_fault(key: str, value: float) -> None:
         reply = Message(RecordDict({"client": ConfigRecord(said | change)}), reply_to=message)
         fault = examine(message, reply).fault
         assert fault is None if good else str(fault).startswith(f"{key} is {value}; expected")
+
+
+@pytest.mark.parametrize(
+    ("reason", "line"),
+    [
+        ("<class 'fedgh_app.errors.RunFailed'>:<'its process was told to end'>", "its process was told to end"),
+        ("<class 'MemoryError'>:<'out of memory'>", "MemoryError: out of memory"),
+        ("<class 'ray.x.RayTaskError(E)'>:<'traceback\n  File x\nValueError: no'>", "ValueError: no'>"),
+        ("", "error 2"),
+        ("a\tb" + 400 * "c", "a b" + 196 * "c" + "…"),
+    ],
+)
+def test_an_error_is_one_short_line(reason: str, line: str) -> None:
+    question = asked("train")
+    assert examine(question, Message(Error(2, reason), reply_to=question)).fault == line
