@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 AXES_PAGE = (ROOT / "docs/axes.md").read_text()
 README = (ROOT / "README.md").read_text()
 MODELS_PAGE = (ROOT / "docs/models.md").read_text()
+FAULTS_PAGE = (ROOT / "docs/faults.md").read_text()
 SWEEPS_PAGE = (ROOT / "docs/sweeps.md").read_text()
 DEPLOYMENT_PAGE = (ROOT / "docs/deployment.md").read_text()
 LAYOUT = (ROOT / "docs/layout.md").read_text()
@@ -140,6 +141,20 @@ def test_the_layout_names_every_config_group_and_files_that_exist() -> None:
     assert {group for group in groups() if f"`{group}`" in LAYOUT} == set(groups())
     for name in re.findall(r"`(\w+(?:/\w+)*\.py)`", LAYOUT):
         assert any((ROOT / folder / name).exists() for folder in ("", "fedgh_app", "fedgh_app/pose")), name
+
+
+def test_every_test_that_the_page_of_faults_names_exists_and_each_row_has_one_of_either_kind() -> None:
+    table = [cells for cells in rows(FAULTS_PAGE) if len(cells) == 4]
+    assert len(table) >= 13
+    for fault, *_, tests in table:
+        named = re.findall(r"`(\w+\.py)::(\w+)`", tests)
+        assert len(named) == tests.count("`") / 2, fault
+        for file, name in named:
+            (source,) = (ROOT / "tests").rglob(file)
+            assert re.search(rf"^def {name}\(", source.read_text(), re.MULTILINE), (fault, file, name)
+        slow = {"test_faults_e2e.py", "test_flower.py"}
+        if "later" not in fault:  # a server that is lost in mid-run needs one that lets a run begin
+            assert {file in slow for file, _ in named} == {True, False}, fault
 
 
 def test_the_pages_name_every_option_of_the_commands_that_they_describe() -> None:
