@@ -27,7 +27,8 @@ from fedgh_app.site import Site, build_model, config_of, device_of, limit_thread
 from fedgh_app.teacher import guide_of
 from fedgh_app.termination import terminable
 
-app = ClientApp(mods=[terminable, discreet, packing])
+# The border comes first: whatever is raised inside of it passes there.
+app = ClientApp(mods=[discreet, terminable, packing])
 
 
 @app.query()
