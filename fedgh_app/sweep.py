@@ -121,15 +121,17 @@ class Sweep:
             for name in ("python", "system", "cores", "packages", "commit"):
                 known["environment"][name]
             cwd = Path(found["cwd"])
+            cwd = cwd if cwd.is_dir() else Path.cwd()
             mark, origin = str(found["mark"]), str(found["directory"])
-        except (ValueError, KeyError, TypeError) as error:
+            started = [*overrides, *(item for job in jobs for item in job.overrides)]
+        except (ValueError, KeyError, TypeError, OverflowError, OSError) as error:
             raise UserError(
                 f"{file}: cannot be read ({type(error).__name__}); expected what fedgh run -m wrote"
             ) from None
-        for item in [*overrides, *(item for job in jobs for item in job.overrides)]:
+        for item in started:
             if not isinstance(item, str) or key_of(item).startswith(("hydra", "-")):
                 raise UserError(f"{file}: found {item!r}, expected overrides of runs alone")
-        sweep = cls(directory, overrides, jobs, cwd if cwd.is_dir() else Path.cwd(), **known)
+        sweep = cls(directory, overrides, jobs, cwd, **known)
         if origin == str(directory):  # a copy knows the mark of the original, whose processes are not its own to end
             sweep.mark = mark
         return sweep

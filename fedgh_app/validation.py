@@ -88,9 +88,17 @@ def check_resolved(node: Any, path: str = "") -> None:
 def check_config(base: DictConfig, config: DictConfig) -> None:
     """Types as in ``base``, targets that may be built, values in range; UserError otherwise."""
     _check_types(base, config)
+    _check_names(base, config)
     _check_targets(config)
     _check_values(config)
     check_combinations(config)
+
+
+def _check_names(base: DictConfig, config: DictConfig) -> None:
+    """What a choice is called says which keys it has; UserError where somebody set the name alone."""
+    for group, node in base.items():
+        if isinstance(node, DictConfig) and "name" in node and config[group].get("name") != node.name:
+            raise UserError(f"{group!s}.name={config[group].get('name')}: expected {group!s}=CHOICE to choose another")
 
 
 def _check_types(base: DictConfig, config: DictConfig, path: str = "") -> None:

@@ -100,6 +100,8 @@ def test_a_value_overrides_an_experiment() -> None:
         (["model._target_=torch.load"], ["torch.load"]),
         (["optimizer._target_=torch.optim"], ["torch.optim"]),
         (["strategy._target_=fedgh_app.storage.append_line"], ["append_line"]),
+        (["privacy.name=local"], ["privacy.name=local", "expected privacy=CHOICE"]),
+        (["~runtime.name"], ["runtime.name=None", "expected runtime=CHOICE"]),
         (["hydra.searchpath=[file:///etc]"], ["hydra.searchpath", "Hydra's own settings stay", "hydra.run."]),
         (["+hydra.callbacks.x._target_=os.system"], ["hydra.callbacks", "Hydra's own settings stay"]),
         (["+hydra/launcher=basic"], ["hydra/launcher", "Hydra's own settings stay"]),

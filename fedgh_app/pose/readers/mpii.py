@@ -142,10 +142,10 @@ def _elements(value: Any) -> list[Any]:
     return list(value.ravel()) if isinstance(value, np.ndarray) else [value]
 
 
-def _cells(value: Any, count: int) -> list[set[int]] | None:
+def _cells(value: Any, count: int) -> list[set[float]] | None:
     """RELEASE.single_person: for each image the 1-based numbers of the people who stand apart."""
     cells = [value] if count == 1 else _elements(value)
     if value is None or len(cells) != count:
         return None
     numbered = [cell.ravel().tolist() if isinstance(cell, np.ndarray) else [cell] for cell in cells]
-    return [{int(person) for person in cell if isinstance(person, (int, float))} for cell in numbered]
+    return [{person for person in cell if isinstance(person, (int, float))} for cell in numbered]
