@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 AXES_PAGE = (ROOT / "docs/axes.md").read_text()
 README = (ROOT / "README.md").read_text()
 MODELS_PAGE = (ROOT / "docs/models.md").read_text()
+PRIVACY_PAGE = (ROOT / "docs/privacy.md").read_text()
 FAULTS_PAGE = (ROOT / "docs/faults.md").read_text()
 SWEEPS_PAGE = (ROOT / "docs/sweeps.md").read_text()
 DEPLOYMENT_PAGE = (ROOT / "docs/deployment.md").read_text()
@@ -119,8 +120,8 @@ def test_the_page_of_models_names_every_choice_and_has_the_table_of_the_benchmar
 
 @pytest.mark.parametrize(
     "page",
-    [AXES_PAGE, README, MODELS_PAGE, DEPLOYMENT_PAGE, SWEEPS_PAGE],
-    ids=["axes", "readme", "models", "deployment", "sweeps"],
+    [AXES_PAGE, README, MODELS_PAGE, DEPLOYMENT_PAGE, SWEEPS_PAGE, PRIVACY_PAGE],
+    ids=["axes", "readme", "models", "deployment", "sweeps", "privacy"],
 )
 def test_every_run_that_a_page_shows_composes(page: str) -> None:
     shown = commands(page)
