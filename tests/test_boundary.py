@@ -29,8 +29,6 @@ from fedgh_app.pose.cores import usable_cores
 from fedgh_app.pose.records import load_spec
 from fedgh_app.storage import save_config, save_model
 
-pytestmark = pytest.mark.xdist_group("boundary")
-
 BASE = [*TINY, "partition=site", "model=shufflenet_v2", "model.backbone=shufflenet_v2_x0_5", "model.head_width=8"]
 FEDBN = "sharing=fedbn"
 

@@ -21,8 +21,6 @@ from fedgh_app.launcher import launch
 from fedgh_app.pose.arm import generate
 from fedgh_app.pose.errors import UserError
 
-pytestmark = pytest.mark.xdist_group("deployment")  # one process, which makes the fixture once
-
 SITES = ("site-a", "site-b", "site-c")
 PATIENCE = 120.0
 # What the federation runs: two rounds that cost less than the processes around them.

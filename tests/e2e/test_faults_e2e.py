@@ -27,7 +27,7 @@ from fedgh_app.launcher import _free_port, _wait_until_up
 from fedgh_app.pose.arm import generate
 from fedgh_app.processes import MARK, end_marked
 
-pytestmark = [pytest.mark.xdist_group("flower"), pytest.mark.slow]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TESTS = Path(__file__).resolve().parents[1]
 
 # `fedgh`, but for the copy of the app that it stages, which ``change`` makes a faulty one.
@@ -75,7 +75,7 @@ def fedgh(change: str, folder: Path, *arguments: str, **variables: str) -> subpr
         env=environment(**variables),
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=550,
     )
 
 

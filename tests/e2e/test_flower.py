@@ -24,7 +24,6 @@ from fedgh_app import storage
 from fedgh_app.launcher import _stage
 from fedgh_app.processes import MARK
 
-pytestmark = pytest.mark.xdist_group("flower")  # one process, which makes the fixture's run once
 OURS = str(os.getpid())  # other tests may run on this machine
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 OVERRIDES = [*TINY, "evaluate.clients_every=2"]

@@ -22,7 +22,6 @@ from fedgh_app import storage
 from fedgh_app.launcher import _free_port
 from fedgh_app.pose.arm import generate
 
-pytestmark = pytest.mark.xdist_group("proxy")
 REFUSAL = "Only SuperNodes are served here"
 # By these a SuperNode without a registered key admits itself, where SuperNode authentication is off.
 SELF_ADMISSION = {("POST", "/v1/fleet/register-node"), ("POST", "/v1/fleet/unregister-node")}

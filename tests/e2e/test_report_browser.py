@@ -21,7 +21,6 @@ from sweep_folder import make
 from fedgh_app.report import settings_of
 from fedgh_app.report_page import write
 
-pytestmark = pytest.mark.xdist_group("browser")  # one process, which starts it once
 HERE = Path(__file__).parent
 LAYOUT = HERE / "report_layout.json"
 FIGURE = HERE / "report_figure.png"

@@ -13,7 +13,7 @@ from servers import Server, signing_key
 from fedgh_app.bundles import BundleServer, sign_bundle
 from fedgh_app.launcher import _free_port
 
-pytestmark = [pytest.mark.xdist_group("trusted"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 REFUSED = "The FAB could not be verified."
 
 
