@@ -115,9 +115,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: BundleServer
 
     def do_POST(self) -> None:
-        """Where a bundle is, and who has signed it."""
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        wanted = asked["app_id"], asked["app_version"]
+        """Where a bundle is, and who has signed it. What else SuperLink asks, only the hub could answer."""
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
+        wanted = asked.get("app_id"), asked.get("app_version")
         for name, version in self.server.bundles:
             if self.path == "/hub/fetch-fab" and wanted in ((name, version), (name, None)):
                 address = f"http://127.0.0.1:{self.server.server_port}/{name}/{version}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import httpx
 import pytest
 from cryptography.hazmat.primitives.serialization import PrivateFormat
 from flwr.supercore.fab import Fab
@@ -58,6 +59,8 @@ def test_what_superlink_is_given_a_supernode_accepts_from_whom_it_trusts_and_nob
     assert not _verify_fab(fab, {"fpk_lab": other.with_suffix(".pub").read_text()})
     assert not _verify_fab(fab, {"fpk_else": key.with_suffix(".pub").read_text()})
     assert not _verify_fab(Fab("", content + b" ", verifications), {"fpk_lab": key.with_suffix(".pub").read_text()})
+    other_question = httpx.post(f"http://127.0.0.1:{server.server_port}/hub/connect-run", json={"run_id": 1})
+    assert other_question.status_code == 404
     with pytest.raises(Exception, match="FAB"):
         control_handlers._get_remote_fab(None, "@fedgh/toy==9.9.9")
     server.shutdown()
