@@ -26,7 +26,7 @@ from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.losses import HeatmapCrossEntropy
 from fedgh_app.pose.tally import tally
 from fedgh_app.pose.training import evaluate
-from fedgh_app.report import compare
+from fedgh_app.report import compare, settings_of
 from fedgh_app.server_app import federate, wait_for_nodes
 
 
@@ -258,7 +258,7 @@ def test_baselines_take_the_overrides_of_a_sweep(toy: list[str], tmp_path: Path)
     launch([*rest, *options, "runtime=centralised"], tmp_path / "central", quiet=True)
     local = launch([*rest, *options, "num_clients=2", "runtime=local"], tmp_path / "local", quiet=True)
     assert local["clients_pck"].keys() == {"0", "1"}
-    assert {row["setting"] for row in compare([tmp_path])} == {"centralised", "local"}
+    assert {row["setting"] for row in compare(settings_of([tmp_path]))} == {"centralised", "local"}
 
 
 def test_a_run_directory_is_never_written_over(run: Path, tiny: list[str]) -> None:
