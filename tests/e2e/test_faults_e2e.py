@@ -32,8 +32,9 @@ TESTS = Path(__file__).resolve().parents[1]
 
 # `fedgh`, but for the copy of the app that it stages, which ``change`` makes a faulty one.
 FEDGH = f"""
+import strategies  # before tests/strategies would stand for it
 import sys
-sys.path.insert(0, {str(TESTS)!r})
+sys.path.append({str(TESTS)!r})
 import faults
 from fedgh_app import launcher
 from fedgh_app.cli import main
