@@ -8,13 +8,13 @@ bit.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
-from flwr.proto.node_pb2 import NodeInfo
-from flwr.serverapp import Grid
+
+from fedgh_app.grid import WrappedGrid
 
 LAYOUT = "layout of "  # before a record's name: the ConfigRecord that says what its one array holds
 _STYPE = "fedgh.packed"
@@ -84,57 +84,43 @@ def packing(message: Message, context: Context, call_next: Callable[[Message, Co
     return reply
 
 
-class PackingGrid(Grid):
+@contextlib.contextmanager
+def _packed_meanwhile(messages: Iterable[Message]) -> Iterator[None]:
+    """Messages hold afterwards what they held before."""
+    plain = [(message, message.content) for message in messages]
+    packed: dict[int, Packed] = {}
+    try:
+        for message, content in plain:
+            message.content = pack(content, packed)
+        yield
+    finally:
+        for message, content in plain:
+            message.content = content
+
+
+def _opened(reply: Message) -> Message:
+    """A reply unpacked; one whose layout cannot be read stays packed, and so lacks every array."""
+    if reply.has_content():
+        with contextlib.suppress(ValueError):
+            reply.content = unpack(reply.content)
+    return reply
+
+
+class PackingGrid(WrappedGrid):
     """Passes messages to ``inner`` packed, and its replies on unpacked."""
 
-    def __init__(self, inner: Grid) -> None:
-        self.inner = inner
-
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """See `Grid`; the messages hold afterwards what they held before."""
+        """See `Grid`; the messages are not changed."""
         sent = list(messages)
-        plain = [message.content for message in sent]
-        try:
-            packed: dict[int, Packed] = {}
-            for message in sent:
-                message.content = pack(message.content, packed)
-            return self.inner.push_messages(sent)
-        finally:
-            for message, content in zip(sent, plain, strict=True):
-                message.content = content
+        with _packed_meanwhile(sent):
+            return list(self.inner.push_messages(sent))
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """See `Grid`; a reply whose layout cannot be read stays packed, and so lacks every array."""
-        replies = list(self.inner.pull_messages(message_ids))
-        for reply in replies:
-            if reply.has_content():
-                try:
-                    reply.content = unpack(reply.content)
-                except ValueError:
-                    continue
-        return replies
+        """See `Grid`; a reply whose layout cannot be read lacks every array."""
+        return [_opened(reply) for reply in self.inner.pull_messages(message_ids)]
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Not here: whoever waits for replies does so by `push_messages` and `pull_messages`."""
-        raise NotImplementedError
-
-    def set_run(self, run: Any) -> None:
-        """See `Grid`."""
-        self.inner.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        """See `Grid`."""
-        return self.inner.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """See `Grid`."""
-        return self.inner.create_message(*args, **kwargs)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """See `Grid`."""
-        return self.inner.get_node_ids()
-
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        """See `Grid`."""
-        return self.inner.get_nodes()
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """See `Grid`; as both of these."""
+        sent = list(messages)
+        with _packed_meanwhile(sent):
+            return [_opened(reply) for reply in self.inner.send_and_receive(sent, timeout=timeout)]

@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from logging import WARNING
 from pathlib import Path
-from typing import Any
 
 from flwr.app import Message, MessageType, RecordDict
 from flwr.common.logger import log
-from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
 from fedgh_app.errors import RunFailed
+from fedgh_app.grid import WrappedGrid
 from fedgh_app.replies import OVERDUE, Expected, Norms, examine
 
 # Between two looks for replies, each a request to the SuperLink: a fiftieth of the wait so far, in these bounds.
@@ -55,7 +54,7 @@ def array_bytes(content: RecordDict) -> int:
 
 
 @dataclass
-class ScreeningGrid(Grid):
+class ScreeningGrid(WrappedGrid):
     """Passes messages to ``inner`` and keeps only the good replies.
 
     A client that did not answer in time may still be at work, and what it is sent then would wait behind that. So it
@@ -66,7 +65,6 @@ class ScreeningGrid(Grid):
     the id that had the name before is gone.
 
     Attributes:
-        inner: the grid that carries the messages.
         client_names: client name by node id, known after the first query; strategies read this very table.
         round: the round that rejections are booked under.
         rejected: every rejected reply of the run.
@@ -83,7 +81,6 @@ class ScreeningGrid(Grid):
         away: clients whose node is not connected.
     """
 
-    inner: Grid
     client_names: dict[int, str] = field(default_factory=dict)
     round: int = 0
     rejected: list[Rejected] = field(default_factory=list)
@@ -265,35 +262,6 @@ class ScreeningGrid(Grid):
         """Book a client's reply as rejected."""
         log(WARNING, "round %d: rejected client %s: %s", self.round, client, reason)
         self.rejected.append(Rejected(self.round, client, reason))
-
-    def set_run(self, run: Any) -> None:
-        """See `Grid`."""
-        self.inner.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        """See `Grid`."""
-        return self.inner.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """See `Grid`."""
-        return self.inner.create_message(*args, **kwargs)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """See `Grid`."""
-        return self.inner.get_node_ids()
-
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        """See `Grid`."""
-        return self.inner.get_nodes()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """See `Grid`."""
-        return self.inner.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """See `Grid`."""
-        return self.inner.pull_messages(message_ids)
 
 
 class _Part(ScreeningGrid):

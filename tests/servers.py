@@ -23,7 +23,7 @@ from shipped import unit_command
 
 from fedgh_app import processes
 from fedgh_app.deploy import make_keys
-from fedgh_app.launcher import _free_port
+from fedgh_app.superlink import free_port
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 PATIENCE = 60.0
@@ -142,7 +142,7 @@ class Server:
             "${SUPERLINK}": self.public,
             "${SITE}": name,
             "/srv/fedgh": str(data),
-            "9094": str(_free_port()),
+            "9094": str(free_port()),
         }
         self.start_unit("fedgh-supernode", f"{name}.log", values, *more)
         self.start_unit("fedgh-clientapp", f"{name}-app.log", values)
@@ -184,7 +184,7 @@ def wait(done: Callable[[], bool], what: str) -> None:
 @contextlib.contextmanager
 def server(folder: Path, sites: list[str], public: str | None = None, **environment: str) -> Iterator[Server]:
     """The keys and files of a server, for the sites named; ends what was started with its environment."""
-    loopback = f"127.0.0.1:{_free_port()}"
+    loopback = f"127.0.0.1:{free_port()}"
     made = Server(folder, folder / "keys", loopback, public or loopback, {})
     make_keys(made.keys, ["127.0.0.1"], sites)
     mark = secrets.token_hex(8)

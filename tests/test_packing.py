@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 from hypothesis import given
 from hypothesis import strategies as st
 from recording import Recording
@@ -16,7 +17,7 @@ from recording import Recording
 from fedgh_app import partition, site
 from fedgh_app.client_app import app as client_app
 from fedgh_app.config import compose_config, join_overrides
-from fedgh_app.packing import LAYOUT, PackingGrid, pack, unpack
+from fedgh_app.packing import LAYOUT, PackingGrid, pack, packing, unpack
 from fedgh_app.server_app import federate
 
 
@@ -60,6 +61,29 @@ def test_a_model_for_many_is_packed_once() -> None:
     grid.push_messages(messages)
     assert len(seen) == 5 and len({id(data) for data in seen}) == 1
     assert all(message.content is content for message, content in zip(messages, contents, strict=True))
+
+
+def test_who_only_waits_for_replies_gets_them_unpacked() -> None:
+    """As Flower's own strategies ask, by one call."""
+    passed: list[list[str]] = []
+    echo = ClientApp(mods=[packing])
+
+    @echo.train()
+    def train(asked: Message, context: Context) -> Message:
+        return Message(asked.content, reply_to=asked)
+
+    class Looking(Recording):
+        def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> list[Message]:
+            messages = list(messages)
+            passed.extend(list(message.content["arrays"]) for message in messages)
+            return super().send_and_receive(messages, timeout=timeout)
+
+    content = RecordDict({"arrays": model()})
+    asked = [Message(content, node, "train") for node in (1, 2)]
+    replies = list(PackingGrid(Looking(echo, [{}] * 2, {})).send_and_receive(asked))
+    assert passed == [[""], [""]]
+    assert [reply.content for reply in replies] == [content, content]
+    assert all(message.content is content for message in asked)
 
 
 @pytest.mark.parametrize(

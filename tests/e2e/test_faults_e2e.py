@@ -23,9 +23,9 @@ from test_flower import SCRIPTS, environment, left_behind, survivors
 
 from fedgh_app import storage
 from fedgh_app.checkpoints import newest
-from fedgh_app.launcher import _free_port, _wait_until_up
 from fedgh_app.pose.arm import generate
 from fedgh_app.processes import MARK, end_marked
+from fedgh_app.superlink import free_port, wait_until_up
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TESTS = Path(__file__).resolve().parents[1]
@@ -209,7 +209,7 @@ class Deployment:
         home = self.folder / site
         with (self.folder / f"{site}.log").open("ab") as log:
             self.nodes[site] = subprocess.Popen(
-                [*command, f"--port={_free_port()}", f'--node-config=name="{site}" data-root="{self.folder / site}"'],
+                [*command, f"--port={free_port()}", f'--node-config=name="{site}" data-root="{self.folder / site}"'],
                 env={**self.environment, "FLWR_HOME": str(home / "flwr"), "FEDGH_HOME": str(home / "home")},
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -236,7 +236,7 @@ FEDGH_PLAIN = [sys.executable, "-c", "from fedgh_app.cli import main; main()"]
 
 @pytest.fixture
 def deployment(tmp_path: Path) -> Iterator[Deployment]:
-    port, mark = _free_port(), secrets.token_hex(8)
+    port, mark = free_port(), secrets.token_hex(8)
     variables = environment(**{MARK: mark}, FLWR_HOME=str(tmp_path / "flwr"), FLWR_TELEMETRY_ENABLED="0")
     (tmp_path / "flwr").mkdir()
     address = f'[superlink.fedgh]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
@@ -251,7 +251,7 @@ def deployment(tmp_path: Path) -> Iterator[Deployment]:
         superlink = subprocess.Popen(command, env=variables, stdout=log, stderr=subprocess.STDOUT)
     made = Deployment(tmp_path, port, variables, superlink)
     try:
-        _wait_until_up(superlink, port)
+        wait_until_up(superlink, port)
         for seed, site in enumerate(SITES):
             generate(tmp_path / site, count=20, seed=seed, image_size=(96, 96))
             made.start(site)

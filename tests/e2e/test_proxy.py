@@ -19,8 +19,8 @@ from servers import PATIENCE, SCRIPTS, Server
 from shipped import PROXY, allowed
 
 from fedgh_app import storage
-from fedgh_app.launcher import _free_port
 from fedgh_app.pose.arm import generate
+from fedgh_app.superlink import free_port
 
 REFUSAL = "Only SuperNodes are served here"
 # By these a SuperNode without a registered key admits itself, where SuperNode authentication is off.
@@ -51,7 +51,7 @@ def proxied(folder: Path, sites: list[str]) -> Iterator[Server]:
     nginx = shutil.which("nginx", path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin")
     if nginx is None:
         pytest.skip("needs nginx (Debian: nginx-light)")
-    public = f"127.0.0.1:{_free_port()}"
+    public = f"127.0.0.1:{free_port()}"
     with servers.server(folder, sites, public) as made:
         shipped = PROXY.read_text()
         for there, here in {
@@ -99,7 +99,7 @@ def test_control_is_refused_in_public_and_works_on_loopback(server: Server) -> N
 )
 def test_a_supernode_that_was_not_registered_is_refused(server: Server, key: str | None) -> None:
     known = [] if key is None else ["--auth-supernode-private-key", str(server.keys / key / "supernode.key")]
-    common = ["--root-certificates", str(server.keys / "server" / "ca.crt"), "--port", str(_free_port())]
+    common = ["--root-certificates", str(server.keys / "server" / "ca.crt"), "--port", str(free_port())]
     done = subprocess.run(
         [SCRIPTS / "flower-supernode", "--superlink", server.public, "--isolation", "process", *known, *common],
         env=server.environment,

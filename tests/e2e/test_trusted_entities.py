@@ -11,7 +11,7 @@ from flwr.cli.build import build_fab_from_disk
 from servers import Server, signing_key
 
 from fedgh_app.bundles import BundleServer, sign_bundle
-from fedgh_app.launcher import _free_port
+from fedgh_app.superlink import free_port
 
 pytestmark = pytest.mark.slow
 REFUSED = "The FAB could not be verified."
@@ -21,7 +21,7 @@ REFUSED = "The FAB could not be verified."
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("trusted")
     bundle, reviewer = folder / "double.fab", signing_key(folder, "reviewer")
-    hub = f"http://127.0.0.1:{(port := _free_port())}"
+    hub = f"http://127.0.0.1:{(port := free_port())}"
     with servers.server(folder, ["site-a"], FLWR_SUPERGRID_API_URL=hub) as made:
         bundle.write_bytes(build_fab_from_disk(folder / "app"))
         offered = BundleServer([bundle], port)
