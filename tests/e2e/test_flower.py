@@ -22,6 +22,7 @@ from flwr.cli.build import build_fab_from_disk
 
 from fedgh_app import storage
 from fedgh_app.launcher import _stage
+from fedgh_app.privacy import epsilon
 from fedgh_app.processes import MARK
 
 OURS = str(os.getpid())  # other tests may run on this machine
@@ -134,6 +135,36 @@ def test_every_axis_in_one_line_through_flower(home: Path, tmp_path: Path) -> No
     assert [bool(line["distillation"]) for line in lines] == [False, False, True, False, True]
     assert any("asked" in line["selection"] for line in lines)
     assert (tmp_path / "run" / "plots" / "staleness.png").exists()
+    assert left_behind() == []
+
+
+PRIVATE = {
+    "central": ["strategy=fedavg", "strategy.equal_weights=true"],
+    "local": ["strategy=fedgh"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", PRIVATE)
+def test_differential_privacy_through_flower(home: Path, tmp_path: Path, kind: str) -> None:
+    """Clipping and noise happen in the client's process under one choice, in the server's under the other."""
+    chosen = [f"privacy={kind}", "model.norm=group", "privacy.noise_multiplier=2", *PRIVATE[kind]]
+    done = subprocess.run(
+        [SCRIPTS / "fedgh", "run", "run_dir=run", *OVERRIDES, *chosen],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = storage.read_json(tmp_path / "run" / "result.json")
+    spent = [line["privacy"]["epsilon"] for line in storage.read_lines(tmp_path / "run" / "history.jsonl")[1:]]
+    wanted = [epsilon(2 if kind == "central" else 1, releases, 1e-5) for releases in (1, 2)]
+    assert spent == pytest.approx(wanted)
+    assert result["privacy"]["epsilon"] == pytest.approx(wanted[-1])
+    assert result["rejected"] == []
+    assert (tmp_path / "run" / "plots" / "epsilon.png").exists()
     assert left_behind() == []
 
 
