@@ -271,7 +271,7 @@ def mean(models: Sequence[ArrayRecord], sizes: Sequence[int]) -> ArrayRecord:
         values = [model[key].numpy() for model in models]
         if values[0].dtype.kind == "f":
             summed = sum(size / total * value.astype("float64") for size, value in zip(sizes, values, strict=True))
-            result[key] = Array(summed.astype(values[0].dtype))  # type: ignore[union-attr]
+            result[key] = Array(summed.astype(values[0].dtype))  # type: ignore[union-attr]  # of one model at least
         else:
             result[key] = Array(max(values, key=lambda value: value.max()))
     return result

@@ -6,7 +6,7 @@ All three go through the same round loop, strategies and client as a simulation.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -125,8 +125,8 @@ def _merged(results: Mapping[str, tuple[dict[str, Any], dict[str, Any]]]) -> dic
     }
     sizes = {name: sum(values["examples"] for values in found["by_client"].values()) for name, found in tested.items()}
 
-    def mean(pick: Callable[[dict[str, Any]], float | None]) -> float | None:
-        known = {name: value for name, found in tested.items() if (value := pick(found)) is not None}
+    def mean(values: Iterable[float | None]) -> float | None:
+        known = {name: value for name, value in zip(tested, values, strict=True) if value is not None}
         total = sum(sizes[name] for name in known)
         return sum(sizes[name] * value for name, value in known.items()) / total if total else None
 
@@ -134,14 +134,16 @@ def _merged(results: Mapping[str, tuple[dict[str, Any], dict[str, Any]]]) -> dic
     keypoints = list(dict.fromkeys(name for found in tested.values() for name in found["per_keypoint"]))
     return {
         **first,
-        "pck": mean(lambda found: found["pck"]),
-        "per_keypoint": {name: mean(lambda found, name=name: found["per_keypoint"].get(name)) for name in keypoints},  # type: ignore[misc]
+        "pck": mean(found["pck"] for found in tested.values()),
+        "per_keypoint": {
+            name: mean(found["per_keypoint"].get(name) for found in tested.values()) for name in keypoints
+        },
         "evaluated": "clients",
         "seconds": {key: sum(result["seconds"][key] for result, _ in results.values()) for key in ("total", "rounds")},
         "rejected": [item for result, _ in results.values() for item in result["rejected"]],
         "before": {},
-        "heatmap_accuracy": mean(lambda found: found["heatmap_accuracy"]),
-        "auc": mean(lambda found: found["auc"]),
+        "heatmap_accuracy": mean(found["heatmap_accuracy"] for found in tested.values()),
+        "auc": mean(found["auc"] for found in tested.values()),
         "clients": {name: next(iter(result["clients"].values())) for name, (result, _) in results.items()},
         "clients_pck": {name: found["pck"] for name, found in tested.items()},
         "central_pck": {name: result["pck"] for name, (result, _) in results.items()},

@@ -290,7 +290,7 @@ def evaluate(
         return evaluate_run(
             opened,
             given,
-            side=split,  # type: ignore[arg-type]
+            side=split,  # type: ignore[arg-type]  # checked there, in one line
             detections=detections,
             oks_nms=oks_nms,
             out=out,
@@ -320,7 +320,7 @@ def score(
     """Score predictions by a data set's official metric."""
     from fedgh_app.pose.official import score as official_score
 
-    found = official_score(dataset, truth, predictions, side=split, on_bad=on_bad)  # type: ignore[arg-type]
+    found = official_score(dataset, truth, predictions, side=split, on_bad=on_bad)  # type: ignore[arg-type]  # checked there
     if as_json:
         print(json.dumps(found.as_json(), indent=1))
     else:

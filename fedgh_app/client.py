@@ -106,7 +106,7 @@ class PoseClient(NumPyClient):
         """
         started = time.perf_counter()
         server_round, draw = int(config["server-round"]), int(config["draw"])
-        asked = list(config.get("report", []))  # type: ignore[arg-type]
+        asked = list(config.get("report", []))  # type: ignore[arg-type]  # Flower's Scalar leaves out lists
         self.set_parameters(parameters)
         if COSINE_DISTANCE in asked:
             probe = next(iter(self._batches(self.site.train, "probe", draw)))

@@ -35,7 +35,7 @@ app = ClientApp(mods=[discreet, terminable, packing])
 def query(message: Message, context: Context) -> Message:
     """Tell the server this client's name, sizes and keypoints; where anything is missing here, fail now."""
     _, site, *_ = _at_hand(context)
-    return Message(RecordDict({"client": ConfigRecord(site.properties())}), reply_to=message)  # type: ignore[arg-type]
+    return Message(RecordDict({"client": ConfigRecord({**site.properties()})}), reply_to=message)
 
 
 @app.train()
@@ -61,7 +61,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def _config(message: Message) -> dict[str, Scalar]:
-    return dict(message.content.config_records["config"])  # type: ignore[arg-type]
+    return dict(message.content.config_records["config"])  # type: ignore[arg-type]  # Flower's Scalar leaves out lists
 
 
 def _parameters(client: PoseClient, message: Message) -> list[np.ndarray]:

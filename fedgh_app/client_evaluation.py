@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flwr.app import Message
@@ -91,17 +91,16 @@ def weighted_mean(each: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     its mean.
     """
 
-    def mean(pick: Callable[[Mapping[str, Any]], float]) -> float:
-        known = [(values["examples"], pick(values)) for values in each.values()]
-        known = [(examples, value) for examples, value in known if not math.isnan(value)]
+    def mean(found: Iterable[float]) -> float:
+        sizes = (values["examples"] for values in each.values())
+        known = [(size, value) for size, value in zip(sizes, found, strict=True) if not math.isnan(value)]
         total = sum(examples for examples, _ in known)
         return sum(examples * value for examples, value in known) / total if total else math.nan
 
     keypoints = dict.fromkeys(name for values in each.values() for name in values["per_keypoint"])
     return {
-        **{key: mean(lambda values, key=key: values[key]) for key in ("pck", "auc", "heatmap_accuracy")},  # type: ignore[misc]
+        **{key: mean(values[key] for values in each.values()) for key in ("pck", "auc", "heatmap_accuracy")},
         "per_keypoint": {
-            name: mean(lambda values, name=name: values["per_keypoint"].get(name, math.nan))  # type: ignore[misc]
-            for name in keypoints
+            name: mean(values["per_keypoint"].get(name, math.nan) for values in each.values()) for name in keypoints
         },
     }

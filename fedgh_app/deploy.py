@@ -210,7 +210,7 @@ def _write_site(folder: Path, name: str) -> None:
 def _write_private_key(path: Path, form: PrivateFormat = PrivateFormat.PKCS8) -> ec.EllipticCurvePrivateKey:
     """A new key, in a file that at no moment anybody else could read."""
     key = ec.generate_private_key(CURVE)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:  # noqa: PTH123
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(key.private_bytes(Encoding.PEM, form, NoEncryption()))
     return key
 

@@ -137,7 +137,7 @@ class InProcessGrid(Grid):
         examples = 0.0
         if reply.has_content():
             for record in reply.content.metric_records.values():
-                examples += float(record.get("num-examples", 0))  # type: ignore[arg-type]
+                examples += float(record.get("num-examples", 0))  # type: ignore[arg-type]  # a number: it is ours
         node_config = self.contexts[node_id].node_config
         name = str(node_config.get("name", node_config.get("partition-id", node_id)))
         return examples / (self.examples_per_second * self.speeds.get(name, 1.0))

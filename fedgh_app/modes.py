@@ -241,7 +241,7 @@ def training_losses(run: Federation, grid: ScreeningGrid, this: Round, names: Se
     asked["bytes"] += grid.traffic.down + grid.traffic.up
     grid.traffic = before
     return {
-        grid.client_names[reply.metadata.src_node_id]: float(next(iter(reply.content.metric_records.values()))["loss"])  # type: ignore[arg-type]
+        grid.client_names[reply.metadata.src_node_id]: float(next(iter(reply.content.metric_records.values()))["loss"])  # type: ignore[arg-type]  # screened: a number
         for reply in replies
     }
 

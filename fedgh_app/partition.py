@@ -148,7 +148,7 @@ def load(path: Path) -> Partition:
 
 
 def _path(config: DictConfig, cache: CropCache, num_clients: int) -> Path:
-    settings: dict[Any, Any] = OmegaConf.to_container(config.partition)  # type: ignore[assignment]
+    settings: dict[Any, Any] = OmegaConf.to_container(config.partition)  # type: ignore[assignment]  # a dict of it is a dict
     described = {
         "crops": cache.fingerprint,
         # num_partitions only repeats num_clients, which the launcher knows before the config says it.
@@ -175,8 +175,7 @@ def _attribute(config: DictConfig, cache: CropCache) -> np.ndarray:
 
 
 def _compute(config: DictConfig, cache: CropCache, num_clients: int) -> Partition:
-    # mypy finds this project's folder of data set descriptions under the same name.
-    from datasets import Dataset  # type: ignore[attr-defined]
+    from datasets import Dataset  # type: ignore[attr-defined]  # mypy finds this project's folder of that name
 
     train = cache.indices("train")
     if len(train) < num_clients:

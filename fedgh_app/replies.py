@@ -122,7 +122,7 @@ def _examine(asked: Message, content: RecordDict, expected: Expected) -> Verdict
     names = expected.metrics
     if names is not None:
         config = next(iter(asked.content.config_records.values()), ConfigRecord())
-        names = names | frozenset(config.get("report", []))  # type: ignore[arg-type]
+        names = names | frozenset(config.get("report", []))  # type: ignore[arg-type]  # our own server's names
     if reason := _metric_fault(next(iter(content.metric_records.values())), names, expected.examples):
         return Verdict(reason)
     if kind != MessageType.TRAIN:
@@ -143,7 +143,7 @@ def _query_fault(content: RecordDict) -> str | None:
         if not isinstance(said.get(key), kind):
             return f"{key} is {one_line(repr(said.get(key)))}; expected {names[kind]}"
     for key, least in {"num-examples": 1, "num-test": 0, "speed": sys.float_info.min}.items():
-        if not least <= said[key] < math.inf:  # type: ignore[operator]
+        if not least <= said[key] < math.inf:  # type: ignore[operator]  # a number, as found above
             return f"{key} is {one_line(said[key])}; expected {'above 0' if key == 'speed' else f'at least {least}'}"
     if not re.fullmatch(NAME, str(said["name"])):
         return f"name is {one_line(repr(said['name']))}; expected 1 to 100 letters, digits, blanks and .@+:,;=()/#'-"

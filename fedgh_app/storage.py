@@ -184,7 +184,7 @@ def read_tensors(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The tensors of a safetensors file, and its metadata; UserError where it is none."""
     try:
         with safe_open(file, framework="pt") as stored:
-            return {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata() or {}  # noqa: SIM118
+            return {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata() or {}  # noqa: SIM118  # cannot be iterated
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file}: not a safetensors file ({first_line(error)})") from None
 

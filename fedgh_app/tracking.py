@@ -116,7 +116,7 @@ class Tracker:
             resume="allow" if run.session else None,
             dir=str(run.directory),
             mode=mode,
-            config=dict(OmegaConf.to_container(run.config)),  # type: ignore[arg-type]
+            config=dict(OmegaConf.to_container(run.config)),  # type: ignore[arg-type]  # a dict of it is a dict
             settings=wandb.Settings(
                 console="off",
                 silent=True,

@@ -73,7 +73,7 @@ class ToyPose(nn.Module):
         self.head = nn.Sequential(nn.Conv2d(4, num_keypoints, 1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.head(self.backbone(images))  # type: ignore[no-any-return]
+        return self.head(self.backbone(images))
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ def misbehaving(answer: Callable[[Message, Context], Message], plan: Plan) -> Ca
     def train(asked: Message, context: Context) -> Message:
         if asked.metadata.message_type != "train":
             return answer(asked, context)
-        fault = plan.get((int(asked.content["config"]["server-round"]), name_of(context)))  # type: ignore[index, arg-type]
+        fault = plan.get((int(asked.content["config"]["server-round"]), name_of(context)))
         interrupt(fault)
         reply = answer(asked, context)
         if fault == "grows":

@@ -18,7 +18,7 @@ COMPOSE = sorted(DEPLOY.glob("compose/*.yaml"))
 def unit_command(name: str) -> list[str]:
     """The command that a systemd unit starts, its variables as they stand there."""
     text = (DEPLOY / "systemd" / f"{name}.service").read_text().replace("\\\n", " ")
-    return shlex.split(re.search(r"^ExecStart=(.*)$", text, re.MULTILINE)[1])  # type: ignore[index]
+    return shlex.split(re.search(r"^ExecStart=(.*)$", text, re.MULTILINE)[1])
 
 
 def services(file: Path) -> dict[str, Any]:

@@ -69,9 +69,9 @@ def federation(examples: Mapping[str, int], moves: Mapping[str, float], strategy
     clients = {name: ClientInfo(name, name, count, 0) for name, count in examples.items()}
     strategy.client_names = dict(enumerate(clients, start=1))
     return Federation(
-        config=SimpleNamespace(),  # type: ignore[arg-type]
-        directory=None,  # type: ignore[arg-type]
-        spec=None,  # type: ignore[arg-type]
+        config=SimpleNamespace(),
+        directory=None,
+        spec=None,
         clients=clients,
         strategy=strategy,
         client_strategy=strategy,
@@ -84,7 +84,7 @@ def test_flat() -> None:
     """w = 0 + (1·4 + 3·8) / 4 = 7."""
     run = federation({"a": 1, "b": 3}, {"a": 4.0, "b": 8.0}, FedAvg())
     this = Round(1)
-    Flat().run_round(run, None, this)  # type: ignore[arg-type]
+    Flat().run_round(run, None, this)
     assert value(run.arrays) == 7
     assert this.train["clients"].keys() == {"a", "b"}
     assert this.strategy["c"] == {"a": 0.25, "b": 0.75}
@@ -95,9 +95,9 @@ def test_a_server_optimizer_takes_the_step_after_any_weighting() -> None:
     w = 3.5 + 6.65 = 10.15."""
     run = federation({"a": 1, "b": 3}, {"a": 4.0, "b": 8.0}, FedAvg())
     run.axes["server_optimizer"] = ServerOptimizer(lambda p: torch.optim.SGD(p, lr=0.5, momentum=0.9))
-    Flat().run_round(run, None, Round(1))  # type: ignore[arg-type]
+    Flat().run_round(run, None, Round(1))
     assert value(run.arrays) == pytest.approx(3.5)
-    Flat().run_round(run, None, Round(2))  # type: ignore[arg-type]
+    Flat().run_round(run, None, Round(2))
     assert value(run.arrays) == pytest.approx(10.15)
 
 
@@ -111,16 +111,16 @@ def test_edges_then_the_cloud() -> None:
     run.client_strategy.client_names = dict(run.strategy.client_names)
     topology = EdgeCloud(2, {"a": "edge-0", "b": "edge-0", "c": "edge-1"})
     this = Round(1)
-    topology.run_round(run, None, this)  # type: ignore[arg-type]
+    topology.run_round(run, None, this)
     assert value(run.arrays) == 8
-    assert run.mode.seen == [(1, {"a": 0, "b": 0, "c": 0}), (2, {"a": 7, "b": 7, "c": 1})]  # type: ignore[attr-defined]
+    assert run.mode.seen == [(1, {"a": 0, "b": 0, "c": 0}), (2, {"a": 7, "b": 7, "c": 1})]
     assert this.strategy["cloud"]["c"] == {"edge-0": 0.5, "edge-1": 0.5}
     assert this.strategy["c"] == {"a": 0.25, "b": 0.75, "c": 1.0}
     assert this.strategy["cosines"] == [[1, 1, None], [1, 1, None], [None, None, 1]]
     assert this.strategy["edges"] == {"edge-0": ["a", "b"], "edge-1": ["c"]}
-    topology.run_round(run, None, Round(2))  # type: ignore[arg-type]
+    topology.run_round(run, None, Round(2))
     assert value(run.arrays) == 16
-    assert [draw for draw, _ in run.mode.seen] == [1, 2, 3, 4]  # type: ignore[attr-defined]
+    assert [draw for draw, _ in run.mode.seen] == [1, 2, 3, 4]
 
 
 def test_the_edges_may_weigh_otherwise_than_the_cloud() -> None:
@@ -128,7 +128,7 @@ def test_the_edges_may_weigh_otherwise_than_the_cloud() -> None:
     run.client_strategy = FedAvg()
     run.client_strategy.client_names = dict(run.strategy.client_names)
     this = Round(1)
-    EdgeCloud(1, {"a": "left", "b": "left", "c": "right"}).run_round(run, None, this)  # type: ignore[arg-type]
+    EdgeCloud(1, {"a": "left", "b": "left", "c": "right"}).run_round(run, None, this)
     # At the edge the mean, 6. In the cloud the right edge stands against the mean update and counts for less.
     assert this.strategy["c"] == {"a": 0.5, "b": 0.5, "c": 1.0}
     assert this.strategy["cloud"]["c"]["right"] < 0.1
@@ -154,16 +154,16 @@ def test_clusters_have_models_of_their_own(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(aggregation.site, "build_model", lambda config, spec: None)
     sizes, moves = {"a": 1, "b": 3, "c": 1, "d": 1, "e": 4}, {"a": 4.0, "b": 8.0, "c": -2.0, "d": -4.0, "e": 7.0}
     run = federation(sizes, moves, FedAvg())
-    topology = Finch(Opinions())  # type: ignore[arg-type]
+    topology = Finch(Opinions())
     this = Round(1)
-    topology.run_round(run, None, this)  # type: ignore[arg-type]
+    topology.run_round(run, None, this)
     assert this.clusters == {"cluster-0": ["a", "b", "e"], "cluster-1": ["c", "d"]}
     assert {name: value(run.cohorts[name]) for name in "abcde"} == {"a": 7, "b": 7, "c": -3, "d": -3, "e": 7}
     with pytest.raises(ValueError, match="2 models"):
         _ = run.arrays
-    run.mode.moves = {**moves, "b": -9.0}  # type: ignore[attr-defined]
+    run.mode.moves = {**moves, "b": -9.0}
     this = Round(2)
-    topology.run_round(run, None, this)  # type: ignore[arg-type]
+    topology.run_round(run, None, this)
     assert this.clusters == {"cluster-0": ["a", "e"], "cluster-1": ["b", "c", "d"]}
     assert {name: value(run.cohorts[name]) for name in "bcd"} == dict.fromkeys("bcd", pytest.approx(-3.6))
 
@@ -172,11 +172,11 @@ def test_who_did_not_train_is_placed_by_its_latest_embedding(monkeypatch: pytest
     monkeypatch.setattr(aggregation.site, "build_model", lambda config, spec: None)
     names = {"a": 1, "b": 1, "c": 1, "d": 1}
     run = federation(names, {"a": 4.0, "b": 8.0, "c": -2.0, "d": -4.0}, FedAvg())
-    topology = Finch(Opinions())  # type: ignore[arg-type]
-    topology.run_round(run, None, Round(1))  # type: ignore[arg-type]
-    run.mode.moves = {"a": 1.0, "b": 1.0}  # type: ignore[attr-defined]
+    topology = Finch(Opinions())
+    topology.run_round(run, None, Round(1))
+    run.mode.moves = {"a": 1.0, "b": 1.0}
     this = Round(2)
-    topology.run_round(run, None, this)  # type: ignore[arg-type]
+    topology.run_round(run, None, this)
     assert this.clusters == {"cluster-0": ["a", "b"], "cluster-1": ["c", "d"]}
     assert {name: value(run.cohorts[name]) for name in "abcd"} == {"a": 7, "b": 7, "c": -3, "d": -3}
 
@@ -272,8 +272,8 @@ def test_a_cluster_goes_on_from_where_it_stands_when_a_stale_update_arrives(monk
     run.cohorts.regroup({"cluster-0": base}, {"a": "cluster-0", "b": "cluster-0"})
     stale = Update("a", reply(1, model(14.0), 1), model(10.0), staleness=3, scale=0.5)
     fresh = Update("b", reply(2, model(26.0), 1), base)
-    run.mode = SimpleNamespace(updates=lambda *_: [stale, fresh])  # type: ignore[assignment]
-    Finch(Opinions()).run_round(run, None, Round(4))  # type: ignore[arg-type]
+    run.mode = SimpleNamespace(updates=lambda *_: [stale, fresh])
+    Finch(Opinions()).run_round(run, None, Round(4))
     assert value(run.arrays) == 24
 
 
@@ -289,7 +289,7 @@ def test_an_edge_round_that_fails_leaves_the_model_of_the_last_whole_round() -> 
             raise RunFailed("stopped")
         return moves(*args)
 
-    run.mode = SimpleNamespace(updates=updates)  # type: ignore[assignment]
+    run.mode = SimpleNamespace(updates=updates)
     with pytest.raises(RunFailed, match="stopped"), run.cohorts.restored_on_failure():
-        topology.run_round(run, None, Round(1))  # type: ignore[arg-type]
+        topology.run_round(run, None, Round(1))
     assert value(run.arrays) == 0

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm  # noqa: F401  a server may ask for it, and its import makes temporary folders
+import timm  # noqa: F401  # a server may ask for it, and its import makes temporary folders
 import torch
 from conftest import TINY
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict

@@ -49,10 +49,10 @@ def test_a_round_draws_the_same_again_and_another_round_does_not(home: Path) -> 
 def test_cosine_distance_is_measured_when_asked(home: Path) -> None:
     one = client("optimizer.lr=0.01")
     sent = [array.copy() for array in one.get_parameters({})]
-    _, _, metrics = one.fit(sent, {"server-round": 1, "draw": 1, "report": ["cosine-distance"]})  # type: ignore[dict-item]
+    _, _, metrics = one.fit(sent, {"server-round": 1, "draw": 1, "report": ["cosine-distance"]})
     assert 0 < float(metrics["cosine-distance"]) <= 2
     standing = client("optimizer=sgd", "optimizer.lr=0.0", "optimizer.momentum=0.0")
-    _, _, metrics = standing.fit(sent, {"server-round": 1, "draw": 1, "report": ["cosine-distance"]})  # type: ignore[dict-item]
+    _, _, metrics = standing.fit(sent, {"server-round": 1, "draw": 1, "report": ["cosine-distance"]})
     moved_by_statistics_alone = float(metrics["cosine-distance"])
     assert moved_by_statistics_alone < 2
 
@@ -61,7 +61,7 @@ def test_the_schedule_sets_the_learning_rate_of_the_round(home: Path, monkeypatc
     seen: list[float] = []
     adam = torch.optim.Adam.__init__
 
-    def spy(self, params, lr, **rest):  # type: ignore[no-untyped-def]
+    def spy(self, params, lr, **rest):
         seen.append(lr)
         adam(self, params, lr=lr, **rest)
 

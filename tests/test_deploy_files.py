@@ -87,4 +87,4 @@ def test_a_site_runs_the_app_apart_from_its_key_and_the_network() -> None:
 
 def test_the_page_shows_the_refusal_as_it_is() -> None:
     page = (DEPLOY.parent / "docs" / "deployment.md").read_text()
-    assert re.search("return 404 '(.*)';", PROXY.read_text())[1] in page  # type: ignore[index]
+    assert re.search("return 404 '(.*)';", PROXY.read_text())[1] in page

@@ -165,7 +165,7 @@ def test_the_pages_name_every_option_of_the_commands_that_they_describe() -> Non
 
     prediction = (ROOT / "docs/prediction.md").read_text()
     for name, page in (("predict", prediction), ("export", prediction), ("report", SWEEPS_PAGE)):
-        command = get_command(app).commands[name]  # type: ignore[attr-defined]
+        command = get_command(app).commands[name]
         options = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
         assert options - {"--help"} <= set(re.findall(r"--[a-z-]+", page)), name
 

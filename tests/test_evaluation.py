@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -194,8 +195,8 @@ def test_coco_in_annotated_and_in_detected_boxes(coco_run: Run, tmp_path: Path) 
     assert 30 < annotated.score.as_json()["AP"] < 100
     assert detected.score.as_json() == annotated.score.as_json()  # the same boxes, all equally sure
     first, second = (json.loads((tmp_path / name / "predictions.json").read_text()) for name in "ab")
-    key = lambda entry: (entry["image_id"], entry["keypoints"])  # noqa: E731
-    for one, other in zip(sorted(first, key=key), sorted(second, key=key), strict=True):
+    place = itemgetter("image_id", "keypoints")
+    for one, other in zip(sorted(first, key=place), sorted(second, key=place), strict=True):
         assert one["keypoints"] == other["keypoints"]
         assert other["score"] == pytest.approx(one["score"] / 2)
         assert one["score"] == pytest.approx(np.mean(one["keypoints"][2::3]), abs=1e-4)

@@ -117,7 +117,7 @@ def faulted(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
 
     said: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: said.append(record.getMessage())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(site, "build_model", build)
         patch.setattr(client_module, "build_model", build)
@@ -210,7 +210,7 @@ def test_a_client_that_is_terminated_says_so() -> None:
         terminable(asked, context, killed)
     assert signal.getsignal(signal.SIGTERM) is before
     context.run_config = {"overrides": ""}
-    assert terminable(asked, context, lambda *_: signal.getsignal(signal.SIGTERM)) is before  # type: ignore[arg-type, return-value]
+    assert terminable(asked, context, lambda *_: signal.getsignal(signal.SIGTERM)) is before
 
 
 def silence(grid: Network, server_round: int) -> None:

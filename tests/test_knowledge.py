@@ -86,5 +86,5 @@ def test_the_clients_agreement_is_a_fixed_point(toy: list[str], tmp_path: Path) 
 )
 def test_a_bad_value_is_named(options: dict[str, object], words: str, toy: list[str]) -> None:
     with pytest.raises(UserError) as error:
-        ServerDistillation(images(toy), **options)  # type: ignore[arg-type]
+        ServerDistillation(images(toy), **options)
     assert str(error.value) == words

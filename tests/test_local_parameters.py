@@ -68,7 +68,7 @@ def test_what_stays_local_is_in_no_message(kind: str, toy: list[str], home: Path
     assert len(kept) >= 3 * 4
     keys = {key for key in ToyPose(3).state_dict() if not is_local(key)}
     models = [m.content["arrays"] for m in grid.sent + grid.received if m.has_content() and "arrays" in m.content]
-    assert all(set(model) == keys for model in models)  # type: ignore[arg-type]
+    assert all(set(model) == keys for model in models)
     assert {len(m.content.array_records) for m in grid.received if m.has_content()} <= {0, 1}
     wire = wire_of(grid.sent + grid.received)
     assert not any(value in wire for value in kept)

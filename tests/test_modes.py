@@ -73,7 +73,7 @@ def test_a_client_that_returns_twice_in_a_buffer_is_two_updates(toy: list[str], 
     done, grid = run([*toy, "mode=async", "mode.buffer=3", "rounds=1", *speeds, "strategy=fedaw"], tmp_path / "run")
     assert list(done.history[1].strategy["staleness"]) == ["0", "0#2", "0#3"]
     assert set(done.history[1].strategy["psi"]) == {"0", "0#2", "0#3"}
-    draws = [m.content["config"]["draw"] for m in grid.sent if "config" in m.content and "draw" in m.content["config"]]  # type: ignore[index]
+    draws = [m.content["config"]["draw"] for m in grid.sent if "config" in m.content and "draw" in m.content["config"]]
     assert draws.count(1) == 4  # everybody's first
     assert {2, 3} <= set(draws)
 
@@ -104,7 +104,7 @@ def test_with_nobody_left_those_that_came_are_enough(toy: list[str], tmp_path: P
 
     def faulty(message: Message, context: Any) -> Message:
         if message.metadata.message_type == "train":
-            draw = int(message.content["config"]["draw"])  # type: ignore[index, arg-type]
+            draw = int(message.content["config"]["draw"])
             if context.node_config["partition-id"] or draw > 1:
                 raise RuntimeError("out of memory")
         return client_app(message, context)

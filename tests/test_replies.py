@@ -77,7 +77,7 @@ def replies(draw: st.DrawFn) -> RecordDict:
         elif what == "record":
             records[draw(NAMES)] = draw(st.sampled_from([ArrayRecord(), MetricRecord(), ConfigRecord()]))
     numbers = MetricRecord()
-    numbers._data.update(metrics)  # type: ignore[attr-defined]  # what the record's own checks would keep out
+    numbers._data.update(metrics)  # what the record's own checks would keep out
     return RecordDict({"arrays": ArrayRecord(trained), "metrics": numbers, **records})
 
 
@@ -99,7 +99,7 @@ def test_no_reply_raises_and_what_passes_is_harmless(content: RecordDict, kind: 
     (numbers,) = content.metric_records.values()
     assert numbers.keys() == METRICS.keys()
     assert all(isinstance(value, int | float) and math.isfinite(value) for value in numbers.values())
-    assert 0 < numbers["num-examples"] <= 10  # type: ignore[operator]
+    assert 0 < numbers["num-examples"] <= 10
     if kind == "train":
         (trained,) = content.array_records.values()
         assert trained.keys() == SENT.keys()
@@ -132,7 +132,7 @@ def test_a_name_that_would_not_survive_a_table_is_refused(name: str) -> None:
     asked = Message(RecordDict(), 1, MessageType.QUERY)
 
     def fault(**changes: str) -> str | None:
-        content = RecordDict({"client": ConfigRecord({**said, **changes})})  # type: ignore[arg-type]
+        content = RecordDict({"client": ConfigRecord({**said, **changes})})
         return examine(asked, Message(content, reply_to=asked)).fault
 
     assert str(fault()).startswith("name is ")

@@ -304,7 +304,7 @@ def test_two_servers_never_write_into_one_directory(tmp_path: Path, monkeypatch:
     context = Context(1, 1, {}, RecordDict(), {"overrides": f"run_dir={tmp_path}"})
     monkeypatch.setattr(server_app, "federate", lambda *_: pytest.fail("two servers"))
     with pytest.raises(UserError, match=r"run_dir=.*: a run is still going on there; expected one that has ended"):
-        server_app.main(None, context)  # type: ignore[arg-type]
+        server_app.main(None, context)
     assert {file.name for file in tmp_path.iterdir()} == {".lock", ".server.lock", "failure.json"}
     assert (tmp_path / "failure.json").read_text() == "of the first"
     holder.kill()  # however it ends

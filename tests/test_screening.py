@@ -147,7 +147,7 @@ def test_a_client_that_does_not_describe_itself_is_rejected(missing: str) -> Non
 
 def test_waiting_ends_when_somebody_asks_the_run_to_stop(tmp_path: Path) -> None:
     class Silent(InProcessGrid):
-        def pull_messages(self, message_ids):  # type: ignore[no-untyped-def]
+        def pull_messages(self, message_ids):
             return []
 
     grid = ScreeningGrid(Silent(ClientApp(), [{"partition-id": 0}], {}), stop_file=tmp_path / "stop")
@@ -184,7 +184,7 @@ def test_bytes_are_counted_both_ways() -> None:
 
 def test_a_client_that_never_answers_is_told_after_the_timeout() -> None:
     class Silent(InProcessGrid):
-        def pull_messages(self, message_ids):  # type: ignore[no-untyped-def]
+        def pull_messages(self, message_ids):
             return []
 
     grid = ScreeningGrid(Silent(ClientApp(), [{"partition-id": 0}], {}), {1: "lab"})
@@ -197,21 +197,21 @@ def test_no_more_messages_are_under_way_at_once_than_may_be() -> None:
     under_way, most = 0, []
 
     class Counting(InProcessGrid):
-        def push_messages(self, messages):  # type: ignore[no-untyped-def]
+        def push_messages(self, messages):
             nonlocal under_way
             pushed = super().push_messages(messages)
             under_way += len(pushed)
             most.append(under_way)
             return pushed
 
-        def pull_messages(self, message_ids):  # type: ignore[no-untyped-def]
+        def pull_messages(self, message_ids):
             nonlocal under_way
             pulled = super().pull_messages(message_ids)
             under_way -= len(pulled)
             return pulled
 
     grid = grid_of(*[content] * 7)
-    counting = Counting(grid.inner.client_app, [{"partition-id": place} for place in range(7)], {})  # type: ignore[attr-defined]
+    counting = Counting(grid.inner.client_app, [{"partition-id": place} for place in range(7)], {})
     grid.inner, grid.at_once = counting, 2
     assert [reply.metadata.src_node_id for reply in ask(grid)] == [1, 2, 3, 4, 5, 6, 7]
     assert max(most) == 2 and grid.rejected == []
@@ -221,7 +221,7 @@ def test_no_more_messages_are_under_way_at_once_than_may_be() -> None:
 
 def test_who_was_not_asked_before_the_time_was_over_is_told_and_owes_nothing() -> None:
     class Silent(InProcessGrid):
-        def pull_messages(self, message_ids):  # type: ignore[no-untyped-def]
+        def pull_messages(self, message_ids):
             return []
 
     grid = ScreeningGrid(Silent(ClientApp(), [{"partition-id": 0}] * 3, {}), {1: "c", 2: "a", 3: "b"}, at_once=1)

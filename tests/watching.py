@@ -21,7 +21,7 @@ def _hook(event: str, arguments: tuple[object, ...]) -> None:
     if _paths is None:
         return
     if event in EVENTS and isinstance(arguments[0], str | bytes | os.PathLike):
-        _paths.append(os.path.abspath(os.fsdecode(arguments[0])))  # noqa: PTH100
+        _paths.append(os.path.abspath(os.fsdecode(arguments[0])))  # noqa: PTH100  # Path.resolve would follow links
     elif event in ("subprocess.Popen", "os.system", "os.exec", "socket.connect", "socket.getaddrinfo"):
         _others.append(f"{event} {arguments}")
 

@@ -96,9 +96,9 @@ class CheckReport:
         return Group(*lines)
 
     def __str__(self) -> str:
-        console = Console(file=StringIO(), width=110, color_system=None, soft_wrap=True)
-        console.print(self.render())
-        return console.file.getvalue()  # type: ignore[attr-defined]
+        written = StringIO()
+        Console(file=written, width=110, color_system=None, soft_wrap=True).print(self.render())
+        return written.getvalue()
 
 
 def check(

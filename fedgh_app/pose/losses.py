@@ -43,9 +43,7 @@ class HeatmapLoss(nn.Module):
             raise UserError(f"loss.sigma: found {sigma!r}, expected a number above 0")
         self.sigma = float(sigma)
 
-    def terms(
-        self, heatmaps: Tensor, keypoints: Tensor, counted: Tensor, input_size: Size
-    ) -> Tensor:  # pragma: no cover
+    def terms(self, heatmaps: Tensor, keypoints: Tensor, counted: Tensor, input_size: Size) -> Tensor:
         """One value per keypoint, (B, J); those that are not ``counted`` may hold any finite value."""
         raise NotImplementedError
 

@@ -130,7 +130,7 @@ class Predictor:
 
     def _people(self, frames: Sequence[Frame]) -> Iterator[tuple[Frame, list[Person]]]:
         pairs = [network_input(frame.image, box.sides, self.input_size) for frame in frames for box in frame.boxes]
-        found = iter([])  # type: ignore[var-annotated]
+        found: Iterator[tuple[np.ndarray, np.ndarray]] = iter(())
         if pairs:
             crops, matrices = (np.stack(part) for part in zip(*pairs, strict=True))
             points, scores = self.keypoints(crops)

@@ -77,7 +77,7 @@ class Tally:
             field, _, name = key.partition("/")
             if name and field in fields:
                 counts.setdefault(name, {})[field] = value
-        return cls({name: Count(**values) for name, values in counts.items()})  # type: ignore[arg-type]
+        return cls({name: Count(**values) for name, values in counts.items()})  # type: ignore[arg-type]  # whole where it was
 
     def summary(self) -> dict[str, object]:
         """The metrics by name, as the run directory keeps them."""

@@ -118,7 +118,7 @@ def chromium(profile: Path) -> Iterator[Page]:
     """A Chromium with a fresh profile; skips where none is installed."""
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
-        pytest.skip("needs Chromium, which is not installed here")
+        pytest.skip("needs Chromium (Debian: chromium)")
     command_read, command_write = os.pipe()
     answer_read, answer_write = os.pipe()
     # It reads file descriptor 3 and writes 4, whatever numbers the pipes have here.

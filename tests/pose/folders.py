@@ -6,9 +6,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pytest
-
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 def write_image(path: Path, width: int = 40, height: int = 30, seed: int = 0) -> None:
@@ -47,12 +44,6 @@ def write_arm(root: Path, count: int = 4, annotations: Any = None) -> Path:
     content = arm_annotations(count) if annotations is None else annotations
     (root / "annotations.json").write_text(json.dumps(content))
     return root
-
-
-def shared(name: str) -> Path:
-    if not (SHARED / name).is_dir():
-        pytest.skip(f"real files of {name} are not beside the project (shared/data/{name})")
-    return SHARED / name
 
 
 def mpii_person(**changes: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from folders import SHARED, arm_annotations, write_arm, write_image
+from folders import arm_annotations, write_arm, write_image
 
 from fedgh_app.pose import cache as cache_module
 from fedgh_app.pose.batches import Batches, normalised
@@ -129,7 +129,7 @@ def test_interrupted_build_leaves_no_cache(tmp_path: Path, monkeypatch: pytest.M
 def _open_and_report(root: Path, directory: Path, queue: Any) -> None:
     built = []
     original = cache_module._build
-    cache_module._build = lambda *args: (built.append(1), original(*args))[1]  # type: ignore[assignment]
+    cache_module._build = lambda *args: (built.append(1), original(*args))[1]
     cache = open_arm(root, directory)
     queue.put((len(built), int(np.asarray(cache.crops, dtype=np.int64).sum())))
 
@@ -272,10 +272,8 @@ def test_impossible_sizes(tmp_path: Path, changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["mpii", "coco"])
-def test_real_files(tmp_path: Path, name: str) -> None:
-    if not (SHARED / name).is_dir():
-        pytest.skip(f"real files of {name} are not beside the project (shared/data/{name})")
-    cache = open_cache(load_spec(name), SHARED / name, input_size=(64, 48), directory=tmp_path)
+def test_real_files(tmp_path: Path, shared_data: Path, name: str) -> None:
+    cache = open_cache(load_spec(name), shared_data / name, input_size=(64, 48), directory=tmp_path)
     assert len(cache) == {"mpii": 5, "coco": 12}[name]
     assert (cache.crops.reshape(len(cache), -1).std(axis=1) > 5).all()
 

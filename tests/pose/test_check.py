@@ -53,9 +53,9 @@ def test_a_good_data_set(data: Path, tmp_path: Path) -> None:
     assert report.sheet is not None
     sheet = cv2.imread(str(report.sheet))
     assert sheet.shape[1] == 8 + 4 * (TILE + 8) and sheet.shape[0] > 2 * TILE
-    console = Console(file=StringIO(), width=110)
-    console.print(report)  # as the command line does
-    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    written = StringIO()
+    Console(file=written, width=110).print(report)  # as the command line does
+    printed = written.getvalue()
     assert "CheckReport(" not in printed and "│ viewpoint" in printed and "no bad records" in printed
     text = str(report)
     for word in ("40", "viewpoint", "upright", "wrist", "no bad records"):

@@ -39,7 +39,7 @@ class Net(nn.Module):
         return self.scale * self.dots(images)
 
 
-def predictor(decode=quarter) -> Predictor:  # type: ignore[no-untyped-def]
+def predictor(decode=quarter) -> Predictor:
     return Predictor(Net().eval(), ARM, SIZE, decode, MassAtPeak(), torch.device("cpu"))
 
 
@@ -113,7 +113,7 @@ def test_a_file_that_disagrees_is_not_left(
 ) -> None:
     monkeypatch.setattr(export, "to_onnx", lambda net, size, path, **_: shutil.copy(exported[0], path))
     other = predictor()
-    other.model.scale.data *= 1.01  # type: ignore[operator, union-attr]
+    other.model.scale.data *= 1.01
     with pytest.raises(UserError, match=r"a\.onnx: ONNX Runtime and PyTorch disagree: maps by 9\.9e-03"):
         export.export(other, tmp_path / "a.onnx", {})
     assert list(tmp_path.iterdir()) == []

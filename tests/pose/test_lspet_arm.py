@@ -13,8 +13,6 @@ from fedgh_app.pose.readers import read_records
 from fedgh_app.pose.records import load_spec
 from fedgh_app.pose.split import split_records
 
-LSPET = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "lspet"
-
 
 def _person(right: list[tuple[float, float]] | None, left: list[tuple[float, float]] | None) -> np.ndarray:
     """Joints (14, 3) with arms given as shoulder, elbow, wrist; everything else is not annotated."""
@@ -119,13 +117,12 @@ def test_missing_or_wrong_sources_are_named(lspet: Path, tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.skipif(not LSPET.is_dir(), reason="Leeds Sports Pose Extended is not in ../shared/data/lspet")
-def test_real_photographs(tmp_path: Path) -> None:
+def test_real_photographs(tmp_path: Path, shared_data: Path) -> None:
     """The first 300 people: the whole set has 6,147 arms."""
-    joints = scipy.io.loadmat(LSPET / "joints.mat")["joints"][:, :, :300]
+    joints = scipy.io.loadmat(shared_data / "lspet" / "joints.mat")["joints"][:, :, :300]
     (tmp_path / "some").mkdir()
     scipy.io.savemat(tmp_path / "some" / "joints.mat", {"joints": joints})
-    (tmp_path / "some" / "images").symlink_to(LSPET / "images")
+    (tmp_path / "some" / "images").symlink_to(shared_data / "lspet" / "images")
     spec = load_spec("lspet_arm")
     records, bad = read_records(spec, cut(tmp_path / "some", tmp_path / "out"))
     assert not bad and 400 < len(records) < 600

@@ -115,9 +115,9 @@ def test_images_are_on_the_side_on_which_the_reader_puts_their_people(tmp_path: 
     records, _ = read_truth(COCO, file)
     expected: dict[str, list[int]] = {"train": [], "test": []}
     for record, split in zip(records, split_records(records, COCO), strict=True):
-        expected[split].append(record.image_id)  # type: ignore[arg-type]
+        expected[split].append(record.image_id)
     for side in ("train", "test"):
-        assert list(coco.images_of(COCO, file, tmp_path, side=side)) == expected[side]  # type: ignore[arg-type]
+        assert list(coco.images_of(COCO, file, tmp_path, side=side)) == expected[side]
     assert {20, 21} <= set(expected["test"]) and {22, 23} <= set(expected["train"])
     assert min(expected["test"]) < 20  # by the hash of the file's name, since `source` says nothing
     images[21]["split"] = "train"

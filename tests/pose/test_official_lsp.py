@@ -85,7 +85,7 @@ def test_the_second_half_of_lsp_is_for_testing(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(UserError, match=r"10 of 20 people, first im0001 \(image 1\)"):
         score("lsp", file, half)
     with pytest.raises(UserError, match="--split second: expected all, train, test"):
-        score("lsp", file, half, side="second")  # type: ignore[arg-type]
+        score("lsp", file, half, side="second")
 
 
 def test_real_people(shared_data: Path, tmp_path: Path) -> None:

@@ -12,9 +12,6 @@ from fedgh_app.pose.official import mpii
 from fedgh_app.pose.official.mpii import read_mpii_predictions
 from fedgh_app.pose.records import load_spec
 
-TOMPSON = Path(__file__).parents[3] / "shared" / "data" / "mpii" / "tompson_validation.mat"
-needs_tompson = pytest.mark.skipif(not TOMPSON.is_file(), reason=f"needs MPII's {TOMPSON.name}, not in this tree")
-
 # Section 7 of the project's algorithms: the published values of these predictions.
 PUBLISHED = {
     "head": 95.60,
@@ -28,6 +25,12 @@ PUBLISHED = {
 }
 PEOPLE = 4
 MPII = load_spec("mpii")
+
+
+@pytest.fixture
+def tompson(shared_data):
+    """The published predictions, with the truth beside them."""
+    return shared_data / "mpii" / "tompson_validation.mat"
 
 
 def score_mpii(truth, predictions):
@@ -69,36 +72,33 @@ def truth(path, *, missing=None, boxes=None):
     )
 
 
-@needs_tompson
-def test_published_values_to_two_decimals():
-    scores = score_mpii(TOMPSON, TOMPSON)
+def test_published_values_to_two_decimals(tompson):
+    scores = score_mpii(tompson, tompson)
     assert {name: round(scores[name], 2) for name in PUBLISHED} == PUBLISHED
     assert (scores["people"], scores["threshold"]) == (2958, 0.5)
 
 
-@needs_tompson
-def test_the_finer_threshold_by_a_second_implementation():
+def test_the_finer_threshold_by_a_second_implementation(tompson):
     """The evaluation of Simple Baselines, rewritten: joint ratios times percentages, at 0.1."""
-    file = scipy.io.loadmat(TOMPSON)
+    file = scipy.io.loadmat(tompson)
     here = 1 - file["jnt_missing"]
     boxes = file["headboxes_src"]
     lengths = 0.6 * np.sqrt(((boxes[1] - boxes[0]) ** 2).sum(0))
     errors = np.sqrt(((file["pos_pred_src"] - file["pos_gt_src"]) ** 2).sum(1)) / lengths
     right = 100 * ((errors <= 0.1) * here).sum(1) / here.sum(1)
     ratio = here.sum(1) / np.delete(here.sum(1), (6, 7)).sum()
-    scores = score_mpii(TOMPSON, TOMPSON)
+    scores = score_mpii(tompson, tompson)
     assert scores["mean@0.1"] == pytest.approx(np.delete(right * ratio, (6, 7)).sum(), abs=1e-9)
     for name, joints in {"head": [9], "shoulder": [12, 13], "wrist": [10, 15], "ankle": [0, 5]}.items():
         assert scores[f"{name}@0.1"] == pytest.approx(right[joints].mean(), abs=1e-9)
 
 
-@needs_tompson
 @pytest.mark.parametrize("name", ["p.npz", "p.h5", "p.mat", "p.v73.mat"])
 @pytest.mark.parametrize("axes", [(2, 0, 1), (1, 0, 2)])
-def test_every_format_scores_the_same(tmp_path, name, axes):
-    predictions = scipy.io.loadmat(TOMPSON)["pos_pred_src"].transpose(axes)  # (N, 16, 2) or (2, 16, N)
-    scores = score_mpii(TOMPSON, write(tmp_path / name, preds=predictions))
-    assert scores == score_mpii(TOMPSON, TOMPSON)
+def test_every_format_scores_the_same(tmp_path, tompson, name, axes):
+    predictions = scipy.io.loadmat(tompson)["pos_pred_src"].transpose(axes)  # (N, 16, 2) or (2, 16, N)
+    scores = score_mpii(tompson, write(tmp_path / name, preds=predictions))
+    assert scores == score_mpii(tompson, tompson)
 
 
 @pytest.mark.parametrize("name", ["p.npz", "p.h5", "p.hdf5", "p.mat", "p.v73.mat", "P.NPZ"])

@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torchvision
 from hydra.utils import instantiate
@@ -37,7 +38,6 @@ def test_every_backbone_gives_a_map_per_keypoint_at_a_quarter_of_the_input(backb
 # One of each stride: 32 (as nearly all), 8.
 @pytest.mark.parametrize("backbone, deconvolutions", [("timm:lcnet_050", 3), ("timm:xcit_nano_12_p8_224", 1)])
 def test_a_timm_backbone_of_any_stride_ends_at_a_quarter_of_the_input(backbone, deconvolutions):
-    pytest.importorskip("timm")
     model = small(backbone, 5)
     assert model(torch.zeros(2, 3, 64, 32)).shape == (2, 5, 16, 8)
     assert model.training
@@ -180,7 +180,6 @@ def test_weights_of_either_norm_fill_a_backbone_with_group_norm(tmp_path):
 
 
 def test_a_norm_that_group_norm_cannot_replace_is_named():
-    pytest.importorskip("timm")
     with pytest.raises(UserError, match=r"model\.norm=group: found a layer BatchNormAct2d in \w+, which no GroupNorm"):
         small("timm:lcnet_050", norm="group")
 
@@ -200,7 +199,6 @@ def test_a_torchvision_checkpoint_fills_the_backbone(tmp_path, name, classifier,
 
 # convnext's layers are joined by other signs where features are extracted: "stages_0" for "stages.0".
 def test_a_timm_checkpoint_fills_the_backbone(tmp_path):
-    timm = pytest.importorskip("timm")
     state = timm.create_model("convnext_atto", pretrained=False).state_dict()
     torch.save(state, tmp_path / "model.pth")
     own = small("timm:convnext_atto", weights=str(tmp_path / "model.pth")).backbone.state_dict()
@@ -284,8 +282,6 @@ def test_a_named_enum_is_loaded(monkeypatch, name, weights, layer):
 
 
 def test_nothing_of_timm_is_ever_downloaded(monkeypatch):
-    pytest.importorskip("timm")
-
     def no_network(*_args, **_keywords):
         raise AssertionError("asked the network")
 
@@ -296,12 +292,10 @@ def test_nothing_of_timm_is_ever_downloaded(monkeypatch):
 
 
 def test_a_timm_name_that_does_not_exist_names_the_nearest():
-    pytest.importorskip("timm")
     one_line_error(lambda: small("timm:resnett18"), "found 'timm:resnett18'", "did you mean timm:resnet18")
 
 
 def test_a_timm_model_that_takes_images_of_one_size_is_refused():
-    pytest.importorskip("timm")
     one_line_error(lambda: small("timm:vit_tiny_patch16_224"), "timm:vit_tiny_patch16_224", "64", "224")
 
 
@@ -340,8 +334,6 @@ def test_a_senseless_beta_is_refused():
 @pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda file: file.stem)
 def test_the_config_builds_each_choice(file):
     config = OmegaConf.load(file)
-    if config.backbone.startswith("timm:"):
-        pytest.importorskip("timm")
     # Only shapes count, but timm's models cannot all be built without arithmetic.
     with torch.device("cpu" if config.backbone.startswith("timm:") else "meta"):
         model = instantiate(config, num_keypoints=4)

@@ -179,7 +179,7 @@ def test_unsure_keypoints_are_fainter_or_left_out(tmp_path: Path) -> None:
     assert read(tmp_path / "sure")[1].shape == (1, 3, 3)  # written all the same
 
 
-def _assert_refused(tmp_path: Path, words: str, work) -> None:  # type: ignore[no-untyped-def]
+def _assert_refused(tmp_path: Path, words: str, work) -> None:
     before = sorted(str(path) for path in tmp_path.rglob("*"))
     with pytest.raises(UserError) as error:
         work()

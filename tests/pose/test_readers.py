@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from folders import SHARED, arm_annotations, mpii_person, shared, write_arm, write_image
+from folders import arm_annotations, mpii_person, write_arm, write_image
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -51,9 +51,9 @@ def test_coco_takes_keypoints_by_name(tmp_path: Path) -> None:
         read_records(ARM, write_arm(tmp_path, 1, content), on_bad="skip")
 
 
-def test_coco_real_files() -> None:
-    records, bad = read_records(COCO, shared("coco"))
-    annotations = json.loads((SHARED / "coco" / "annotations.json").read_text())["annotations"]
+def test_coco_real_files(shared_data: Path) -> None:
+    records, bad = read_records(COCO, shared_data / "coco")
+    annotations = json.loads((shared_data / "coco" / "annotations.json").read_text())["annotations"]
     assert len(annotations) == 14 and len(records) == 12 and not bad  # two people carry no keypoint
     counts = {str(entry["id"]): entry["num_keypoints"] for entry in annotations}
     assert all(record.visible.sum() == counts[record.id] for record in records)
@@ -167,7 +167,7 @@ def test_file_that_is_no_coco(tmp_path: Path, text: str) -> None:
     (tmp_path / "annotations.json").write_bytes(text.encode("latin-1"))
     for on_bad in ("raise", "skip"):
         with pytest.raises(UserError, match=r"annotations\.json"):
-            read_records(ARM, tmp_path, on_bad=on_bad)  # type: ignore[arg-type]
+            read_records(ARM, tmp_path, on_bad=on_bad)
 
 
 def test_missing_folder_and_missing_file(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_any_json_gives_records_or_a_user_error(tmp_path: Path, spec: Any, data:
     (tmp_path / "annotations.json").write_text(json.dumps(content))
     for on_bad in ("raise", "skip"):
         try:
-            records, bad = read_records(spec, tmp_path, on_bad=on_bad)  # type: ignore[arg-type]
+            records, bad = read_records(spec, tmp_path, on_bad=on_bad)
         except UserError as error:
             assert "annotations.json" in str(error) or "images" in str(error)
         else:

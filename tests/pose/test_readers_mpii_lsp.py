@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.io
-from folders import SHARED, mpii_person, shared, write_image
+from folders import mpii_person, write_image
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -35,17 +35,17 @@ def test_mpii_json_by_hand(tmp_path: Path) -> None:
     assert [first.id, second.id] == ["000.jpg#0", "000.jpg#1"] and first.group == second.group
 
 
-def test_mpii_json_real_files() -> None:
-    records, bad = read_records(MPII, shared("mpii"))
+def test_mpii_json_real_files(shared_data: Path) -> None:
+    records, bad = read_records(MPII, shared_data / "mpii")
     assert len(records) == 5 and not bad
     for record in records:  # the box is meant to hold the person
         inside = record.keypoints[record.visible] - record.box[:2]
         assert ((inside > -0.2 * record.box[2:]) & (inside < 1.2 * record.box[2:])).all()
 
 
-def test_mpii_head_joints_stand_for_the_head_box() -> None:
+def test_mpii_head_joints_stand_for_the_head_box(shared_data: Path) -> None:
     """The claim behind HEAD_JOINTS_FACTOR, on the validation set's own numbers."""
-    truth = scipy.io.loadmat(shared("mpii") / "tompson_validation.mat")
+    truth = scipy.io.loadmat(shared_data / "mpii" / "tompson_validation.mat")
     joints, boxes, missing = truth["pos_gt_src"], truth["headboxes_src"], truth["jnt_missing"]
     there = (missing[8] == 0) & (missing[9] == 0)
     head = 0.6 * np.linalg.norm(boxes[1] - boxes[0], axis=0)[there]
@@ -234,9 +234,9 @@ def test_torso_falls_back(tmp_path: Path) -> None:
     np.testing.assert_allclose(second.reference_length, 0.41 * second.box[3], rtol=1e-6)
 
 
-def test_lspet_real_files() -> None:
-    records, bad = read_records(LSPET, shared("lspet"))
-    joints = scipy.io.loadmat(SHARED / "lspet" / "joints.mat")["joints"]
+def test_lspet_real_files(shared_data: Path) -> None:
+    records, bad = read_records(LSPET, shared_data / "lspet")
+    joints = scipy.io.loadmat(shared_data / "lspet" / "joints.mat")["joints"]
     assert len(records) == 4000 and not bad
     np.testing.assert_array_equal(records[7].visible, joints[:, 2, 7] == 1)
     seen = records[7].visible

@@ -15,9 +15,8 @@ from torchjd import aggregation
 from strategies import ConflictAverse, FedGH
 from strategies.conflict_averse import PREFERRING, WEIGHTINGS
 
-# NashMTL's solver is not there for every Python.
-NASH = pytest.param("NashMTL", marks=pytest.mark.skipif(find_spec("ecos") is None, reason="needs ecos"))
-EACH = [*(name for name in WEIGHTINGS if name != "NashMTL"), NASH]
+needs_ecos = pytest.mark.skipif(find_spec("ecos") is None, reason="needs ecos, which has no wheel for this Python")
+EACH = [*(name for name in WEIGHTINGS if name != "NashMTL"), pytest.param("NashMTL", marks=needs_ecos)]
 
 ZERO = {"w": np.zeros(2)}
 RIGHT, LEFT_UP = {"w": np.array([1.0, 0.0])}, {"w": np.array([-1.0, 1.0])}
@@ -75,7 +74,7 @@ def test_fairgrad_by_hand():
     assert c_of("FairGrad", LONG, UP, options={"alpha": 2.0}) == pytest.approx([4 ** (-2 / 3), 1.0], rel=1e-4)
 
 
-@pytest.mark.skipif(find_spec("ecos") is None, reason="needs ecos")
+@needs_ecos
 def test_nash_mtl_by_hand():
     # The bargain G c = 1/c, as FairGrad with alpha = 1, then shortened from |(1, 1)| to max_norm.
     assert c_of("NashMTL", LONG, UP, options={"max_norm": 0.0}) == pytest.approx([0.5, 1.0], rel=1e-2)

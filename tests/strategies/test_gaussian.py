@@ -77,7 +77,7 @@ def test_a_mechanism_without_noise_or_clipping_is_refused(norm: float, noise: fl
 
 
 def private(normal: Callable[[int], np.ndarray], expected: int, **options: float) -> strategies.FedAvg:
-    strategy = strategies.FedAvg(equal_weights=True, **options)  # type: ignore[arg-type]
+    strategy = strategies.FedAvg(equal_weights=True, **options)
     strategy.mechanism, strategy.expected = GaussianMechanism(1.0, 2.0, normal), expected
     return strategy
 
@@ -118,10 +118,10 @@ def test_one_client_moves_the_mean_by_the_clipping_norm_at_most() -> None:
     for scale in (0.1, 1.0, 1e6):
         states = [{"w": (scale * rng.normal(size=5)).astype(np.float32)} for _ in range(3)]
         replies = [reply(node, state, 7 * node) for node, state in enumerate(states, start=1)]
-        whole = numpy_state(strategy.aggregate(1, record(sent), replies)[0])["w"]  # type: ignore[arg-type]
+        whole = numpy_state(strategy.aggregate(1, record(sent), replies)[0])["w"]
         for left_out in range(3):
             others = replies[:left_out] + replies[left_out + 1 :]
-            without = numpy_state(strategy.aggregate(1, record(sent), others)[0])["w"]  # type: ignore[arg-type]
+            without = numpy_state(strategy.aggregate(1, record(sent), others)[0])["w"]
             assert np.linalg.norm(whole - without) <= (1 + 1e-5) / 3
 
 

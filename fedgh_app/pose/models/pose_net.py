@@ -105,6 +105,6 @@ def _head(channels: int, stride: int, width: int, num_keypoints: int, separable:
         channels = width
     final = nn.Conv2d(channels, num_keypoints, 1)
     nn.init.normal_(final.weight, std=0.001)
-    nn.init.zeros_(final.bias)  # type: ignore[arg-type]
+    nn.init.zeros_(final.bias)  # type: ignore[arg-type]  # it has one
     layers["final"] = final
     return nn.Sequential(layers)

@@ -75,6 +75,6 @@ class Score:
         return Group(table, Text(f"{self.people} people{left_out}; {self.rule}", style="dim"))
 
     def __str__(self) -> str:
-        console = Console(file=StringIO(), width=100, color_system=None)
-        console.print(self)
-        return console.file.getvalue()  # type: ignore[attr-defined]
+        written = StringIO()
+        Console(file=written, width=100, color_system=None).print(self)
+        return written.getvalue()

@@ -85,7 +85,7 @@ def _pose(
     if triples.shape != (3 * count,):
         raise BadEntry(f"keypoints: expected {3 * count} numbers ({count} keypoints), found {triples.size}")
     triples = triples.reshape(count, 3)[columns]
-    size = (image.get("width"), image.get("height"))
+    width, height = image.get("width"), image.get("height")
     known = STANDARD_IMAGE_KEYS | OUR_IMAGE_KEYS
     source, split = image.get("source"), image.get("split")
     return RawPose(
@@ -98,7 +98,7 @@ def _pose(
         group=None if source is None else str(source),
         split=None if split is None else str(split),
         attributes={key: str(value) for key, value in image.items() if key not in known},
-        image_size=size if all(type(side) is int for side in size) else None,  # type: ignore[arg-type]
+        image_size=(width, height) if type(width) is int and type(height) is int else None,
         image_id=image["id"],
     )
 
