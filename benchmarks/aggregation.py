@@ -9,15 +9,13 @@ back to the system and the peak is reset first (Linux only; left out elsewhere).
     python -m benchmarks.aggregation [--quick] [--json FILE]
 """
 
-import argparse
 import itertools
-import json
 import logging
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +30,7 @@ from rich.table import Table
 from torchjd.aggregation import PCGrad
 from torchvision.models import resnet18, resnet50
 
+from benchmarks import output
 from benchmarks.memory import peak_bytes
 from strategies import FedAvg, FedAW, FedGH
 from strategies.updates import RUNNING_STATISTICS
@@ -261,9 +260,9 @@ def measure(
 
 def table(found: Sequence[Measurement]) -> Table:
     """Lay the measurements out for reading."""
-    shown = Table(title=f"One aggregate_train, {torch.get_num_threads()} torch threads")
-    for column in ("parameters", "clients", "method", "seconds", "x Flower FedAvg", "peak, models", "note"):
-        shown.add_column(column, justify="left" if column in ("method", "note") else "right")
+    title = f"One aggregate_train, {torch.get_num_threads()} torch threads"
+    headings = ("parameters", "clients", "method", "seconds", "x Flower FedAvg", "peak, models", "note")
+    shown = output.empty_table(title, headings, left=("method", "note"))
     for last, m in zip([None, *found], found, strict=False):
         if last and (last.parameters, last.clients) != (m.parameters, m.clients):
             shown.add_section()
@@ -277,22 +276,20 @@ def table(found: Sequence[Measurement]) -> Table:
 
 def main() -> None:
     """Measure, print a table and write JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = output.parser("aggregation", __doc__)
     parser.add_argument("--quick", action="store_true", help="the smallest model, few clients; under half a minute")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--clients", nargs="+", type=int, default=list(CLIENTS))
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/aggregation.json"))
     options = parser.parse_args()
     if options.quick:
         options.models, options.clients, options.repeats = ["1.6 M"], [4, 10], 3
     console, found = Console(width=120), []
-    options.json.parent.mkdir(parents=True, exist_ok=True)
     for model, clients in itertools.product(options.models, options.clients):
         console.print(f"{model} parameters, {clients} clients", style="dim")
         found += measure([model], [clients], options.repeats)
         # After each round: the whole takes minutes, and what is measured should outlive an interruption.
-        options.json.write_text(json.dumps([asdict(m) for m in found], indent=1) + "\n")
+        output.write(options.json, found)
     console.print(table(found))
 
 

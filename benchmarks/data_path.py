@@ -8,7 +8,6 @@ inputs in batches of 32.
 from __future__ import annotations
 
 import itertools
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import output
 from fedgh_app.pose.augmentation import Augmentation
 from fedgh_app.pose.batches import Batches
 from fedgh_app.pose.cache import CropCache, cut, open_cache
@@ -146,10 +146,8 @@ def _training_rate(batches: Batches, repeats: int, count: int = 6) -> float:
 
 def table(result: dict[str, Any]) -> Table:
     """The result of `measure` for the eye."""
-    view = Table(title=f"Data path, {result['images']} images of {result['dataset']}, one thread")
-    view.add_column("way")
-    view.add_column("images/s", justify="right")
-    view.add_column("µs/image", justify="right")
+    title = f"Data path, {result['images']} images of {result['dataset']}, one thread"
+    view = output.empty_table(title, ("way", "images/s", "µs/image"))
     for way, key in (
         ("cache, augmented", "cached_augmented_per_second"),
         ("cache, augmented strongly", "cached_strong_per_second"),
@@ -169,15 +167,13 @@ def main() -> None:
     """Generate the arm set in a temporary folder, measure, print."""
     from fedgh_app.pose.arm import generate
 
-    console = Console()
+    options = output.parser("data_path", __doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "arm"
         generate(root, count=2060, seed=0)
         result = measure(root)
-    console.print(table(result))
-    file = Path("benchmarks/results/data_path.json")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(result, indent=1) + "\n")
+    Console().print(table(result))
+    output.write(options.json, result)
 
 
 if __name__ == "__main__":

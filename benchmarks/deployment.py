@@ -10,8 +10,6 @@ array. After: `fedgh deploy supernode`, and a model that travels as one array.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -22,6 +20,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import output
 from benchmarks.loopback import Loopback, loopback
 from fedgh_app import processes, storage
 from fedgh_app.launcher import launch
@@ -96,10 +95,9 @@ def _cpu(federation: Loopback) -> dict[str, float]:
 
 def table(result: dict[str, Any]) -> Table:
     """The result for a terminal."""
-    shown = Table(title=f"Deployment on loopback: {result['sites']} sites, {result['cores']} cores")
-    for column in ("seconds a round beyond training", "before", "after"):
-        shown.add_column(column, justify="left" if shown.columns == [] else "right")
     kinds = ("before", "after")
+    title = f"Deployment on loopback: {result['sites']} sites, {result['cores']} cores"
+    shown = output.empty_table(title, ("seconds a round beyond training", *kinds))
     for phase in ("train", "evaluate"):
         shown.add_row(f"{phase} phase", *(f"{result[kind]['phases'][phase]:.1f}" for kind in kinds))
     medians = [statistics.median(result[kind]["beyond_seconds"]) for kind in kinds]
@@ -112,14 +110,12 @@ def table(result: dict[str, Any]) -> Table:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = output.parser("deployment", __doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/deployment.json"))
     arguments = parser.parse_args()
     result = measure(arguments.rounds)
     Console().print(table(result))
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    output.write(arguments.json, result)
 
 
 if __name__ == "__main__":

@@ -8,19 +8,17 @@ tests hold `fedgh_app.pose.hhd` to it. Repeats are interleaved, so that a busy m
 the median over the repeats of the loop's seconds to the batched operation's in the same repeat.
 """
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks import output
 from benchmarks.memory import peak_bytes
 from fedgh_app.pose.decoding import Integral
 from fedgh_app.pose.hhd import HHD
@@ -176,9 +174,9 @@ def _peak(call: Callable[[], object], device: str) -> int | None:
 
 def table(found: list[Measurement]) -> Table:
     """The measurements for the eye."""
-    view = Table(title=f"HHD, forward and backward, {THREADS} threads on the CPU")
-    for column in ("device", "student", "loop, s", "batched, s", "times faster", "loop, MiB", "batched, MiB"):
-        view.add_column(column, justify="left" if column in ("device", "student") else "right")
+    named = ("device", "student")
+    headings = (*named, "loop, s", "batched, s", "times faster", "loop, MiB", "batched, MiB")
+    view = output.empty_table(f"HHD, forward and backward, {THREADS} threads on the CPU", headings, left=named)
     for m in found:
         memory = ("-" if value is None else f"{value / 2**20:.0f}" for value in (m.loop_bytes, m.batched_bytes))
         student = "debiased" if m.debiased else "biased"
@@ -194,16 +192,14 @@ def table(found: list[Measurement]) -> Table:
 
 def main() -> None:
     """Measure, print a table and write JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = output.parser("hhd", __doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/hhd.json"))
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     found = [measure(device, debiased=way, repeats=options.repeats) for device in devices for way in (True, False)]
     Console(width=120).print(table(found))
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps([asdict(m) for m in found], indent=1) + "\n")
+    output.write(options.json, found)
 
 
 if __name__ == "__main__":

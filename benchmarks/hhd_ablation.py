@@ -14,17 +14,16 @@ Finished runs in the folder are taken as they are, so an interrupted ablation go
 `fedgh data arm`. Some forty minutes on one core.
 """
 
-import argparse
-import json
 import statistics
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import output
 from fedgh_app import storage
 from fedgh_app.config import quoted
 from fedgh_app.instantiation import instantiate
@@ -120,9 +119,8 @@ def latencies(runs: dict[str, Path], repeats: int = 60) -> dict[str, float]:
 
 def table(found: list[Row]) -> Table:
     """The rows for the eye."""
-    view = Table(title="PCK@0.2 on arm (%), and latency of one image of 64 x 64 on one thread")
-    for column in ("", "PCK, mean ± sd", "by seed", "ms"):
-        view.add_column(column, justify="left" if not column else "right")
+    title = "PCK@0.2 on arm (%), and latency of one image of 64 x 64 on one thread"
+    view = output.empty_table(title, ("", "PCK, mean ± sd", "by seed", "ms"))
     for row in found:
         values = [100 * value for value in row.pck]
         spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
@@ -133,15 +131,13 @@ def table(found: list[Row]) -> Table:
 
 def main() -> None:
     """Run, print a table and write JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = output.parser("hhd_ablation", __doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/hhd-ablation"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/hhd_ablation.json"))
     options = parser.parse_args()
     found = ablation(options.folder.resolve(), options.seeds)
     Console(width=120).print(table(found))
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps([asdict(row) for row in found], indent=1) + "\n")
+    output.write(options.json, found)
 
 
 if __name__ == "__main__":

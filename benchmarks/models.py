@@ -13,26 +13,24 @@ next one comes to be evaluated (``evaluate.clients_every=1``).
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import json
 import os
 import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnxruntime
 import torch
 from flwr.app import ArrayRecord, RecordDict
 from rich.console import Console
-from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import output
 from fedgh_app import site
 from fedgh_app.config import compose_config
 from fedgh_app.pose.export import to_onnx
@@ -170,25 +168,20 @@ def conditions(size: Size, repeats: int) -> str:
 
 def main() -> None:
     """Measure, print a table, write it as Markdown and JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = output.parser("models", __doc__)
     parser.add_argument("--size", type=int, nargs=2, default=(256, 256), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/models.json"))
     options = parser.parse_args()
     size = (options.size[0], options.size[1])
     choices = tuple(c for c in CHOICES if not c.startswith("model=timm") or importlib.util.find_spec("timm"))
     costs = measure(choices, size, options.repeats)
     said = conditions(size, options.repeats)
-    view = Table(title="Models", caption=said)
-    for number, heading in enumerate(HEADINGS):
-        view.add_column(heading, justify="right" if number else "left")
+    view = output.empty_table("Models", HEADINGS)
+    view.caption = said
     for cost in costs:
         view.add_row(*cells(cost))
     Console(width=150).print(view)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(
-        json.dumps({"conditions": said, "models": [asdict(cost) for cost in costs]}, indent=1) + "\n"
-    )
+    output.write(options.json, {"conditions": said, "models": costs})
     options.json.with_suffix(".md").write_text(f"{markdown(costs)}\n{said}\n")
 
 

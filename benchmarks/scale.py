@@ -14,8 +14,6 @@ memory with it, at one moment. Libraries alone take some hundred MB of each, so 
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -23,13 +21,13 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 from rich.console import Console
-from rich.table import Table
 
+from benchmarks import output
 from fedgh_app import site, storage
 from fedgh_app.config import compose_config, fedgh_home
 from fedgh_app.launcher import launch
@@ -188,13 +186,11 @@ def markdown(costs: list[Cost]) -> str:
 
 def main() -> None:
     """Measure, print a table, write it as Markdown and JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = output.parser("scale", __doc__)
     parser.add_argument("--points", nargs="+", default=list(POINTS), metavar="CLIENTS:ASKED")
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/scale.json"))
     options = parser.parse_args()
     console, costs, loads = Console(width=140), [], [os.getloadavg()[0]]
-    options.json.parent.mkdir(parents=True, exist_ok=True)
     for point in options.points:
         clients, asked = map(int, point.split(":"))
         console.print(f"{clients} clients, {asked} asked", style="dim")
@@ -205,13 +201,10 @@ def main() -> None:
             f"load {min(loads):.1f} to {max(loads):.1f}"
         )
         # After each point: the whole takes minutes, and what is measured should outlive an interruption.
-        options.json.write_text(
-            json.dumps({"conditions": said, "points": [asdict(cost) for cost in costs]}, indent=1) + "\n"
-        )
+        output.write(options.json, {"conditions": said, "points": costs})
         options.json.with_suffix(".md").write_text(f"{markdown(costs)}\n{said}\n")
-    table = Table(title="By clients", caption=said)
-    for heading in HEADINGS:
-        table.add_column(heading, justify="right")
+    table = output.empty_table("By clients", HEADINGS, left=())
+    table.caption = said
     for cost in costs:
         table.add_row(*cells(cost))
     console.print(table)

@@ -6,18 +6,15 @@ turn.
     python -m benchmarks.screening [--json FILE]
 """
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from flwr.app import Message, RecordDict
 from rich.console import Console
-from rich.table import Table
 
+from benchmarks import output
 from benchmarks.aggregation import MODELS, Round
 from fedgh_app.replies import examine, finite
 
@@ -52,21 +49,18 @@ def milliseconds(call: Callable[[], None]) -> float:
 
 def main() -> None:
     """Measure, print a table and write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = output.parser("screening", __doc__)
     parser.add_argument("--clients", type=int, default=4, help="replies in one turn, more than the caches hold")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/screening.json"))
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     found = {model: measure(model, chosen.clients, chosen.repeats) for model in MODELS}
-    table = Table("parameters", title="One reply, milliseconds on one core")
-    for column in ("examine, with norms", "finite alone", "ratio"):
-        table.add_column(column, justify="right")
+    headings = ("parameters", "examine, with norms", "finite alone", "ratio")
+    table = output.empty_table("One reply, milliseconds on one core", headings)
     for model, row in found.items():
         table.add_row(model, f"{row['examine']:.1f}", f"{row['finite']:.1f}", f"{row['ratio']:.2f}")
     Console().print(table)
-    chosen.json.parent.mkdir(parents=True, exist_ok=True)
-    chosen.json.write_text(json.dumps(found, indent=1) + "\n")
+    output.write(chosen.json, found)
 
 
 if __name__ == "__main__":

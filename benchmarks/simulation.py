@@ -7,8 +7,6 @@ checkpoints and history.
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
 import statistics
 import tempfile
@@ -21,6 +19,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import output
 from fedgh_app import partition, site, storage
 from fedgh_app.config import compose_config, fedgh_home
 from fedgh_app.instantiation import instantiate
@@ -112,9 +111,8 @@ def _train(config: DictConfig, held: list[tuple[int, ...]], ready: Any, times: A
 
 def table(result: dict[str, Any]) -> Table:
     """The result for a terminal."""
-    shown = Table(title=f"Simulation: {result['images']} images a round, {result['actors']} actors")
-    shown.add_column("what")
-    shown.add_column("seconds a round", justify="right")
+    title = f"Simulation: {result['images']} images a round, {result['actors']} actors"
+    shown = output.empty_table(title, ("what", "seconds a round"))
     shown.add_row("plain PyTorch, same batches and cores", f"{result['plain_seconds']:.2f}")
     for name, seconds in result["phases"].items():
         shown.add_row(f"simulation: {name.replace('_', ' ')}", f"{seconds:.2f}")
@@ -125,14 +123,12 @@ def table(result: dict[str, Any]) -> Table:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = output.parser("simulation", __doc__)
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/simulation.json"))
     arguments = parser.parse_args()
     result = measure(arguments.rounds)
     Console().print(table(result))
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    output.write(arguments.json, result)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,7 @@ SuperLink's process, so that it holds on a busy machine too; it serves all reque
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import math
 import os
 import subprocess
@@ -24,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +42,8 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.fleet_http_connection import http_request_response
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from rich.console import Console
-from rich.table import Table
 
+from benchmarks import output
 from fedgh_app import site
 from fedgh_app.config import compose_config
 from fedgh_app.pose.records import load_spec
@@ -323,22 +321,19 @@ def cells(cost: Cost) -> tuple[str, ...]:
 
 def main() -> None:
     """Measure, print a table, write it as JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = output.parser("superlink", __doc__)
     parser.add_argument("--registered", type=int, nargs="+", default=[10, 300])
     parser.add_argument("--nodes", type=int, default=4)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["1.6 M"])
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/superlink.json"))
     options = parser.parse_args()
     costs = [cost for registered in options.registered for cost in idle(registered)]
     costs += [transfer(name, options.nodes, packed) for name in options.models for packed in (False, True)]
-    table = Table(title="One SuperLink", caption=f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    for number, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="right" if number else "left")
+    table = output.empty_table("One SuperLink", HEADINGS)
+    table.caption = f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     for cost in costs:
         table.add_row(*cells(cost))
     Console(width=120).print(table)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps([asdict(cost) for cost in costs], indent=1) + "\n")
+    output.write(options.json, costs)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import runpy
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from conftest import TINY
 from omegaconf import OmegaConf
 
+from benchmarks import hhd_ablation as ablation
 from fedgh_app import client_app, launcher, partition, server_app, site, storage
 from fedgh_app.boundary import Own, bounded
 from fedgh_app.client import PoseClient
@@ -169,13 +169,12 @@ def test_the_path_to_the_teacher_is_absolute_when_it_reaches_flower(
 
 
 def test_the_runs_of_the_ablation_compose() -> None:
-    ablation = runpy.run_path(str(Path(__file__).resolve().parents[1] / "benchmarks" / "hhd_ablation.py"))
-    taught = ablation["taught"](Path("/teacher"))
-    for overrides in (ablation["TEACHER"], ablation["START"], (*ablation["STUDENT"], "init=/start")):
-        compose_config([*ablation["FEDERATION"], *overrides])
-    plain = compose_config([*ablation["FEDERATION"], *ablation["STUDENT"], *taught, *ablation["PLAIN"]]).teacher
+    taught = ablation.taught(Path("/teacher"))
+    for overrides in (ablation.TEACHER, ablation.START, (*ablation.STUDENT, "init=/start")):
+        compose_config([*ablation.FEDERATION, *overrides])
+    plain = compose_config([*ablation.FEDERATION, *ablation.STUDENT, *taught, *ablation.PLAIN]).teacher
     assert (plain.normalise, plain.unbiased_crop, plain.loss) == (False, False, "l2")
-    whole = compose_config([*ablation["FEDERATION"], *ablation["STUDENT"], *taught, *ablation["HHD"]]).teacher
+    whole = compose_config([*ablation.FEDERATION, *ablation.STUDENT, *taught, *ablation.HHD]).teacher
     assert (whole.normalise, whole.unbiased_crop, whole.mirror) == (True, True, True)
-    rows = [ablation["Row"]("integral alone", [0.5, 0.6], 3.0), ablation["Row"]("heatmap teacher", [0.9], 9.0)]
-    assert ablation["table"](rows).row_count == 2
+    rows = [ablation.Row("integral alone", [0.5, 0.6], 3.0), ablation.Row("heatmap teacher", [0.9], 9.0)]
+    assert ablation.table(rows).row_count == 2

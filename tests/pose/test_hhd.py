@@ -2,19 +2,17 @@
 
 import itertools
 import math
-import runpy
-from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks import hhd as benchmark
+from benchmarks.hhd import by_definition
 from fedgh_app.pose.decoding import Integral
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.heatmaps import render_gaussian
 from fedgh_app.pose.hhd import HHD, Guide, crop, student_centre
 
-BENCHMARK = runpy.run_path(str(Path(__file__).resolve().parents[2] / "benchmarks" / "hhd.py"))
-by_definition = BENCHMARK["by_definition"]
 BIASED, DEBIASED = Integral(debiased=False), Integral(debiased=True)
 SIZES = [(8, 8), (7, 5), (5, 8), (1, 6)]
 SWITCHES = list(itertools.product((True, False), repeat=3))
@@ -234,6 +232,6 @@ def test_bad_options_are_told_in_one_line(wrong, told):
 
 
 def test_the_benchmark_measures_what_it_shows():
-    found = BENCHMARK["measure"]("cpu", debiased=False, repeats=1, batch=2, keypoints=3, size=8)
+    found = benchmark.measure("cpu", debiased=False, repeats=1, batch=2, keypoints=3, size=8)
     assert found.loop_seconds > 0 and found.batched_seconds > 0
-    assert BENCHMARK["table"]([found]).row_count == 1
+    assert benchmark.table([found]).row_count == 1
