@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import socket
 import ssl
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import tomli_w
 
 from fedgh_app import processes
 from fedgh_app.deploy import make_keys
+from fedgh_app.superlink import free_port
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 FEDGH = [sys.executable, "-c", "from fedgh_app.cli import main; main()"]  # of this checkout, whatever is installed
@@ -93,13 +93,6 @@ class Loopback:
     def log(self, site: str) -> str:
         """What a SuperNode and its ClientApps have said."""
         return (self.folder / f"{site}.log").read_text()
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A SuperLink and SuperNodes in processes of their own, started as the units in `deploy/` start them."""
+"""Processes of their own: `fedgh`, and a SuperLink and SuperNodes, started as the units in `deploy/` start them."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ import os
 import secrets
 import ssl
 import subprocess
-import sysconfig
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from shipped import unit_command
 
+from benchmarks.loopback import SCRIPTS
 from fedgh_app import processes
 from fedgh_app.deploy import make_keys
 from fedgh_app.superlink import free_port
 
-SCRIPTS = Path(sysconfig.get_path("scripts"))
+FEDGH = (str(SCRIPTS / "fedgh"),)
 PATIENCE = 60.0
+OURS = str(os.getpid())  # other tests may run on this machine
 
 # Sends every node 12 MB, which Flower cuts into three objects, and has them sent back doubled.
 APP = {
@@ -129,7 +131,7 @@ class Server:
                 return httpx.get(f"https://{self.loopback}/health", verify=trusted).is_success
             return False
 
-        wait(healthy, "SuperLink")
+        wait(healthy, "SuperLink", PATIENCE)
 
     def start_site(self, name: str, *more: str, data: Path = Path("/nowhere")) -> None:
         """Register a site on loopback, start its two units with ``more`` options of the SuperNode, and wait for it."""
@@ -146,7 +148,7 @@ class Server:
         }
         self.start_unit("fedgh-supernode", f"{name}.log", values, *more)
         self.start_unit("fedgh-clientapp", f"{name}-app.log", values)
-        wait(lambda: "SuperNode ID" in (self.folder / f"{name}.log").read_text(), "the SuperNode")
+        wait(lambda: "SuperNode ID" in (self.folder / f"{name}.log").read_text(), "the SuperNode", PATIENCE)
 
     def flwr(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Call the `flwr` command."""
@@ -160,7 +162,7 @@ class Server:
         answer.unlink(missing_ok=True)
         started = self.flwr("run", app, "loopback", "--run-config", f'answer="{answer}"')
         assert started.returncode == 0, started.stdout + started.stderr
-        wait(lambda: answer.exists() and bool(answer.read_text()), "the run")
+        wait(lambda: answer.exists() and bool(answer.read_text()), "the run", PATIENCE)
         return dict(json.loads(answer.read_text()))
 
 
@@ -173,12 +175,69 @@ def signing_key(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def wait(done: Callable[[], bool], what: str) -> None:
-    """Wait until ``done`` says so."""
-    end = time.monotonic() + PATIENCE
-    while not done():
-        assert time.monotonic() < end, f"{what} took more than {PATIENCE:g} seconds"
-        time.sleep(0.2)
+def wait(until: Callable[[], object], what: str, seconds: float = 300) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < end, f"waited {seconds:g} seconds for {what}"
+        time.sleep(0.1)
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Of `fedgh` and what it starts, by which `survivors` knows them."""
+    path = f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "FEDGH_TEST": OURS, "PATH": path, "COLUMNS": "160", "FLWR_DISABLE_UPDATE_CHECK": "1", **more}
+
+
+def start_fedgh(
+    folder: Path, *arguments: str, program: Sequence[str] = FEDGH, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Start `fedgh`, or what stands in its place, in a folder."""
+    return subprocess.Popen(
+        [*program, *arguments],
+        cwd=folder,
+        env=env or environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def fedgh(folder: Path, *arguments: str, seconds: float = 240, **more: Any) -> subprocess.CompletedProcess[str]:
+    """`fedgh` to its end; ``more`` as `start_fedgh` takes it."""
+    with start_fedgh(folder, *arguments, **more) as process:
+        try:
+            said, errors = process.communicate(timeout=seconds)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, said, errors)
+
+
+def survivors() -> Iterator[psutil.Process]:
+    """Processes that a run of these tests started and that still live."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            known = process.environ()
+            if process.status() != psutil.STATUS_ZOMBIE and processes.MARK in known and known.get("FEDGH_TEST") == OURS:
+                yield process
+
+
+def left_behind() -> list[str]:
+    """Their command lines."""
+    found = []
+    for process in survivors():
+        with contextlib.suppress(psutil.Error, OSError):
+            found.append(" ".join(process.cmdline()))
+    return found
+
+
+def write_app(folder: Path) -> Path:
+    """The app that doubles, in a folder that is made for it."""
+    for file, text in APP.items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(textwrap.dedent(text))
+    return folder
 
 
 @contextlib.contextmanager
@@ -204,9 +263,7 @@ def server(folder: Path, sites: list[str], public: str | None = None, **environm
             for name, address in (("public", made.public), ("loopback", made.loopback))
         )
     )
-    for file, text in APP.items():
-        (folder / "app" / file).parent.mkdir(parents=True, exist_ok=True)
-        (folder / "app" / file).write_text(textwrap.dedent(text))
+    write_app(folder / "app")
     try:
         yield made
     finally:

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import PrivateFormat
 from flwr.supercore.fab import Fab
 from flwr.superlink.servicer.control import control_handlers
 from flwr.supernode.start_client_internal import _verify_fab
-from servers import signing_key
+from servers import signing_key, write_app
 
 from fedgh_app.bundles import BundleServer, sign_bundle
 from fedgh_app.deploy import _write_private_key
@@ -22,24 +22,8 @@ from fedgh_app.pose.errors import UserError
 def bundle(tmp_path: Path) -> Path:
     from flwr.cli.build import build_fab_from_disk
 
-    app = tmp_path / "app"
-    app.mkdir()
-    (app / "server.py").write_text("app = None\n")
-    (app / "pyproject.toml").write_text(
-        """
-        [project]
-        name = "toy"
-        version = "1.2.3"
-        license = "Apache-2.0"
-        [tool.flwr.app]
-        publisher = "fedgh"
-        [tool.flwr.app.components]
-        serverapp = "server:app"
-        clientapp = "server:app"
-        """
-    )
-    file = tmp_path / "toy.fab"
-    file.write_bytes(build_fab_from_disk(app))
+    file = tmp_path / "double.fab"
+    file.write_bytes(build_fab_from_disk(write_app(tmp_path / "app")))
     return file
 
 
@@ -51,7 +35,7 @@ def test_what_superlink_is_given_a_supernode_accepts_from_whom_it_trusts_and_nob
     server = BundleServer([bundle], 0)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(control_handlers, "FLWR_SUPERGRID_API_URL", f"http://127.0.0.1:{server.server_port}")
-    content, verifications, _ = control_handlers._get_remote_fab(None, "@fedgh/toy==1.2.3")
+    content, verifications, _ = control_handlers._get_remote_fab(None, "@fedgh/double==1.0.0")
     assert content == bundle.read_bytes()
     assert verifications["valid_license"]  # without which a SuperNode looks at no signature
     fab = Fab("", content, verifications)
@@ -62,7 +46,7 @@ def test_what_superlink_is_given_a_supernode_accepts_from_whom_it_trusts_and_nob
     other_question = httpx.post(f"http://127.0.0.1:{server.server_port}/hub/connect-run", json={"run_id": 1})
     assert other_question.status_code == 404
     with pytest.raises(Exception, match="FAB"):
-        control_handlers._get_remote_fab(None, "@fedgh/toy==9.9.9")
+        control_handlers._get_remote_fab(None, "@fedgh/double==9.9.9")
     server.shutdown()
     server.server_close()
 

@@ -7,19 +7,20 @@ import re
 import signal
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from servers import start_fedgh, wait
 
-from benchmarks.loopback import FEDGH, SCRIPTS, Loopback, free_port, loopback
+from benchmarks.loopback import SCRIPTS, Loopback, loopback
 from fedgh_app import processes, storage
 from fedgh_app.deploy import make_keys
 from fedgh_app.launcher import launch
 from fedgh_app.pose.arm import generate
 from fedgh_app.pose.errors import UserError
+from fedgh_app.superlink import free_port
 
 SITES = ("site-a", "site-b", "site-c")
 PATIENCE = 120.0
@@ -29,13 +30,6 @@ OVERRIDES = [
     *("model=shufflenet_v2", "model.head_width=8", "dataset.input_size=[32,32]", "augmentation=none", "batch_size=8"),
     *("rounds=2", "tracking=none"),
 ]
-
-
-def wait(until: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + PATIENCE
-    while not until():
-        assert time.monotonic() < end, f"waited {PATIENCE:g} seconds for {what}"
-        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +81,8 @@ def test_three_sites_train_together(federation: Loopback, finished: Path) -> Non
     # Both parties of the deployment outlive the run, whose processes are gone.
     assert federation.superlink.poll() is None
     assert all(node.poll() is None for node in federation.nodes.values())
-    wait(lambda: not answering(federation), "the ClientApps to end")
-    wait(lambda: not serving(federation), "the ServerApp to end")
+    wait(lambda: not answering(federation), "the ClientApps to end", PATIENCE)
+    wait(lambda: not serving(federation), "the ServerApp to end", PATIENCE)
 
 
 def commands(federation: Loopback) -> dict[int, tuple[int, str]]:
@@ -172,20 +166,13 @@ def test_a_run_that_is_stopped_goes_on_and_the_sites_stay(federation: Loopback, 
     """Ctrl-C ends the run on the SuperLink too; resumed, it ends with the bits of a run that was never stopped."""
     own = ["num_clients=3", "sharing=fedbn"]
     launch([*OVERRIDES, *own], tmp_path / "whole", quiet=True)
-    process = subprocess.Popen(
-        [*FEDGH, "run", "run_dir=run", *OVERRIDES, *own],
-        cwd=tmp_path,
-        env=federation.environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait(lambda: len(storage.read_lines(tmp_path / "run/history.jsonl")) > 1, "the first round")
+    process = start_fedgh(tmp_path, "run", "run_dir=run", *OVERRIDES, *own, env=federation.environment)
+    wait(lambda: len(storage.read_lines(tmp_path / "run/history.jsonl")) > 1, "the first round", PATIENCE)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, said
     assert "fedgh run resume=" in said
-    wait(lambda: not serving(federation), "the ServerApp to end")
+    wait(lambda: not serving(federation), "the ServerApp to end", PATIENCE)
     assert all(node.poll() is None for node in federation.nodes.values())
     launch([*OVERRIDES, *own, f"resume={tmp_path}/run"], tmp_path / "run", quiet=True)
     first, second = (storage.load_model(tmp_path / name)[0] for name in ("run", "whole"))

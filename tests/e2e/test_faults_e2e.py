@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ import psutil
 import pytest
 from conftest import TINY
 from faults import FAULTS
-from test_flower import SCRIPTS, environment, left_behind, survivors
+from servers import SCRIPTS, environment, fedgh, left_behind, start_fedgh, survivors, wait
 
+from benchmarks.loopback import FEDGH as FEDGH_PLAIN
 from fedgh_app import storage
 from fedgh_app.checkpoints import newest
 from fedgh_app.pose.arm import generate
@@ -68,23 +69,17 @@ PLAN = {
 }
 
 
-def fedgh(change: str, folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def faulty(change: str, folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """`fedgh` with a faulty app, to its end."""
-    return subprocess.run(
-        [sys.executable, "-c", FEDGH.format(change=change), *arguments],
-        cwd=folder,
-        env=environment(**variables),
-        capture_output=True,
-        text=True,
-        timeout=550,
-    )
+    program = [sys.executable, "-c", FEDGH.format(change=change)]
+    return fedgh(folder, *arguments, program=program, env=environment(**variables), seconds=550)
 
 
 def test_bad_replies_and_a_client_that_never_answers_in_a_simulation(home: Path, tmp_path: Path) -> None:
     """All of them in one run, which ends though one client's function never does."""
     overrides = [*TINY, "rounds=8", "round_timeout=40", "evaluate.clients_every=0", "evaluate.central_every=0"]
     started = time.monotonic()
-    done = fedgh(f"faults.stage(app, {PLAN})", tmp_path, "run", "run_dir=run", *overrides)
+    done = faulty(f"faults.stage(app, {PLAN})", tmp_path, "run", "run_dir=run", *overrides)
     print(done.stdout, f"{time.monotonic() - started:.0f} s")
     assert done.returncode == 0, done.stdout + done.stderr
     assert left_behind() == []
@@ -126,7 +121,7 @@ def failed(done: subprocess.CompletedProcess[str], directory: Path, checkpoint: 
 def test_a_client_process_that_is_killed_ends_a_simulation_with_its_checkpoint(
     home: Path, tmp_path: Path, how: str
 ) -> None:
-    done = fedgh(f"faults.stage(app, {{(2, '1'): {how!r}}})", tmp_path, "run", "run_dir=run", *SHORT)
+    done = faulty(f"faults.stage(app, {{(2, '1'): {how!r}}})", tmp_path, "run", "run_dir=run", *SHORT)
     line = failed(done, tmp_path / "run", 1)
     assert "round 2: the process of client 1 died, and Flower's simulation does not replace it" in line
     assert storage.load_model(tmp_path / "run")[1]["rounds"] == "1"
@@ -153,7 +148,7 @@ def test_what_ends_a_simulation_is_one_line_and_leaves_the_last_good_checkpoint(
         silent.listen()
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         wandb = {"WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40}
-        done = fedgh(change, tmp_path, "run", "run_dir=run", *SHORT, *overrides, "tracking=wandb", **wandb)
+        done = faulty(change, tmp_path, "run", "run_dir=run", *SHORT, *overrides, "tracking=wandb", **wandb)
     assert re.search(words, failed(done, tmp_path / "run", 1))
     assert storage.read_json(tmp_path / "run" / "tracking.json")["mode"] == "offline"
     assert f"W&B at {address} does not answer within 5 seconds" in (tmp_path / "run" / "flower.log").read_text()
@@ -161,31 +156,15 @@ def test_what_ends_a_simulation_is_one_line_and_leaves_the_last_good_checkpoint(
 
 def test_a_server_that_is_killed_is_one_line_and_goes_on(home: Path, tmp_path: Path) -> None:
     """The simulation's process is killed in mid-round; `fedgh run` itself lives."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from fedgh_app.cli import main; main()", "run", "run_dir=run", *SHORT],
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    end = time.monotonic() + 180
-    while not (tmp_path / "run" / "checkpoints" / "round-0001.json").exists() and time.monotonic() < end:
-        time.sleep(0.05)
+    process = start_fedgh(tmp_path, "run", "run_dir=run", *SHORT)
+    wait((tmp_path / "run" / "checkpoints" / "round-0001.json").exists, "round 1", 180)
     (server,) = [found for found in survivors() if "flwr-simulation" in " ".join(found.cmdline())]
     killed = time.monotonic()
     server.kill()
     said, errors = process.communicate(timeout=400)
     print(f"noticed after {time.monotonic() - killed:.0f} s", errors)
     failed(subprocess.CompletedProcess([], process.returncode, said, errors), tmp_path / "run", 1)
-    done = subprocess.run(
-        [sys.executable, "-c", "from fedgh_app.cli import main; main()", "run", "resume=run"],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = fedgh(tmp_path, "run", "resume=run")
     assert done.returncode == 0, done.stdout + done.stderr
     assert [line["round"] for line in storage.read_lines(tmp_path / "run" / "history.jsonl")] == [0, 1, 2, 3]
 
@@ -231,9 +210,6 @@ class Deployment:
         return (self.folder / f"{site}.log").read_text().count("Sent successfully")
 
 
-FEDGH_PLAIN = [sys.executable, "-c", "from fedgh_app.cli import main; main()"]
-
-
 @pytest.fixture
 def deployment(tmp_path: Path) -> Iterator[Deployment]:
     port, mark = free_port(), secrets.token_hex(8)
@@ -260,13 +236,6 @@ def deployment(tmp_path: Path) -> Iterator[Deployment]:
         end_marked(mark)
         for process in (*made.nodes.values(), superlink):
             process.wait()
-
-
-def wait(until: Callable[[], object], what: str, seconds: float = 300) -> None:
-    end = time.monotonic() + seconds
-    while not until():
-        assert time.monotonic() < end, f"waited {seconds:g} seconds for {what}"
-        time.sleep(0.1)
 
 
 @pytest.mark.timeout(1500)

@@ -2,55 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import os
 import signal
 import socket
 import subprocess
-import sysconfig
-import time
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from conftest import TINY
 from flwr.cli.build import build_fab_from_disk
+from servers import SCRIPTS, environment, fedgh, left_behind, start_fedgh, survivors, wait
 
 from fedgh_app import storage
 from fedgh_app.launcher import _stage
 from fedgh_app.privacy import epsilon
 from fedgh_app.processes import MARK
 
-OURS = str(os.getpid())  # other tests may run on this machine
-SCRIPTS = Path(sysconfig.get_path("scripts"))
 OVERRIDES = [*TINY, "evaluate.clients_every=2"]
-
-
-def environment(**more: str) -> dict[str, str]:
-    path = f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "FEDGH_TEST": OURS, "PATH": path, "COLUMNS": "160", "FLWR_DISABLE_UPDATE_CHECK": "1", **more}
-
-
-def survivors() -> Iterator[psutil.Process]:
-    """Processes that a run of these tests started and that still live."""
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            known = process.environ()
-            if process.status() != psutil.STATUS_ZOMBIE and MARK in known and known.get("FEDGH_TEST") == OURS:
-                yield process
-
-
-def left_behind() -> list[str]:
-    """Their command lines."""
-    found = []
-    for process in survivors():
-        with contextlib.suppress(psutil.Error, OSError):
-            found.append(" ".join(process.cmdline()))
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +29,7 @@ def simulation(home: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     """Run directory and output of one small `fedgh run` in Flower's simulation, tracked by W&B offline."""
     folder = tmp_path_factory.mktemp("simulation")
     overrides = [item for item in OVERRIDES if item != "tracking=none"]
-    done = subprocess.run(
-        [SCRIPTS / "fedgh", "run", "run_dir=run", "tracking.mode=offline", *overrides],
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = fedgh(folder, "run", "run_dir=run", "tracking.mode=offline", *overrides)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "run", done.stdout
 
@@ -119,14 +83,7 @@ def test_every_axis_in_one_line_through_flower(home: Path, tmp_path: Path) -> No
     """BatchNorm stays on clients that come and go between two actors, whose updates arrive when they do."""
     axes = ["objective=prox", "sharing=fedbn", "selection=power_of_choice", "mode=async", "distillation=server"]
     more = ["rounds=4", "distillation.every=2", "distillation.images=8", "tracking=wandb", "tracking.mode=offline"]
-    done = subprocess.run(
-        [SCRIPTS / "fedgh", "run", "run_dir=run", *OVERRIDES, "strategy=fedgh", *axes, *more],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+    done = fedgh(tmp_path, "run", "run_dir=run", *OVERRIDES, "strategy=fedgh", *axes, *more, seconds=280)
     assert done.returncode == 0, done.stdout + done.stderr
     result = storage.read_json(tmp_path / "run" / "result.json")
     assert (result["evaluated"], result["rejected"]) == ("clients", [])
@@ -149,14 +106,7 @@ PRIVATE = {
 def test_differential_privacy_through_flower(home: Path, tmp_path: Path, kind: str) -> None:
     """Clipping and noise happen in the client's process under one choice, in the server's under the other."""
     chosen = [f"privacy={kind}", "model.norm=group", "privacy.noise_multiplier=2", *PRIVATE[kind]]
-    done = subprocess.run(
-        [SCRIPTS / "fedgh", "run", "run_dir=run", *OVERRIDES, *chosen],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = fedgh(tmp_path, "run", "run_dir=run", *OVERRIDES, *chosen)
     assert done.returncode == 0, done.stdout + done.stderr
     result = storage.read_json(tmp_path / "run" / "result.json")
     spent = [line["privacy"]["epsilon"] for line in storage.read_lines(tmp_path / "run" / "history.jsonl")[1:]]
@@ -171,14 +121,7 @@ def test_differential_privacy_through_flower(home: Path, tmp_path: Path, kind: s
 @pytest.mark.slow
 def test_a_failed_run_is_one_line_with_status_and_no_process(home: Path, tmp_path: Path) -> None:
     """A loss that explodes makes every reply infinite, so none is left for the round."""
-    done = subprocess.run(
-        [SCRIPTS / "fedgh", "run", "run_dir=run", *OVERRIDES, "optimizer=sgd", "optimizer.lr=1e30"],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = fedgh(tmp_path, "run", "run_dir=run", *OVERRIDES, "optimizer=sgd", "optimizer.lr=1e30")
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
     assert "round 1: 0 good replies" in line
@@ -191,13 +134,8 @@ def test_a_failed_run_is_one_line_with_status_and_no_process(home: Path, tmp_pat
 @pytest.mark.slow
 def test_a_run_that_is_stopped_leaves_no_process(home: Path, tmp_path: Path, kind: signal.Signals) -> None:
     overrides = [*OVERRIDES, "rounds=100", "tracking=wandb", "tracking.mode=offline"]
-    command = [str(SCRIPTS / "fedgh"), "run", "run_dir=run", *overrides]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    end = time.monotonic() + 180
-    while len(storage.read_lines(tmp_path / "run/history.jsonl")) < 2 and time.monotonic() < end:
-        time.sleep(0.2)
+    process = start_fedgh(tmp_path, "run", "run_dir=run", *overrides)
+    wait(lambda: len(storage.read_lines(tmp_path / "run/history.jsonl")) > 1, "the first round", 180)
     process.send_signal(kind)
     _, said = process.communicate(timeout=60)
     assert process.returncode == (130 if kind == signal.SIGINT else 143)
@@ -214,19 +152,16 @@ def test_a_run_that_was_killed_goes_on_with_the_same_bits(home: Path, tiny: list
     from fedgh_app.launcher import launch
 
     overrides = [*OVERRIDES, "sharing=fedbn", "strategy=fedaw", "rounds=4"]
-    command = [str(SCRIPTS / "fedgh"), "run", "run_dir=run", *overrides, "tracking=wandb", "tracking.mode=offline"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL)
-    end = time.monotonic() + 180
-    while len(storage.read_lines(tmp_path / "run/history.jsonl")) < 3 and time.monotonic() < end:
-        time.sleep(0.05)
+    tracked = [*overrides, "tracking=wandb", "tracking.mode=offline"]
+    process = start_fedgh(tmp_path, "run", "run_dir=run", *tracked)
+    wait(lambda: len(storage.read_lines(tmp_path / "run/history.jsonl")) > 2, "the second round", 180)
     process.kill()
     process.wait()
     orphans = list(survivors())
     assert len(orphans) > 2
     for orphan in orphans:
         orphan.suspend()  # or they would bring the run to its end
-    command = [str(SCRIPTS / "fedgh"), "run", "resume=run"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=240)
+    done = fedgh(tmp_path, "run", "resume=run")
     assert done.returncode == 0, done.stdout + done.stderr
     assert left_behind() == []
     assert [line["round"] for line in storage.read_lines(tmp_path / "run/history.jsonl")] == [0, 1, 2, 3, 4]
@@ -258,10 +193,9 @@ def test_plain_flwr_run_works_on_flowers_own_superlink(home: Path, tmp_path: Pat
             check=True,
             timeout=120,
         )
-        end = time.monotonic() + 180
-        while not (tmp_path / "run/result.json").exists() and time.monotonic() < end:
-            assert not (tmp_path / "run/failure.json").exists(), (tmp_path / "run/failure.json").read_text()
-            time.sleep(0.5)
+        ends = (tmp_path / "run/result.json", tmp_path / "run/failure.json")
+        wait(lambda: any(file.exists() for file in ends), "the run to end", 180)
+        assert not ends[1].exists(), ends[1].read_text()
         assert storage.read_json(tmp_path / "run/result.json")["rounds"] == 2
     finally:
         for process in psutil.process_iter():

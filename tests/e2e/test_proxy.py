@@ -15,7 +15,7 @@ import pytest
 import servers
 from conftest import TINY
 from fastapi.routing import iter_route_contexts
-from servers import PATIENCE, SCRIPTS, Server
+from servers import PATIENCE, SCRIPTS, Server, fedgh
 from shipped import PROXY, allowed
 
 from fedgh_app import storage
@@ -152,14 +152,8 @@ def test_a_federation_of_two_sites_runs_through_the_proxy(home: Path, tmp_path: 
             server.start_site(name, data=tmp_path / f"data-{name}")
         overrides = ["runtime.superlink=loopback", "partition=site", "num_clients=2", "evaluate.central_every=0"]
         overrides += [*TINY, "model=shufflenet_v2", "runtime.client_cpus=1"]
-        done = subprocess.run(
-            [SCRIPTS / "fedgh", "run", "runtime=deployment", "run_dir=run", *overrides],
-            cwd=tmp_path,
-            env=server.environment,
-            capture_output=True,
-            text=True,
-            timeout=500,
-        )
+        started = ["run", "runtime=deployment", "run_dir=run", *overrides]
+        done = fedgh(tmp_path, *started, env=server.environment, seconds=500)
         assert done.returncode == 0, done.stdout + done.stderr
         result = storage.read_json(tmp_path / "run" / "result.json")
         assert (result["rounds"], result["rejected"]) == (2, [])
