@@ -17,7 +17,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks import output
@@ -172,8 +171,7 @@ def main() -> None:
         root = Path(folder) / "arm"
         generate(root, count=2060, seed=0)
         result = measure(root)
-    Console().print(table(result))
-    output.write(options.json, result)
+    output.show(options.json, result, table(result))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks import output
@@ -114,8 +113,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     result = measure(arguments.rounds)
-    Console().print(table(result))
-    output.write(arguments.json, result)
+    output.show(arguments.json, result, table(result))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -198,8 +197,7 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     found = [measure(device, debiased=way, repeats=options.repeats) for device in devices for way in (True, False)]
-    Console(width=120).print(table(found))
-    output.write(options.json, found)
+    output.show(options.json, found, table(found), width=120)
 
 
 if __name__ == "__main__":

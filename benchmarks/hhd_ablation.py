@@ -136,8 +136,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     found = ablation(options.folder.resolve(), options.seeds)
-    Console(width=120).print(table(found))
-    output.write(options.json, found)
+    output.show(options.json, found, table(found), width=120)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ from pathlib import Path
 import onnxruntime
 import torch
 from flwr.app import ArrayRecord, RecordDict
-from rich.console import Console
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -180,8 +179,7 @@ def main() -> None:
     view.caption = said
     for cost in costs:
         view.add_row(*cells(cost))
-    Console(width=150).print(view)
-    output.write(options.json, {"conditions": said, "models": costs})
+    output.show(options.json, {"conditions": said, "models": costs}, view, width=150)
     options.json.with_suffix(".md").write_text(f"{markdown(costs)}\n{said}\n")
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 
@@ -28,6 +29,12 @@ def write(file: Path, found: Any) -> None:
     """Write what was found as JSON, dataclasses as their fields; the folder is made where there is none."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(found, indent=1, default=asdict) + "\n")
+
+
+def show(file: Path, found: Any, table: Table, *, width: int | None = None) -> None:
+    """Print what was found as a table, as wide as the terminal where ``width`` is not said, and write it as JSON."""
+    Console(width=width).print(table)
+    write(file, found)
 
 
 def empty_table(title: str, headings: Sequence[str], *, left: Collection[str] | None = None) -> Table:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 import torch
 from flwr.app import Message, RecordDict
-from rich.console import Console
 
 from benchmarks import output
 from benchmarks.aggregation import MODELS, Round
@@ -59,8 +58,7 @@ def main() -> None:
     table = output.empty_table("One reply, milliseconds on one core", headings)
     for model, row in found.items():
         table.add_row(model, f"{row['examine']:.1f}", f"{row['finite']:.1f}", f"{row['ratio']:.2f}")
-    Console().print(table)
-    output.write(chosen.json, found)
+    output.show(chosen.json, found, table)
 
 
 if __name__ == "__main__":

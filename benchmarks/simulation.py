@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks import output
@@ -127,8 +126,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     arguments = parser.parse_args()
     result = measure(arguments.rounds)
-    Console().print(table(result))
-    output.write(arguments.json, result)
+    output.show(arguments.json, result, table(result))
 
 
 if __name__ == "__main__":

@@ -41,12 +41,12 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.fleet_http_connection import http_request_response
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
-from rich.console import Console
 
 from benchmarks import output
 from fedgh_app import site
 from fedgh_app.config import compose_config
 from fedgh_app.pose.records import load_spec
+from fedgh_app.superlink import free_port
 
 # What the ServerApp of the load does: it sends one model to every node, and takes what comes back.
 SERVER = """
@@ -135,7 +135,7 @@ def superlink() -> Iterator[SuperLink]:
     """Started, and ended with all that it started."""
     scripts = Path(sysconfig.get_path("scripts"))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        home, port = Path(folder), _free_port()
+        home, port = Path(folder), free_port()
         address = f"127.0.0.1:{port}"
         environment = {
             **os.environ,
@@ -176,14 +176,6 @@ def _wait(ready: Callable[[], bool], seconds: float = 120.0) -> None:
                 return
         time.sleep(0.1)
     raise TimeoutError(f"not ready within {seconds:g} seconds")
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def idle(registered: int, seconds: float = 8.0) -> list[Cost]:
@@ -332,8 +324,7 @@ def main() -> None:
     table.caption = f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     for cost in costs:
         table.add_row(*cells(cost))
-    Console(width=120).print(table)
-    output.write(options.json, costs)
+    output.show(options.json, costs, table, width=120)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,20 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def tiny(home: Path) -> list[str]:
     """Overrides of a run that takes seconds, in-process, on the generated arms."""
     return [*TINY, "runtime=inprocess"]
+
+
+@pytest.fixture
+def fedgh(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Calls the command in this process with its arguments, for its exit status."""
+    from fedgh_app import cli
+
+    def call(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["fedgh", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0)
+
+    return call
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Callable
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 from test_runs import write_run
 
-from fedgh_app import cli, site
+from fedgh_app import site
 from fedgh_app.evaluation import configured, evaluate_run
 from fedgh_app.instantiation import instantiate
 from fedgh_app.pose import official
@@ -241,24 +241,20 @@ def test_bad_detections_are_one_line(coco_run: Run, tmp_path: Path) -> None:
         evaluate_run(coco_run, side="train", detections=detections(tmp_path, (1, box, 1)))
 
 
-def fedgh(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The command, in this process; its exit status."""
-    monkeypatch.setattr(sys, "argv", ["fedgh", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return int(ended.value.code or 0)
-
-
 def test_the_command(
-    arm_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arm_run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fedgh: Callable[..., int],
 ) -> None:
     run = str(arm_run.directory)
     monkeypatch.setattr("fedgh_app.evaluation._draw", lambda *_: None)
-    assert fedgh(monkeypatch, "evaluate", run, "evaluate.flip_test=true", "--json") == 0
+    assert fedgh("evaluate", run, "evaluate.flip_test=true", "--json") == 0
     about = json.loads(capsys.readouterr().out)
     assert (about["flip_test"], about["split"], about["scores"]["people"]) == (True, "test", 16)
-    assert fedgh(monkeypatch, "evaluate", run, "--out", str(tmp_path / "out")) == 0
+    assert fedgh("evaluate", run, "--out", str(tmp_path / "out")) == 0
     said = capsys.readouterr().out
     assert "PCK@0.2" in said and "16 people" in said and f"{tmp_path}/out/predictions.json --split test" in said
-    assert fedgh(monkeypatch, "evaluate", str(tmp_path / "nowhere")) == 2
+    assert fedgh("evaluate", str(tmp_path / "nowhere")) == 2
     assert "no such run directory" in capsys.readouterr().err

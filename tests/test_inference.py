@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
+from test_runs import write_run
 
-from fedgh_app import cli, inference, site, storage
-from fedgh_app.config import compose_config
+from fedgh_app import inference, site
 from fedgh_app.instantiation import instantiate
 from fedgh_app.pose.batches import Batches
 from fedgh_app.pose.confidence import MassAtPeak, peak_height
@@ -21,34 +20,14 @@ from fedgh_app.pose.training import evaluate
 from fedgh_app.runs import load_run
 
 
-def write_run(directory: Path, overrides: list[str]) -> Path:
-    """A run directory with a model that was not trained."""
-    config = compose_config(overrides)
-    directory.mkdir()
-    OmegaConf.save(config, directory / "config.yaml")
-    state = site.build_model(config, site.load_spec(config.dataset.spec)).state_dict()
-    storage.save_model(
-        directory / "model.safetensors", state, model=config.model, dataset=str(config.dataset.spec), rounds=1
-    )
-    return directory
-
-
-def fedgh(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The command, in this process; its exit status."""
-    monkeypatch.setattr(sys, "argv", ["fedgh", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return int(ended.value.code or 0)
-
-
 def test_with_the_boxes_of_a_data_set_predictions_are_those_of_its_evaluation(
-    toy: list[str], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    toy: list[str], home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], fedgh: Callable[..., int]
 ) -> None:
-    root = home / "data" / "arm"
-    run = write_run(tmp_path / "run", [*toy, "evaluate.decoding=dark", "evaluate.flip_test=true"])
+    root, run = home / "data" / "arm", tmp_path / "run"
+    write_run(run, [*toy, "evaluate.decoding=dark", "evaluate.flip_test=true"])
     inputs, boxes = str(root / "images"), str(root / "annotations.json")
     out = tmp_path / "out"
-    assert fedgh(monkeypatch, "predict", str(run), inputs, "--boxes", boxes, "--out", str(out)) == 0
+    assert fedgh("predict", str(run), inputs, "--boxes", boxes, "--out", str(out)) == 0
     assert f"80 people in 80 images in {out}" in capsys.readouterr().out
     content = json.loads((out / "predictions.json").read_text())
     names = {image["id"]: image["file_name"] for image in content["images"]}
@@ -76,7 +55,8 @@ def test_with_the_boxes_of_a_data_set_predictions_are_those_of_its_evaluation(
 
 
 def test_what_is_asked_for_goes_before_what_the_run_says(toy: list[str], tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path / "run", [*toy, "evaluate.decoding=dark", "evaluate.flip_test=true"]))
+    write_run(tmp_path / "run", [*toy, "evaluate.decoding=dark", "evaluate.flip_test=true"])
+    run = load_run(tmp_path / "run")
     assert isinstance(inference.predictor(run).decode, Dark)
     asked = inference.predictor(run, decoding="argmax", flip_test=False, batch_size=3)
     assert (asked.decode, asked.flip_permutation, asked.batch_size, asked.input_size) == (argmax, None, 3, (32, 32))
@@ -86,20 +66,25 @@ def test_what_is_asked_for_goes_before_what_the_run_says(toy: list[str], tmp_pat
 
 
 def test_confidence_goes_by_what_the_maps_were_trained_to(toy: list[str], tmp_path: Path) -> None:
-    entropy = load_run(write_run(tmp_path / "a", toy))
-    assert inference.confidence(entropy) == MassAtPeak(sigma=2.0, beta=1.0)
-    assert inference.confidence(load_run(write_run(tmp_path / "b", [*toy, "loss=mse"]))) is peak_height
+    write_run(tmp_path / "entropy", toy)
+    write_run(tmp_path / "mse", [*toy, "loss=mse"])
+    assert inference.confidence(load_run(tmp_path / "entropy")) == MassAtPeak(sigma=2.0, beta=1.0)
+    assert inference.confidence(load_run(tmp_path / "mse")) is peak_height
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["photo.jpg", "--out", "run"], "--out run: holds files already"),
-        (["nowhere.jpg", "--out", "out"], "nowhere.jpg: no such file or folder"),
-        (["photo.jpg", "--out", "out"], "photo.jpg: image file is empty"),
-        (["photo.jpg", "--out", "out", "--box", "1,2"], "--box 1,2: expected four numbers"),
-        (["photo.jpg", "--out", "out", "--boxes", "photo.jpg"], "photo.jpg: not valid JSON"),
-        (["photo.jpg", "--out", "out", "--decoding", "best"], "best"),
+        (["predict", "run", "photo.jpg", "--out", "run"], "--out run: holds files already"),
+        (["predict", "run", "nowhere.jpg", "--out", "out"], "nowhere.jpg: no such file or folder"),
+        (["predict", "run", "photo.jpg", "--out", "out"], "photo.jpg: image file is empty"),
+        (["predict", "run", "photo.jpg", "--out", "out", "--box", "1,2"], "--box 1,2: expected four numbers"),
+        (["predict", "run", "photo.jpg", "--out", "out", "--boxes", "photo.jpg"], "photo.jpg: not valid JSON"),
+        (["predict", "run", "photo.jpg", "--out", "out", "--decoding", "best"], "best"),
+        (["export", "run", "--format", "tflite"], "--format tflite: no such format; expected onnx"),
+        (["export", "run", "--out", "run"], "--out run: expected a file in a folder that exists"),
+        (["export", "run", "--out", "nowhere/a.onnx"], "--out nowhere/a.onnx: expected a file in a folder that exists"),
+        (["export", "nowhere"], "nowhere"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
@@ -107,44 +92,25 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    fedgh: Callable[..., int],
     arguments: list[str],
     words: str,
 ) -> None:
     write_run(tmp_path / "run", toy)
     (tmp_path / "photo.jpg").touch()
     monkeypatch.chdir(tmp_path)
-    assert fedgh(monkeypatch, "predict", "run", *arguments) == 2
+    assert fedgh(*arguments) == 2
     told = capsys.readouterr().err
     assert words in told and told.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photo.jpg", "run"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["run", "--format", "tflite"], "--format tflite: no such format; expected onnx"),
-        (["run", "--out", "run"], "--out run: expected a file in a folder that exists"),
-        (["run", "--out", "nowhere/a.onnx"], "--out nowhere/a.onnx: expected a file in a folder that exists"),
-        (["nowhere"], "nowhere"),
-    ],
-)
-def test_an_export_that_cannot_be_is_one_line(
+def test_an_export_says_which_run_and_licence_it_comes_from(
     toy: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    words: str,
-) -> None:
-    write_run(tmp_path / "run", toy)
-    monkeypatch.chdir(tmp_path)
-    assert fedgh(monkeypatch, "export", *arguments) == 2
-    told = capsys.readouterr().err
-    assert words in told and told.count("\n") == 1
-
-
-def test_an_export_says_which_run_and_licence_it_comes_from(
-    toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    fedgh: Callable[..., int],
 ) -> None:
     said: dict[str, str] = {}
 
@@ -154,7 +120,8 @@ def test_an_export_says_which_run_and_licence_it_comes_from(
         return "they agree"
 
     monkeypatch.setattr(inference.exporting, "export", write)
-    run = write_run(tmp_path / "run", toy)
-    assert fedgh(monkeypatch, "export", str(run)) == 0
-    assert (said["run"], said["rounds"], said["licence"]) == ("run", "1", "generated by this project, no restriction")
+    run = tmp_path / "run"
+    write_run(run, toy)
+    assert fedgh("export", str(run)) == 0
+    assert (said["run"], said["rounds"], said["licence"]) == ("run", "3", "generated by this project, no restriction")
     assert capsys.readouterr().out.splitlines() == ["they agree", f"{run}/model.onnx, 2.0 MB"]

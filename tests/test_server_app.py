@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Context, Message
-from flwr.clientapp import ClientApp
+from faults import misbehaving
 from omegaconf import OmegaConf
 
 from fedgh_app import partition, site, storage
@@ -31,7 +30,7 @@ from fedgh_app.server_app import federate, wait_for_nodes
 
 
 def federation(
-    overrides: list[str], directory: Path, *, app: ClientApp = client_app, reverse: bool = False, nodes: int = 4
+    overrides: list[str], directory: Path, *, app: Any = client_app, reverse: bool = False, nodes: int = 4
 ) -> Federation:
     """A federation over ``app``, whose clients may be registered (and so answer) in reverse order."""
     config = compose_config(overrides)
@@ -163,22 +162,7 @@ def test_same_seed_same_bits_whatever_order_clients_answer_in(toy: list[str], tm
 
 
 def test_a_client_that_fails_is_left_out_and_named(toy: list[str], tmp_path: Path) -> None:
-    failing = ClientApp()
-
-    @failing.query()
-    def query(message: Message, context: Context) -> Message:
-        return client_app(message, context)
-
-    @failing.evaluate()
-    def evaluate(message: Message, context: Context) -> Message:
-        return client_app(message, context)
-
-    @failing.train()
-    def train(message: Message, context: Context) -> Message:
-        if context.node_config["partition-id"] == 2 and message.content["config"]["server-round"] == 1:
-            raise MemoryError("out of memory")
-        return client_app(message, context)
-
+    failing = misbehaving(client_app, {(1, "2"): "raises"})
     run = federation([*toy, "evaluate.clients_every=0"], tmp_path / "run", app=failing)
     assert run.history[1].strategy["clients"] == ["0", "1", "3"]
     assert run.history[2].strategy["clients"] == ["0", "1", "2", "3"]
@@ -188,16 +172,7 @@ def test_a_client_that_fails_is_left_out_and_named(toy: list[str], tmp_path: Pat
 
 
 def test_too_few_replies_end_the_run_with_a_line_and_the_last_good_model(toy: list[str], tmp_path: Path) -> None:
-    failing = ClientApp()
-
-    @failing.query()
-    def query(message: Message, context: Context) -> Message:
-        return client_app(message, context)
-
-    @failing.train()
-    def train(message: Message, context: Context) -> Message:
-        raise MemoryError("out of memory")
-
+    failing = misbehaving(client_app, {(1, name): "raises" for name in "0123"})
     with pytest.raises(RunFailed, match=r"round 1: 0 good replies, expected at least 1 .*client 0: .*out of memory"):
         federation(toy, tmp_path / "run", app=failing)
     state, metadata = storage.load_model(tmp_path / "run")

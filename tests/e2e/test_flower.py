@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import signal
-import socket
 import subprocess
 import zipfile
 from pathlib import Path
@@ -20,6 +19,7 @@ from fedgh_app import storage
 from fedgh_app.launcher import _stage
 from fedgh_app.privacy import epsilon
 from fedgh_app.processes import MARK
+from fedgh_app.superlink import free_port
 
 OVERRIDES = [*TINY, "evaluate.clients_every=2"]
 
@@ -172,13 +172,10 @@ def test_a_run_that_was_killed_goes_on_with_the_same_bits(home: Path, tiny: list
 
 @pytest.mark.slow
 def test_plain_flwr_run_works_on_flowers_own_superlink(home: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     flower = environment(
         **{MARK: "managed"},
         FLWR_HOME=str(tmp_path / "flwr"),
-        FLWR_LOCAL_SUPERLINK_HTTP_API_PORT=port,
+        FLWR_LOCAL_SUPERLINK_HTTP_API_PORT=str(free_port()),
         FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION="1",
     )
     run_config = tmp_path / "run.toml"
