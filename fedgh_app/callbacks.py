@@ -17,11 +17,11 @@ from fedgh_app.checkpoints import Checkpoint, save
 from fedgh_app.combinations import is_central
 from fedgh_app.federation import Callback, Federation, Round
 from fedgh_app.instantiation import instantiate
+from fedgh_app.outcome import headline, result_of
 from fedgh_app.pose.batches import Batches
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.tally import tally
 from fedgh_app.pose.training import evaluate
-from fedgh_app.report import headline, result_of
 from fedgh_app.tracking import Tracker
 
 

@@ -13,8 +13,8 @@ from flwr.app import Array, ArrayRecord
 from fedgh_app import storage
 from fedgh_app.errors import few
 from fedgh_app.federation import GLOBAL, Federation, Round, tensors
+from fedgh_app.outcome import headline
 from fedgh_app.pose.errors import UserError
-from fedgh_app.report import headline
 from fedgh_app.resumption import check_same
 
 FOLDER = "checkpoints"

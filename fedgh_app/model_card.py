@@ -18,9 +18,9 @@ from fedgh_app.combinations import fedbn, keeps_nothing
 from fedgh_app.config import compose_config, groups
 from fedgh_app.errors import few
 from fedgh_app.federation import Round
+from fedgh_app.outcome import headline
 from fedgh_app.pose.files import replacing
 from fedgh_app.pose.records import DatasetSpec
-from fedgh_app.report import headline
 
 FILE = "MODEL_CARD.md"
 # Below this PCK a keypoint is called weak; this far below the mean is a client's; so few test images say little; and by
@@ -358,7 +358,9 @@ def differences(config: DictConfig, *without: str) -> list[str]:
         node = config[key]
         if key in (*TOLD, *without) or node == usual.get(key):
             continue
-        if key in groups():
+        if key not in usual or not isinstance(node, type(usual[key])):  # a run of another version
+            changed.append(f"{key}={node}")
+        elif key in groups():
             changed += _group(key, node, usual[key], config)
         elif isinstance(node, DictConfig):
             changed += [f"{key}.{name}={node[name]}" for name in map(str, node) if node[name] != usual[key].get(name)]

@@ -21,6 +21,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fedgh_app import partition
 from fedgh_app.federation import Round
+from fedgh_app.outcome import headline
 from fedgh_app.partition import Dealt
 from fedgh_app.pose.batches import Batches
 from fedgh_app.pose.cache import CropCache
@@ -28,7 +29,6 @@ from fedgh_app.pose.decoding import Decode
 from fedgh_app.pose.drawing import LEGEND, contact_sheet, draw_comparison
 from fedgh_app.pose.images import read_image, write_image
 from fedgh_app.pose.training import Permutation, find_keypoints
-from fedgh_app.report import headline
 
 matplotlib.use("Agg")
 

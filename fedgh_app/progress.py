@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from fedgh_app import storage
-from fedgh_app.report import headline
+from fedgh_app.outcome import headline
 
 MOST_CLIENTS = 24  # rows of the table by client
 

@@ -8,55 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
-from fedgh_app import storage
-from fedgh_app.errors import first_line
+from fedgh_app.outcome import Outcome, is_seed
 from fedgh_app.pose.errors import UserError
 
 if TYPE_CHECKING:
     from fedgh_app.comparison import Difference
-    from fedgh_app.federation import Federation
 
 # What differs between runs of one setting, beside every key that ends in "seed".
 SEEDED = ("run_dir", "resume", "round_timeout", "keep_checkpoints")
 ELSEWHERE = ("runtime.", "tracking.")  # where a run ran, and where its numbers went
 # Which keys say what was chosen in a group.
 CHOICES = ("_target_", "name", "spec")
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """A run that ended.
-
-    Attributes:
-        directory: its run directory.
-        config: its config, flat: ``{"strategy.seed": 0}``.
-        result: its ``result.json``.
-    """
-
-    directory: Path
-    config: Mapping[str, Any]
-    result: Mapping[str, Any]
-
-    def history(self) -> list[dict[str, Any]]:
-        """The lines of its ``history.jsonl``; none where clients trained alone. UserError where damaged."""
-        file = self.directory / "history.jsonl"
-        try:
-            lines = storage.read_lines(file)
-            for line in lines:
-                line["round"], line["seconds"], line["evaluate"], line["strategy"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file}: cannot be read ({first_line(error)}); expected a run's history") from None
-        return lines
-
-    def seeds(self) -> dict[str, Any]:
-        """Everything in the config that is a seed."""
-        return {key: value for key, value in self.config.items() if _is_seed(key)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,14 +64,14 @@ def settings_of(folders: Sequence[Path]) -> list[Setting]:
 
     Raises UserError where there are no runs, or a file of one is damaged.
     """
-    runs = [_read(directory) for directory in find_runs(folders)]
-    configs = [run.config for run in runs]
+    runs = [Outcome.read(directory) for directory in find_runs(folders)]
+    configs = [run.values for run in runs]
     keys = sorted({key for config in configs for key in config} - set(SEEDED))
-    keys = [key for key in keys if not _is_seed(key) and not key.startswith(ELSEWHERE)]
+    keys = [key for key in keys if not is_seed(key) and not key.startswith(ELSEWHERE)]
     telling = [key for key in keys if len({str(config.get(key)) for config in configs}) > 1]
     held: dict[str, list[Outcome]] = {}
     for run in runs:
-        held.setdefault(_name(run.config, configs, telling), []).append(run)
+        held.setdefault(_name(run.values, configs, telling), []).append(run)
     return [Setting(name, tuple(runs)) for name, runs in held.items()]
 
 
@@ -166,66 +131,8 @@ def _by_seed(setting: Setting, keys: Sequence[str]) -> dict[object, float]:
     found: dict[object, list[float]] = {}
     for run in setting.runs:
         if run.result["pck"] is not None:
-            found.setdefault(tuple(run.config[key] for key in keys), []).append(run.result["pck"])
+            found.setdefault(tuple(run.values[key] for key in keys), []).append(run.result["pck"])
     return {seed: values[0] for seed, values in found.items() if len(values) == 1}
-
-
-def _read(directory: Path) -> Outcome:
-    try:
-        config = OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"))
-        result = storage.read_json(directory / "result.json")
-        flat = _flat(config)
-        # Null says as many as there are; a run that was resumed has their number.
-        flat["num_clients"] = flat["num_clients"] or len(result.get("clients", ())) or None
-        outcome = Outcome(directory, flat, result)
-        for key in ("runtime.name", "strategy._target_"):
-            outcome.config[key]
-        for key in ("pck", "per_keypoint", "evaluated", "rounds", "seconds"):
-            outcome.result[key]
-        for item in outcome.result["rejected"]:
-            item["round"], item["client"], item["reason"]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{directory}: cannot be read ({first_line(error)}); expected a run directory") from None
-    return outcome
-
-
-def headline(evaluate: Mapping[str, Any]) -> dict[str, Any]:
-    """What counts of a round's evaluation: the server's own, else the clients', weighted by their test images."""
-    clients = evaluate.get("clients") or {}
-    return dict(evaluate.get("central") or {**clients, **clients.get("weighted", {})})
-
-
-def result_of(run: Federation) -> dict[str, Any]:
-    """What ``result.json`` says of a run, as far as it came.
-
-    The headline is central where the server saw test images, else the clients' own.
-    """
-    last = run.history[-1].evaluate if run.history else {}
-    found = headline(last)
-    return {
-        "pck": found.get("pck"),
-        "per_keypoint": found.get("per_keypoint", {}),
-        "evaluated": "central" if "central" in last else "clients",
-        "rounds": run.history[-1].round if run.history else 0,
-        "seconds": run.seconds(),
-        "rejected": [item for this in run.history for item in this.rejected],
-        "before": headline(run.history[0].evaluate).get("per_keypoint", {}) if run.history else {},
-        "heatmap_accuracy": found.get("heatmap_accuracy"),
-        "auc": found.get("auc"),
-        "privacy": run.history[-1].privacy if run.history else {},
-        "clients": {
-            name: {"label": info.label, "examples": info.examples, "test_examples": info.test_examples}
-            for name, info in run.clients.items()
-        },
-        "clients_pck": {name: values["pck"] for name, values in last.get("clients", {}).get("by_client", {}).items()},
-        "dataset": run.config.dataset.spec,
-    }
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, Mapping):
-        return {prefix.rstrip("."): tree}
-    return {key: value for name, item in tree.items() for key, value in _flat(item, f"{prefix}{name}.").items()}
 
 
 def _kind(config: Mapping[str, Any]) -> str:
@@ -259,10 +166,6 @@ def _told(key: str, value: Any) -> str:
     return f"{group}={str(value).rsplit('.', 1)[-1]}" if group and last in CHOICES else f"{key}={value}"
 
 
-def _is_seed(key: str) -> bool:
-    return key.rpartition(".")[2] == "seed"
-
-
 def _row(setting: Setting) -> dict[str, Any]:
     results = [run.result for run in setting.runs]
     keypoints = list(results[0]["per_keypoint"])
@@ -276,7 +179,7 @@ def _row(setting: Setting) -> dict[str, Any]:
         "per_keypoint": {key: _spread([result["per_keypoint"].get(key) for result in results]) for key in keypoints},
         "worst_client": _spread(worst) if len(worst) == len(results) else None,
         "heatmap_accuracy": _spread([result.get("heatmap_accuracy") for result in results]),
-        "epsilon": max((result["privacy"]["epsilon"] for result in results if result.get("privacy")), default=None),
+        "epsilon": max(filter(None, (result.get("privacy", {}).get("epsilon") for result in results)), default=None),
         "seconds": float(np.mean([result["seconds"]["rounds"] for result in results])),
         "rejected": sum(len(result["rejected"]) for result in results),
     }

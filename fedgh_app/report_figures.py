@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedgh_app.comparison import Difference
+from fedgh_app.outcome import Outcome, headline
 from fedgh_app.plots import COLOURS, LINES, MOST_CLIENTS
-from fedgh_app.report import Outcome, Setting, headline
+from fedgh_app.report import Setting
 
 # Colours of text and axes, of backgrounds: told from all others, so that a page may put its own in their place.
 INK, PAPER, FAINT = "#1c2128", "#fdfdfe", "#8b929c"

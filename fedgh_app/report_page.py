@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from fedgh_app import model_card, report_figures, site, storage
 from fedgh_app.comparison import FEWEST_FOR_RANKS, Difference
@@ -33,7 +33,7 @@ from fedgh_app.report import (
     spread_text,
 )
 from fedgh_app.report_figures import FAINT, INK, MINUS, PAPER, Cosines, Curve, colour_of, cosines_of, curve_of
-from fedgh_app.resumption import LAUNCH_FILE
+from fedgh_app.resumption import LAUNCH_FILE, noted
 from fedgh_app.sweep import FILE as SWEEP_FILE
 from fedgh_app.sweep import Job, Sweep, command
 
@@ -65,10 +65,10 @@ def write(settings: Sequence[Setting], folders: Sequence[Path], out: Path, basel
         for old in folder.glob("*.svg"):
             old.unlink()
         for figure in filter(None, [*content["figures"].values(), *content["curves"], *content["cosines"]]):
-            (folder / f"{figure['name']}.svg").write_text(figure["svg"], encoding="utf-8")
+            (folder / f"{figure['name']}.svg").write_text(figure["svg"], encoding="utf-8", errors="replace")
         for file, text in texts.items():
             with replacing(file) as draft:
-                draft.write_text(text, encoding="utf-8")
+                draft.write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"--out {out}: cannot write there ({error.strerror})") from None
     return list(texts)
@@ -104,7 +104,7 @@ def _content(settings: Sequence[Setting], folders: Sequence[Path], baseline: str
     against = baseline_of(settings, baseline) if baseline is not None else None
     gained = differences(settings, against) if against else {}
     sweeps = [Sweep.read(folder.resolve()) for folder in folders if (folder / SWEEP_FILE).exists()]
-    configs = [DictConfig(OmegaConf.load(setting.runs[0].directory / "config.yaml")) for setting in settings]
+    configs = [setting.runs[0].config for setting in settings]
     metrics = {site.headline(config) for config in configs}
     metric = metrics.pop() if len(metrics) == 1 else "PCK"
     keypoints = keypoints_of(rows)
@@ -172,7 +172,7 @@ def _content(settings: Sequence[Setting], folders: Sequence[Path], baseline: str
 
 def _summary(settings: Sequence[Setting], sweeps: Sequence[Sweep], configs: Sequence[DictConfig]) -> str:
     runs = [run for setting in settings for run in setting.runs]
-    seeds = sorted({run.config["seed"] for run in runs})
+    seeds = sorted({run.config.seed for run in runs})
     parts = [
         f"{_count(len(settings), 'setting')}, {_count(len(runs), 'run')}",
         f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}",
@@ -352,7 +352,7 @@ def _is_best(spread: Mapping[str, float | None] | None, best: float | None) -> b
 
 def _line(setting: Setting, run: Outcome) -> dict[str, Any]:
     """A run's line in the list of all of them."""
-    seeds = {key: value for key, value in run.seeds().items() if key == "seed" or value != run.config["seed"]}
+    seeds = {key: value for key, value in run.seeds().items() if key == "seed" or value != run.config.seed}
     file = run.directory / "tracking.json"
     tracked = storage.read_json(file) if file.exists() else {}
     return {
@@ -380,7 +380,7 @@ def _commands(folders: Sequence[Path], sweeps: Sequence[Sweep], settings: Sequen
     for run in (run for setting in settings for run in setting.runs):
         file = run.directory / LAUNCH_FILE
         if run.directory.resolve().parent not in of_sweeps and file.exists():
-            found.append(f"fedgh run {shlex.join(storage.read_json(file)['overrides'])}")
+            found.append(f"fedgh run {shlex.join(map(str, noted(run.directory)['overrides']))}")
     return found
 
 

@@ -76,7 +76,7 @@ def locked(directory: Path, what: str, name: str = LAUNCHER_LOCK) -> Iterator[No
 def end_processes(directory: Path) -> None:
     """End what a launcher left of a run when it was killed itself."""
     # A copy of a run directory knows the mark of the original, whose processes are not its own to end.
-    if (directory / LAUNCH_FILE).exists() and (before := _read(directory))["directory"] == str(directory):
+    if (directory / LAUNCH_FILE).exists() and (before := noted(directory))["directory"] == str(directory):
         processes.end_marked(before["mark"])
 
 
@@ -104,7 +104,7 @@ def resumed(directory: Path, changes: Sequence[str]) -> list[str]:
 
     Raises UserError where no run was started there, or a change would make it another run.
     """
-    started = _read(directory)["overrides"]
+    started = noted(directory)["overrides"]
     for item in started:  # Hydra builds what its own keys say, from whoever wrote the file
         if not isinstance(item, str) or key_of(item).startswith(("hydra", "-")):
             raise UserError(f"{directory / LAUNCH_FILE}: found {item!r}, expected overrides of the run alone")
@@ -145,7 +145,7 @@ def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
 
 
-def _read(directory: Path) -> dict[str, Any]:
+def noted(directory: Path) -> dict[str, Any]:
     """What the launcher noted of a run; UserError where it did not, or the file is damaged."""
     file = directory / LAUNCH_FILE
     if not file.exists():

@@ -15,13 +15,14 @@ from torch import nn
 
 from fedgh_app import site
 from fedgh_app.combinations import keeps_nothing
+from fedgh_app.config import groups
 from fedgh_app.errors import first_line
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.records import DatasetSpec, load_spec
 from fedgh_app.storage import load_model
 
-GROUPS = ("model", "dataset", "loss", "evaluate", "sharing", "clustering")
-WORDS = ("model._target_", "dataset.spec", "loss._target_", "sharing._target_")
+GROUPS = ("model", "dataset", "strategy", "loss", "evaluate", "sharing", "clustering", "runtime")
+WORDS = ("model._target_", "dataset.spec", "strategy._target_", "loss._target_", "sharing._target_", "runtime.name")
 NUMBERS = ("seed", "batch_size")
 
 
@@ -55,7 +56,7 @@ def load_run(path: Path | str) -> Run:
     if not path.exists():
         raise UserError(f"{path}: no such run directory")
     directory = path if path.is_dir() else _directory_of(path)
-    config = _read_config(directory)
+    config = read_config(directory)
     file = path if path.is_file() else directory / "model.safetensors"
     if not keeps_nothing(config):
         raise UserError(
@@ -80,7 +81,8 @@ def _directory_of(file: Path) -> Path:
     return folders[0]
 
 
-def _read_config(directory: Path) -> DictConfig:
+def read_config(directory: Path) -> DictConfig:
+    """The config that a run had, resolved; UserError where there is none, or it is damaged."""
     file = directory / "config.yaml"
     if not file.is_file():
         raise UserError(f"{directory}: holds no config.yaml; expected a run directory, as fedgh run writes it")
@@ -93,8 +95,8 @@ def _read_config(directory: Path) -> DictConfig:
     if missing:
         raise UserError(f"{file}: has no {', '.join(missing)}; expected the config of a run")
     config = DictConfig(config)
-    for key in GROUPS:
-        if not isinstance(config[key], DictConfig):
+    for key in map(str, config):
+        if key in (*GROUPS, *groups()) and not isinstance(config[key], DictConfig):
             raise UserError(f"{file}: {key}: found {config[key]}, expected a group of values")
     for keys, kind, name in ((WORDS, str, "a word"), (NUMBERS, int, "a whole number")):
         for key in keys:

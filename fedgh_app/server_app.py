@@ -34,6 +34,7 @@ from fedgh_app.federation import Callback, ClientInfo, Cohorts, Federation, Roun
 from fedgh_app.instantiation import build_optimizer, instantiate
 from fedgh_app.knowledge import PublicImages, ServerDistillation
 from fedgh_app.modes import CONTROL, OUTLIERS, PRIVACY
+from fedgh_app.outcome import result_of
 from fedgh_app.outliers import Outliers
 from fedgh_app.packing import PackingGrid
 from fedgh_app.pose.cores import usable_cores
@@ -41,7 +42,6 @@ from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.records import DatasetSpec
 from fedgh_app.pose.tally import Count, Tally
 from fedgh_app.replies import CLAIM, Expected, finite, one_line
-from fedgh_app.report import result_of
 from fedgh_app.resumption import served
 from fedgh_app.screening import STOP_FILE, Rejected, ScreeningGrid
 from fedgh_app.teacher import distillation_of, guide_of

@@ -19,15 +19,18 @@ from hypothesis import strategies as st
 from mutation import ODD, altered, counted, damaged, fuzz, one_line
 from omegaconf import DictConfig
 from safetensors.torch import save
+from sweep_folder import run
 from test_runs import write_run
 
-from fedgh_app import checkpoints, packing, partition, server_app, site, storage
+from fedgh_app import checkpoints, packing, partition, report_figures, server_app, site, storage
 from fedgh_app.client_app import app
 from fedgh_app.config import compose_config, groups, join_overrides, split_overrides
 from fedgh_app.errors import RunFailed
 from fedgh_app.inprocess import InProcessGrid
 from fedgh_app.local_state import LocalState
 from fedgh_app.pose.errors import UserError
+from fedgh_app.report import settings_of
+from fedgh_app.report_page import write
 from fedgh_app.resumption import LAUNCH_FILE, resumed
 from fedgh_app.runs import load_run
 from fedgh_app.sweep import Sweep
@@ -118,6 +121,39 @@ def test_sweeps(tmp_path: Path, count: int) -> None:
         told(lambda: Sweep.read(tmp_path), str(tmp_path))
 
     fuzz(check, jsons(valid), count)
+
+
+REPORTED = ("config.yaml", "result.json", "history.jsonl", "tracking.json", LAUNCH_FILE)
+
+
+@counted
+def test_reports(tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of runs that others send: whatever is in their files, there is a page or one line."""
+    monkeypatch.setattr(report_figures, "svg", lambda figure: "")  # takes most of the time, and reads nothing
+    for name, pck in (("a", 0.5), ("b", 0.6)):
+        run(tmp_path / name, compose_config([f"strategy={'fedavg' if name == 'a' else 'fedgh'}", "rounds=2"]), pck, 0)
+        tracked = {"mode": "online", "url": "https://example.org/run", "folder": "w", "sync": None}
+        storage.write_json(tmp_path / name / "tracking.json", tracked)
+        started = {"overrides": ["rounds=2"], "mark": "0" * 16, "directory": str(tmp_path / name)}
+        storage.write_json(tmp_path / name / LAUNCH_FILE, started)
+    valid = {name: (tmp_path / "b" / name).read_bytes() for name in REPORTED}
+    runs = [tmp_path / "a", tmp_path / "b"]
+    write(settings_of(runs), runs, tmp_path / "out", "FedAvg")
+
+    def check(changed: tuple[str, bytes]) -> None:
+        for name, content in (valid | dict([changed])).items():
+            (tmp_path / "b" / name).write_bytes(content)
+        told(lambda: write(settings_of(runs), runs, tmp_path / "out", "FedAvg"), str(tmp_path / "b"), "--baseline")
+
+    configs = altered(yaml.safe_load(valid["config.yaml"])).map(lambda tree: yaml.safe_dump(tree).encode())
+    lines = [json.loads(line) for line in valid["history.jsonl"].splitlines()]
+    histories = altered(lines).map(
+        lambda tree: b"".join(dumped(line) + b"\n" for line in (tree if isinstance(tree, list) else [tree]))
+    )
+    others = {name: jsons(json.loads(valid[name])) for name in REPORTED if name.endswith(".json")}
+    kinds = {"config.yaml": st.one_of(configs, damaged(valid["config.yaml"])), **others}
+    kinds |= {"history.jsonl": st.one_of(histories, damaged(valid["history.jsonl"]))}
+    fuzz(check, st.one_of(*(st.tuples(st.just(name), contents) for name, contents in kinds.items())), count // 4)
 
 
 @counted

@@ -10,8 +10,9 @@ from rich.console import Console
 
 from fedgh_app import storage
 from fedgh_app.config import compose_config
+from fedgh_app.outcome import headline
 from fedgh_app.pose.errors import UserError
-from fedgh_app.report import compare, headline, print_report, settings_of
+from fedgh_app.report import compare, print_report, settings_of
 
 
 def run(folder: Path, overrides: list[str], pck: float, **more: Any) -> Path:
