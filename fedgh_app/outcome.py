@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired
 
 from omegaconf import DictConfig, OmegaConf
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from fedgh_app import storage
-from fedgh_app.pose.errors import UserError
 from fedgh_app.runs import read_config
+from fedgh_app.schema import checked
 
 if TYPE_CHECKING:
     from fedgh_app.federation import Federation
@@ -91,21 +91,9 @@ class _Line(TypedDict):
 _RESULT, _LINE = TypeAdapter(_Result), TypeAdapter(_Line)
 
 
-def _checked(adapter: TypeAdapter[Any], found: dict[str, Any], file: Path, what: str) -> dict[str, Any]:
-    """``found`` as it is; UserError where ``what`` is not to be had from it."""
-    try:
-        adapter.validate_python(found, strict=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        said = " ".join(f"{file}: {place}: {first['msg']}; expected {what}".split())
-        raise UserError(said) from None
-    return found
-
-
 def read_result(file: Path) -> dict[str, Any]:
     """The content of a ``result.json``; UserError where it is damaged."""
-    return _checked(_RESULT, storage.read_json(file), file, "the result of a run")
+    return checked(_RESULT, storage.read_json(file), file, "the result of a run")
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +124,7 @@ class Outcome:
     def history(self) -> list[dict[str, Any]]:
         """The lines of its ``history.jsonl``; none where clients trained alone. UserError where damaged."""
         file = self.directory / "history.jsonl"
-        return [_checked(_LINE, line, file, "a run's history") for line in storage.read_lines(file)]
+        return [checked(_LINE, line, file, "a run's history") for line in storage.read_lines(file)]
 
     def seeds(self) -> dict[str, Any]:
         """Everything in the config that is a seed."""

@@ -18,11 +18,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any, Literal
 
+from pydantic import Field, TypeAdapter
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typing_extensions import TypedDict
 
 from fedgh_app import processes, resumption, storage
 from fedgh_app.config import compose_config, expand_sweep, quoted
@@ -30,6 +32,7 @@ from fedgh_app.environment import environment
 from fedgh_app.errors import first_line
 from fedgh_app.pose.errors import UserError
 from fedgh_app.resumption import key_of
+from fedgh_app.schema import checked
 
 FILE = "sweep.json"
 # What is no part of what a job computes, nor says what clients it has.
@@ -57,6 +60,36 @@ class Job:
     reason: str | None = None
     seconds: float = 0.0
     attempts: int = 0
+
+
+class _Job(TypedDict):
+    number: int
+    overrides: list[str]
+    status: Literal["waiting", "running", "completed", "failed", "interrupted"]
+    reason: str | None
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    attempts: int
+
+
+class _Environment(TypedDict):
+    python: str
+    system: str
+    cores: int
+    packages: dict[str, str]
+    commit: str | None
+
+
+class _Record(TypedDict):
+    overrides: list[str]
+    cwd: str
+    directory: str
+    mark: str
+    started: float
+    environment: _Environment
+    jobs: list[_Job]
+
+
+_RECORD = TypeAdapter(_Record)
 
 
 class Sweep:
@@ -113,27 +146,20 @@ class Sweep:
             raise UserError(
                 f"{directory}: found no {FILE}, expected the folder of an earlier fedgh run -m (of one run: without -m)"
             )
-        try:
-            found = storage.read_json(file)
-            jobs = [Job(**job) for job in found["jobs"]]
-            overrides = [str(item) for item in found["overrides"]]
-            known: dict[str, Any] = {"started": float(found["started"]), "environment": dict(found["environment"])}
-            for name in ("python", "system", "cores", "packages", "commit"):
-                known["environment"][name]
-            cwd = Path(found["cwd"])
-            cwd = cwd if cwd.is_dir() else Path.cwd()
-            mark, origin = str(found["mark"]), str(found["directory"])
-            started = [*overrides, *(item for job in jobs for item in job.overrides)]
-        except (ValueError, KeyError, TypeError, OverflowError, OSError) as error:
-            raise UserError(
-                f"{file}: cannot be read ({type(error).__name__}); expected what fedgh run -m wrote"
-            ) from None
-        for item in started:
-            if not isinstance(item, str) or key_of(item).startswith(("hydra", "-")):
+        found = checked(_RECORD, storage.read_json(file), file, "what fedgh run -m wrote")
+        jobs = [Job(**{name: job[name] for name in _Job.__annotations__}) for job in found["jobs"]]
+        if [job.number for job in jobs] != list(range(len(jobs))):
+            raise UserError(f"{file}: jobs: expected the numbers 0, 1, 2 and so on")
+        for item in [*found["overrides"], *(item for job in jobs for item in job.overrides)]:
+            if key_of(item).startswith(("hydra", "-")):
                 raise UserError(f"{file}: found {item!r}, expected overrides of runs alone")
-        sweep = cls(directory, overrides, jobs, cwd, **known)
-        if origin == str(directory):  # a copy knows the mark of the original, whose processes are not its own to end
-            sweep.mark = mark
+        known = {name: found[name] for name in ("started", "environment")}
+        cwd = Path(found["cwd"]) if os.path.isdir(found["cwd"]) else Path.cwd()  # noqa: PTH112, any text may stand there
+        sweep = cls(directory, found["overrides"], jobs, cwd, **known)
+        if found["directory"] == str(
+            directory
+        ):  # a copy knows the mark of the original, whose processes are not its own to end
+            sweep.mark = found["mark"]
         return sweep
 
     def changed(self, changes: Sequence[str]) -> Sweep:
@@ -264,9 +290,10 @@ class Sweep:
         console.print(table)
 
     def _pck(self, job: Job) -> str:
-        if job.status != "completed":
+        file = self.folder(job) / "result.json"
+        if job.status != "completed" or not file.exists():
             return "-"
-        pck = storage.read_json(self.folder(job) / "result.json").get("pck")
+        pck = storage.read_json(file).get("pck")
         return "-" if pck is None else f"{100 * pck:.1f}"
 
     def _is_whole(self, job: Job) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, Rec
 from hypothesis import strategies as st
 from mutation import ODD, altered, counted, damaged, fuzz, one_line
 from omegaconf import DictConfig
+from rich.console import Console
 from safetensors.torch import save
 from sweep_folder import run
 from test_runs import write_run
@@ -110,7 +112,7 @@ def test_launch_files(tmp_path: Path, count: int) -> None:
 @counted
 def test_sweeps(tmp_path: Path, count: int) -> None:
     job = {"number": 0, "overrides": ["seed=1"], "status": "completed", "reason": None, "seconds": 1.0, "attempts": 1}
-    environment = dict.fromkeys(("python", "system", "cores", "packages", "commit"), "x")
+    environment = {"python": "3", "system": "x", "cores": 1, "packages": {"torch": "2"}, "commit": None}
     valid = {"jobs": [job, job | {"number": 1}], "overrides": ["seed=1,2"], "started": 1.0, "environment": environment}
     valid |= {"cwd": str(tmp_path), "mark": "0" * 16, "directory": str(tmp_path)}
     (tmp_path / "sweep.json").write_bytes(dumped(valid))
@@ -118,7 +120,7 @@ def test_sweeps(tmp_path: Path, count: int) -> None:
 
     def check(content: bytes) -> None:
         (tmp_path / "sweep.json").write_bytes(content)
-        told(lambda: Sweep.read(tmp_path), str(tmp_path))
+        told(lambda: Sweep.read(tmp_path).print_status(Console(file=StringIO())), str(tmp_path))
 
     fuzz(check, jsons(valid), count)
 

@@ -227,14 +227,18 @@ def test_runs_of_no_sweep_are_left_alone(tmp_path: Path) -> None:
         Sweep.read(tmp_path)
 
 
+A_JOB = {"number": 0, "overrides": [], "status": "failed", "reason": None, "seconds": 1.0, "attempts": 1}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"jobs": [{"number": 0, "overrides": ["hydra.sweeper._target_=os.system"]}]}, "expected overrides of runs"),
+        ({"jobs": [A_JOB | {"overrides": ["hydra.sweeper._target_=os.system"]}]}, "expected overrides of runs"),
         ({"overrides": ["--config-dir=/elsewhere"]}, "expected overrides of runs"),
-        ({"jobs": [{"name": 0}]}, "cannot be read"),
-        ({"mark": None, "jobs": 3}, "cannot be read"),
-        ({"environment": {"python": "3"}}, "cannot be read"),
+        ({"jobs": [{"name": 0}]}, r"sweep\.json: jobs\.0\.number: "),
+        ({"jobs": [A_JOB | {"number": 7}]}, "expected the numbers 0, 1, 2"),
+        ({"mark": None, "jobs": 3}, r"sweep\.json: mark: "),
+        ({"environment": {"python": "3"}}, r"sweep\.json: environment\.system: "),
     ],
 )
 def test_a_record_gives_no_orders(tmp_path: Path, change: dict[str, Any], words: str) -> None:
