@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -91,9 +92,9 @@ class ToyPose(nn.Module):
         return self.head(self.backbone(images))
 
 
-@pytest.fixture
-def toy(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Overrides of a run in-process that trains a toy model and takes a blink."""
+@contextmanager
+def toy_models(patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every model that is built in this process is a toy, until ``patch`` is undone."""
 
     def build(config: DictConfig, spec: DatasetSpec) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -102,8 +103,15 @@ def toy(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     from fedgh_app import client_app, site
 
-    monkeypatch.setattr(site, "build_model", build)
-    monkeypatch.setattr(client_app, "build_model", build)
+    patch.setattr(site, "build_model", build)
+    patch.setattr(client_app, "build_model", build)
     client_app._model.cache_clear()
-    yield [*TINY, "runtime=inprocess"]
+    yield
     client_app._model.cache_clear()
+
+
+@pytest.fixture
+def toy(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Overrides of a run in-process that trains a toy model and takes a blink."""
+    with toy_models(monkeypatch):
+        yield [*TINY, "runtime=inprocess"]

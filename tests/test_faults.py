@@ -18,14 +18,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, ToyPose
+from conftest import TINY, toy_models
 from faults import FAULTS, misbehaving
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from recording import Recording
 
-from fedgh_app import client_app as client_module
 from fedgh_app import partition, site, storage
 from fedgh_app.callbacks import CentralEvaluation, History, Model
 from fedgh_app.checkpoints import Checkpoint, newest
@@ -109,19 +108,10 @@ PLACES = {kind: (1 + number // 2, "23"[number % 2]) for number, kind in enumerat
 def faulted(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Federation, Federation, str]]:
     """A run in which clients 2 and 3 spoil their replies in other ways each round, and one in which they raise instead;
     what the first said in the log."""
-
-    def build(config: Any, spec: Any) -> ToyPose:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            return ToyPose(len(spec.keypoints))
-
     said: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(site, "build_model", build)
-        patch.setattr(client_module, "build_model", build)
-        client_module._model.cache_clear()
+    with pytest.MonkeyPatch.context() as patch, toy_models(patch):
         overrides = [*TINY, "runtime=inprocess", f"rounds={(len(FAULTS) + 1) // 2}"]
         overrides += ["evaluate.clients_every=0", "evaluate.central_every=0"]
         folder = tmp_path_factory.mktemp("faults")
@@ -131,7 +121,6 @@ def faulted(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
             plan = {place: kind if spoil else "raises" for kind, place in PLACES.items()}
             runs.append(federation(overrides, folder / str(spoil), misbehaving(client_app, plan))[0])
         logging.getLogger("flwr").removeHandler(handler)
-        client_module._model.cache_clear()
     yield runs[0], runs[1], "\n".join(said)
 
 
