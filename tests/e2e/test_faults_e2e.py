@@ -249,14 +249,8 @@ def test_processes_and_nodes_that_die_in_a_deployment(deployment: Deployment) ->
     overrides += ["evaluate.clients_every=0", "evaluate.central_every=0", "runtime.client_gpus=0"]
     overrides += ["runtime.client_cpus=1"]
     whole = [*overrides, "runtime.node_timeout=120", "rounds=6"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", FEDGH.format(change=f"faults.stage(app, {plan})"), "run", "run_dir=run", *whole],
-        cwd=folder,
-        env=deployment.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    program = [sys.executable, "-c", FEDGH.format(change=f"faults.stage(app, {plan})")]
+    process = start_fedgh(folder, "run", "run_dir=run", *whole, program=program, env=deployment.environment)
 
     def history() -> list[dict[str, Any]]:
         assert process.poll() is None or process.returncode == 0, process.communicate()
@@ -290,14 +284,7 @@ def test_processes_and_nodes_that_die_in_a_deployment(deployment: Deployment) ->
     # Who is missing is told where a round finds too few.
     deployment.start("c")
     few = ["rounds=100", "min_clients=4", "runtime.node_timeout=60"]
-    process = subprocess.Popen(
-        [*FEDGH_PLAIN, "run", "run_dir=again", *overrides, *few],
-        cwd=folder,
-        env=deployment.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start_fedgh(folder, "run", "run_dir=again", *overrides, *few, env=deployment.environment)
     again = folder / "again" / "history.jsonl"
     wait(lambda: len(storage.read_lines(again)) > 2, "two rounds")
     deployment.stop("d", signal.SIGTERM)
