@@ -154,7 +154,7 @@ class Sweep:
             if key_of(item).startswith(("hydra", "-")):
                 raise UserError(f"{file}: found {item!r}, expected overrides of runs alone")
         known = {name: found[name] for name in ("started", "environment")}
-        cwd = Path(found["cwd"]) if os.path.isdir(found["cwd"]) else Path.cwd()  # noqa: PTH112, any text may stand there
+        cwd = Path(found["cwd"]) if os.path.isdir(found["cwd"]) else Path.cwd()  # noqa: PTH112  # any text may stand there
         sweep = cls(directory, found["overrides"], jobs, cwd, **known)
         if found["directory"] == str(
             directory
