@@ -12,12 +12,14 @@ from flwr.common.logger import log
 from omegaconf import DictConfig
 from torch import nn
 
-from fedgh_app import model_card, plots, site, storage
+from fedgh_app import model_card, site, storage
 from fedgh_app.checkpoints import Checkpoint, save
 from fedgh_app.combinations import is_central
 from fedgh_app.federation import Callback, Federation, Round
 from fedgh_app.instantiation import instantiate
 from fedgh_app.outcome import headline, result_of
+from fedgh_app.plots import curves, timelines, updates
+from fedgh_app.plots.predictions import predictions
 from fedgh_app.pose.batches import Batches
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.tally import tally
@@ -132,13 +134,13 @@ class Plots:
         title = f"{type(run.strategy).__name__} on {run.config.dataset.spec}"
         metric = site.headline(run.config)
         labels = {name: client.label for name, client in run.clients.items()}
-        plots.keypoint_curves(run.history, folder / "keypoints.png", title, metric)
-        plots.client_curves(run.history, labels, folder / "clients.png", title, metric)
-        plots.cosine_matrices(run.history, labels, folder / "cosines.png", title)
-        plots.weight_bars(run.history, labels, folder / "weights.png", title)
-        plots.staleness(run.history, labels, folder / "staleness.png", title)
-        plots.clusters(run.history, labels, folder / "clusters.png", title)
-        plots.epsilon(run.history, folder / "epsilon.png", title)
+        curves.keypoint_curves(run.history, folder / "keypoints.png", title, metric)
+        curves.client_curves(run.history, labels, folder / "clients.png", title, metric)
+        updates.cosine_matrices(run.history, labels, folder / "cosines.png", title)
+        updates.weights_and_conflicts(run.history, labels, folder / "weights.png", title)
+        timelines.staleness(run.history, labels, folder / "staleness.png", title)
+        timelines.clusters(run.history, labels, folder / "clusters.png", title)
+        curves.epsilon(run.history, folder / "epsilon.png", title)
         if run.config.evaluate.central_every and run.is_central:
             try:
                 cache = site.open_data(run.config)
@@ -147,7 +149,7 @@ class Plots:
             model = site.build_model(run.config, run.spec)
             model.load_state_dict(run.state_dict())
             decode, flip = site.decoder_of(run.config, model), site.flip_permutation(run.config, run.spec)
-            plots.predictions(model, cache, folder / "predictions.png", decode, flip)
+            predictions(model, cache, folder / "predictions.png", decode, flip)
 
 
 class ModelCard(Habit):

@@ -394,7 +394,8 @@ def data_partition(
     out: Annotated[Path, typer.Option(help="Plot to write.")] = Path("partition.png"),
 ) -> None:
     """Show who would hold what: fedgh data partition dataset=arm partition=dirichlet num_clients=5."""
-    from fedgh_app import partition, plots, site
+    from fedgh_app import partition, site
+    from fedgh_app.plots.holdings import holdings
 
     config = compose_config([argument for argument in context.args if not argument.startswith("-")])
     if config.partition._target_ is None:
@@ -411,7 +412,7 @@ def data_partition(
             holds = partition.contents(one.config, one.cache, train) or label
             table.add_row(str(table.row_count), *named, holds, str(len(train)), str(len(test)))
     console.print(table)
-    plots.holdings(dealt, out, str(config.dataset.spec))
+    holdings(dealt, out, str(config.dataset.spec))
     console.print(f"plot: {out}")
 
 

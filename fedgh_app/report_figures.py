@@ -9,12 +9,14 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedgh_app.comparison import Difference
 from fedgh_app.outcome import Outcome, headline
-from fedgh_app.plots import COLOURS, LINES, MOST_CLIENTS
+from fedgh_app.plots.names import counting
+from fedgh_app.plots.style import COLOURS, LINES, MOST_CLIENTS
 from fedgh_app.report import Setting
 
 # Colours of text and axes, of backgrounds: told from all others, so that a page may put its own in their place.
@@ -108,7 +110,7 @@ def cosines_of(setting: Setting) -> Cosines | None:
             labels.setdefault(name, set()).add(_label(run, name))
     if not every:
         return None
-    clients = sorted(labels, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
+    clients = sorted(labels, key=counting)
     # A seed that deals the images anew gives client 0 something else each time.
     named = tuple(next(iter(labels[name])) if len(labels[name]) == 1 else f"client {name}" for name in clients)
     return Cosines(tuple(clients), named, _matrix(every, clients), _matrix(last, clients))
@@ -168,12 +170,8 @@ def outcomes(settings: Sequence[Setting], metric: str) -> Figure:
             axes.plot(values, place + np.array(beside), "o", color=colour, alpha=0.75, markersize=5.5, linewidth=0)
             if values:
                 axes.plot([np.mean(values)] * 2, [place - 0.32, place + 0.32], color=INK, linewidth=1.8)
-        axes.set_yticks(range(len(settings)), [_short(setting.title) for setting in settings])
-        axes.set_ylim(len(settings) - 0.5, -0.5)
+        _row_for_each(axes, [setting.title for setting in settings])
         axes.set_xlabel(f"{metric} (%)")
-        axes.margins(x=0.08)
-        axes.grid(axis="x", alpha=0.35)
-        axes.tick_params(axis="y", length=0)
     return figure
 
 
@@ -189,13 +187,18 @@ def forest(differences: Mapping[str, Difference], baseline: str) -> Figure:
             if found.low is not None and found.high is not None:
                 axes.plot([100 * found.low, 100 * found.high], [place] * 2, color=INK, linewidth=1.8)
             axes.plot(100 * found.mean, place, "o", color=COLOURS[0], markersize=7)
-        axes.set_yticks(range(len(differences)), [_short(name) for name in differences])
-        axes.set_ylim(len(differences) - 0.5, -0.5)
+        _row_for_each(axes, [*differences])
         axes.set_xlabel(f"PCK minus that of {_short(baseline)} (percentage points)")
-        axes.margins(x=0.08)
-        axes.grid(axis="x", alpha=0.35)
-        axes.tick_params(axis="y", length=0)
     return figure
+
+
+def _row_for_each(axes: Axes, names: Sequence[str]) -> None:
+    """From top to bottom a row for each setting, numbers along the bottom."""
+    axes.set_yticks(range(len(names)), [_short(name) for name in names])
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.margins(x=0.08)
+    axes.grid(axis="x", alpha=0.35)
+    axes.tick_params(axis="y", length=0)
 
 
 def learning_curves(curves: Mapping[tuple[int, str], Curve], metric: str, over: str) -> Figure:

@@ -23,7 +23,7 @@ from flwr.serverapp import Grid, ServerApp
 from omegaconf import DictConfig
 from safetensors import SafetensorError
 
-from fedgh_app import checkpoints, plots, privacy, processes, site, storage
+from fedgh_app import checkpoints, privacy, processes, site, storage
 from fedgh_app.aggregation import EdgeCloud, Finch, Flat, edges_of
 from fedgh_app.callbacks import usual_callbacks
 from fedgh_app.client_evaluation import evaluate_clients
@@ -37,6 +37,7 @@ from fedgh_app.modes import CONTROL, OUTLIERS, PRIVACY
 from fedgh_app.outcome import result_of
 from fedgh_app.outliers import Outliers
 from fedgh_app.packing import PackingGrid
+from fedgh_app.plots.holdings import holdings
 from fedgh_app.pose.cores import usable_cores
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.records import DatasetSpec
@@ -79,7 +80,7 @@ def deal(config: DictConfig, directory: Path, num_clients: int) -> None:
         return
     dealt = site.deal(config, num_clients)
     (directory / "plots").mkdir(parents=True, exist_ok=True)
-    plots.holdings(dealt, directory / "plots" / "partition.png", str(config.dataset.spec))
+    holdings(dealt, directory / "plots" / "partition.png", str(config.dataset.spec))
 
 
 def run_directory(config: DictConfig) -> Path:

@@ -10,10 +10,11 @@ from conftest import TINY
 from omegaconf import DictConfig
 from people import write_lspet
 
-from fedgh_app import baselines, plots, site
+from fedgh_app import baselines, site
 from fedgh_app.boundary import Own, bounded
 from fedgh_app.config import compose_config
 from fedgh_app.launcher import absolute_paths
+from fedgh_app.plots.holdings import holdings
 from fedgh_app.pose.errors import UserError
 
 BOTH = ["dataset=arm_lspet", "sharing=fedpav", "evaluate.central_every=0", *TINY]
@@ -142,7 +143,7 @@ def test_no_single_model_is_trained_on_sets_with_different_keypoints(people: Pat
 
 
 def test_the_picture_shows_every_client_of_every_set(people: Path, tmp_path: Path) -> None:
-    plots.holdings(site.deal(both(people), 5), tmp_path / "who.png", "arm_lspet")
+    holdings(site.deal(both(people), 5), tmp_path / "who.png", "arm_lspet")
     image = cv2.imread(str(tmp_path / "who.png")).astype(int)
     colours = {tuple(pixel) for pixel in image.reshape(-1, 3)[::7].tolist() if max(pixel) - min(pixel) > 40}
     assert len(colours) >= 5  # four viewpoints and the people

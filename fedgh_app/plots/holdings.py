@@ -1,0 +1,52 @@
+"""Who holds what."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedgh_app import partition
+from fedgh_app.partition import Dealt
+from fedgh_app.plots.names import counting
+from fedgh_app.plots.style import MOST_INCHES, MOST_NAMES, colours_of, legend_beside, new_figure, some, whole_numbers
+
+
+def holdings(dealt: Mapping[str, Dealt], path: Path, title: str) -> None:
+    """Training images of each client, stacked by the attribute that their data set is parted by (or naturally is)."""
+    by_set = [
+        [partition.holdings(one.config, one.cache, part) or Counter({member: len(part)}) for part in one.parts.train]
+        for member, one in dealt.items()
+    ]
+    labels = [label for one in dealt.values() for label in one.parts.labels]
+    kinds = list(dict.fromkeys(kind for counts in by_set for kind in sorted(set().union(*counts), key=counting)))
+    held = [counts for each in by_set for counts in each]
+    figure = new_figure(min(MOST_INCHES, max(5.0, 0.45 * len(held) + 2.5)), 4.0)
+    axes = figure.subplots()
+    heights = np.array([[counts[kind] for counts in held] for kind in kinds], dtype=float)
+    colours = colours_of(len(kinds))
+    if len(held) <= MOST_NAMES:
+        below = np.zeros(len(held))
+        for kind, row, colour in zip(kinds, heights, colours, strict=True):
+            axes.bar(range(len(held)), row, bottom=below, label=kind, color=colour)
+            below += row
+    else:  # a bar each would be thinner than a pixel, and take minutes to draw
+        edges = np.arange(len(held) + 1) - 0.5
+        steps = np.concatenate([heights, heights[:, -1:]], axis=1)
+        axes.stackplot(edges, steps, labels=kinds, colors=colours, step="post", antialiased=False, linewidth=0)
+    axes.set_xlim(-0.7, len(held) - 0.3)
+    axes.set_ylim(0, 1.08 * heights.sum(axis=0).max())
+    axes.yaxis.set_major_locator(whole_numbers())
+    places = some(len(held))
+    slanted: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if len(held) > 5 else {}
+    axes.set_xticks(places, [labels[place] for place in places], **slanted)
+    axes.set_ylabel("training images")
+    axes.spines[["top", "right"]].set_visible(False)
+    attributes = {partition.attribute_of(one.config, one.cache) for one in dealt.values()} - {None}
+    # Values of one attribute, or of several data sets.
+    legend_beside(axes, next(iter(attributes)) if len(dealt) == 1 and attributes else None)
+    axes.set_title(f"{title}: who holds what")
+    figure.savefig(path)

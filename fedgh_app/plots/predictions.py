@@ -1,0 +1,60 @@
+"""Test images with what a model finds on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from fedgh_app.pose.batches import Batches
+from fedgh_app.pose.cache import CropCache
+from fedgh_app.pose.decoding import Decode
+from fedgh_app.pose.drawing import LEGEND, contact_sheet, draw_comparison
+from fedgh_app.pose.images import read_image, write_image
+from fedgh_app.pose.training import Permutation, find_keypoints
+
+
+def predictions(
+    model: torch.nn.Module,
+    cache: CropCache,
+    path: Path,
+    decode: Decode,
+    flip_permutation: Permutation | None = None,
+    count: int = 12,
+) -> None:
+    """Predicted and true keypoints drawn on test images, spread over the whole test split."""
+    test = cache.indices("test")
+    if len(test) == 0:
+        return
+    chosen = test[np.linspace(0, len(test) - 1, min(count, len(test))).round().astype(int)]
+    batch = next(iter(Batches(cache, chosen, batch_size=len(chosen), seed=0, shuffle=False)))
+    found = find_keypoints(model, batch.images, decode, flip_permutation=flip_permutation).coordinates
+    tiles = []
+    for place, index in enumerate(chosen):
+        # Drawn on the original image, where a person can judge it; the crop that the model saw is tiny.
+        image = cv2.cvtColor(read_image(Path(cache.images[index])), cv2.COLOR_RGB2BGR).astype(np.uint8, copy=False)
+        to_image = _input_to_image(cache, int(index))
+        tiles.append(
+            draw_comparison(
+                image,
+                truth=_mapped(batch.keypoints[place].numpy(), to_image),
+                prediction=_mapped(found[place].numpy(), to_image),
+                visible=batch.visible[place].numpy(),
+                spec=cache.spec,
+            )
+        )
+    write_image(path, contact_sheet(tiles, columns=4, legend=LEGEND))
+
+
+def _input_to_image(cache: CropCache, index: int) -> np.ndarray:
+    """The (2, 3) map from the unaugmented input, the middle of the cached crop, to the original image."""
+    matrix = cache.to_image[index].copy()
+    margins = [(side - inner) / 2 for side, inner in zip(cache.crops.shape[1:3], cache.input_size, strict=True)]
+    matrix[:, 2] += matrix[:, :2] @ np.array(margins[::-1])
+    return matrix
+
+
+def _mapped(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    return points @ matrix[:, :2].T + matrix[:, 2]

@@ -1,0 +1,134 @@
+"""A row for each client, a column for each round: how late its updates came, which cluster it was in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Patch
+
+from fedgh_app.federation import Round
+from fedgh_app.plots.names import client_of, counting, named
+from fedgh_app.plots.style import (
+    ABSENT,
+    MOST_CLIENTS,
+    MOST_INCHES,
+    MOST_MARKED,
+    MOST_NAMES,
+    colours_of,
+    legend_beside,
+    new_figure,
+    round_axis,
+    some,
+    whole_numbers,
+)
+
+HIGHEST = 10.0  # inches
+BAR = 0.2  # inches
+
+
+def staleness(history: Sequence[Round], labels: Mapping[str, str], path: Path, title: str) -> None:
+    """How old the updates were that the server took from each client by round; above, how many it dropped as too old.
+
+    Age is the number of aggregations between start and arrival. Of two updates of a client in one round the older
+    counts.
+    """
+    ages = {
+        (client_of(label, labels), this.round): age
+        for this in history
+        for label, age in sorted(this.strategy.get("staleness", {}).items(), key=lambda item: item[1])
+    }
+    if not ages:
+        return
+    clients, rounds, table = _by_client_and_round(ages, labels)
+    dropped = {this.round: this.strategy.get("dropped", 0) for this in history if this.round in rounds}
+    figure = _figure_for(clients, rounds)
+    above = any(dropped.values())
+    panels = figure.subplots(1 + above, 1, sharex=True, squeeze=False, height_ratios=[1, 4] if above else None)[:, 0]
+    axes = panels[-1]
+    image = _draw_table(axes, table, clients, rounds, labels, cmap="YlOrBr", vmin=0, vmax=max(2, *ages.values()))
+    if len(clients) <= MOST_CLIENTS and len(rounds) <= 30:
+        for (client, number), age in ages.items():
+            colour = "w" if age > 0.6 * max(2, *ages.values()) else "k"
+            axes.text(number, clients.index(client), f"{age}", ha="center", va="center", fontsize=7, color=colour)
+    wide = figure.get_figheight() / BAR
+    figure.colorbar(image, ax=axes, aspect=wide, label="aggregations late", ticks=whole_numbers())
+    if above:
+        panels[0].bar(list(dropped), list(dropped.values()), width=0.6, color="#555555")
+        panels[0].set_ylabel("dropped")
+        panels[0].yaxis.set_major_locator(whole_numbers(3))
+        panels[0].spines[["top", "right"]].set_visible(False)
+        panels[0].tick_params(which="both", bottom=False, labelbottom=False)
+    panels[0].set_title(f"{title}: staleness of the updates (grey: none came)")
+    figure.savefig(path)
+
+
+def clusters(history: Sequence[Round], labels: Mapping[str, str], path: Path, title: str) -> None:
+    """Which cluster each client was in, by round."""
+    names = sorted({name for this in history for name in this.clusters}, key=counting)
+    if not names:
+        return
+    membership = {
+        (client, this.round): names.index(name)
+        for this in history
+        for name, members in this.clusters.items()
+        for client in members
+    }
+    clients, rounds, table = _by_client_and_round(membership, labels)
+    colours = colours_of(len(names))
+    figure = _figure_for(clients, rounds)
+    axes = figure.subplots()
+    _draw_table(axes, table, clients, rounds, labels, cmap=ListedColormap(colours), vmin=-0.5, vmax=len(names) - 0.5)
+    patches = [Patch(color=colour, label=name) for name, colour in zip(names, colours, strict=True)]
+    legend_beside(axes, "cluster", patches)
+    axes.set_title(f"{title}: clusters of clients")
+    figure.savefig(path)
+
+
+def _by_client_and_round(
+    values: Mapping[tuple[str, int], float], labels: Mapping[str, str]
+) -> tuple[list[str], list[int], np.ndarray]:
+    """All clients in counting order, all rounds from the first to the last, and the (clients, rounds) table."""
+    clients = sorted({*labels, *(client for client, _ in values)}, key=counting)
+    numbers = [number for _, number in values]
+    rounds = list(range(min(numbers), max(numbers) + 1))
+    table = np.full((len(clients), len(rounds)), np.nan)
+    rows = {client: row for row, client in enumerate(clients)}
+    for (client, number), value in values.items():
+        table[rows[client], number - rounds[0]] = value
+    return clients, rounds, table
+
+
+def _figure_for(clients: Sequence[str], rounds: Sequence[int]) -> Figure:
+    width = min(MOST_INCHES, max(6.4, 2.5 + 0.3 * len(rounds)))
+    return new_figure(width, min(HIGHEST, max(3.2, 1.6 + 0.32 * len(clients))))
+
+
+def _draw_table(
+    axes: Axes,
+    table: np.ndarray,
+    clients: Sequence[str],
+    rounds: Sequence[int],
+    labels: Mapping[str, str],
+    **colours: Any,
+) -> AxesImage:
+    """Draw a (clients, rounds) table, grey where it holds nothing."""
+    edges = (rounds[0] - 0.5, rounds[-1] + 0.5, len(clients) - 0.5, -0.5)
+    image = axes.imshow(table, aspect="auto", interpolation="nearest", extent=edges, **colours)
+    axes.set_facecolor(ABSENT)
+    places = some(len(clients))
+    axes.set_yticks(places, [named(clients[place], labels) for place in places], fontsize=8)
+    if len(clients) <= MOST_NAMES:  # lines between more rows or columns would hide them
+        axes.set_yticks(np.arange(len(clients) + 1) - 0.5, minor=True)
+    if len(rounds) <= MOST_MARKED:
+        axes.set_xticks(np.arange(len(rounds) + 1) + rounds[0] - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.0)
+    axes.tick_params(which="both", length=0)
+    round_axis(axes, rounds)
+    return image
