@@ -16,8 +16,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from fedgh_app import model_card, report_figures, site, storage
+from fedgh_app import report_figures, site, storage
 from fedgh_app.comparison import FEWEST_FOR_RANKS, Difference
+from fedgh_app.defaults import changes
+from fedgh_app.markdown import count
 from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.files import replacing
 from fedgh_app.report import (
@@ -174,13 +176,13 @@ def _summary(settings: Sequence[Setting], sweeps: Sequence[Sweep], configs: Sequ
     runs = [run for setting in settings for run in setting.runs]
     seeds = sorted({run.config.seed for run in runs})
     parts = [
-        f"{_count(len(settings), 'setting')}, {_count(len(runs), 'run')}",
+        f"{count(len(settings), 'setting')}, {count(len(runs), 'run')}",
         f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}",
         f"data set {' and '.join(sorted({str(config.dataset.spec) for config in configs}))}",
     ]
     ended = [_has_ended(sweep, job) for sweep in sweeps for job in sweep.jobs]
     if ended:
-        parts.append(f"{sum(ended)} of {_count(len(ended), 'job')} completed")
+        parts.append(f"{sum(ended)} of {count(len(ended), 'job')} completed")
     return "; ".join(parts) + "."
 
 
@@ -222,12 +224,12 @@ def _notes(
         else (
             f"PCK minus that of {against.name}, in percentage points, in pairs of runs with the same seeds. The "
             "interval has 95 % confidence by Student's t, each for itself; p is of the two-sided paired t-test, and "
-            f"p (Holm) the same adjusted for {_count(tested, 'comparison')}."
+            f"p (Holm) the same adjusted for {count(tested, 'comparison')}."
         ),
         "few_pairs": ""
         if fewest >= FEWEST_FOR_RANKS
         else (
-            f"With {_count(fewest, 'pair')} these tests can tell little: a t-test leans on the differences being "
+            f"With {count(fewest, 'pair')} these tests can tell little: a t-test leans on the differences being "
             "normally distributed, and a rank test, which does not, cannot come below p = 0.05 with fewer than "
             f"{FEWEST_FOR_RANKS} pairs and is shown only from there on. Read the interval: it says how large the "
             "difference may be either way. More seeds make it narrower."
@@ -257,12 +259,8 @@ def _environment(found: Mapping[str, Any]) -> str:
     if found.get("commit"):
         commit = f", commit {found['commit'].rstrip('+')}" + (" with changes" if found["commit"].endswith("+") else "")
     return (
-        f"Run on {found['system']} with {_count(found['cores'], 'core')}, Python {found['python']}, {versions}{commit}."
+        f"Run on {found['system']} with {count(found['cores'], 'core')}, Python {found['python']}, {versions}{commit}."
     )
-
-
-def _count(number: int, one: str) -> str:
-    return f"{number} {one}{'' if number == 1 else 's'}"
 
 
 def _figure(name: str, figure: Figure, alt: str, **more: Any) -> dict[str, Any]:
@@ -367,7 +365,7 @@ def _line(setting: Setting, run: Outcome) -> dict[str, Any]:
 
 def _shared(configs: Sequence[DictConfig]) -> list[str]:
     """What all settings have in common that is not a default."""
-    told = [model_card.differences(config) for config in configs]
+    told = [changes(config) for config in configs]
     always = [f"rounds={config.rounds}" for config in configs]
     lines = [line for line in told[0] if all(line in other for other in told)]
     return [*(always[:1] if len(set(always)) == 1 else []), *lines]

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from fedgh_app.callbacks import ModelCard
 from fedgh_app.config import compose_config
 from fedgh_app.federation import ClientInfo, Federation, Round
-from fedgh_app.model_card import differences, render, write
+from fedgh_app.model_card import render, write
 from fedgh_app.pose.records import load_spec
 
 ARM = ("shoulder", "elbow", "wrist")
@@ -171,19 +168,3 @@ def test_a_run_that_failed_says_so_even_before_its_first_round(home: Path, tmp_p
     assert "> **This run failed:** client 3: out of memory. What is here is the model after round 0." in card
     assert "Nothing was measured." in card
     assert [path.name for path in tmp_path.iterdir()] == ["MODEL_CARD.md"]
-
-
-@pytest.mark.parametrize(
-    ("overrides", "expected"),
-    [
-        ([], []),
-        (["seed=3", "rounds=7", "tracking=none", "dataset=lspet_arm", "runtime=inprocess"], []),
-        (["server_optimizer=sgd", "model.head_width=64"], ["server_optimizer=SGD (", "model=PoseNet (head_width=64)"]),
-        (["clustering=finch"], ["clustering=finch (public=arm, images=32)"]),
-    ],
-)
-def test_only_what_differs_from_the_defaults_is_told(home: Path, overrides: list[str], expected: list[str]) -> None:
-    told = differences(compose_config(overrides))
-    assert len(told) == len(expected)
-    assert all(line.startswith(start) for line, start in zip(told, expected, strict=True)), told
-    assert not re.search(r"_\w+_=", " ".join(told))
