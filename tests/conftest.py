@@ -115,3 +115,9 @@ def toy(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Overrides of a run in-process that trains a toy model and takes a blink."""
     with toy_models(monkeypatch):
         yield [*TINY, "runtime=inprocess"]
+
+
+@pytest.fixture
+def quick(toy: list[str]) -> list[str]:
+    """A toy run without evaluation by clients."""
+    return [*toy, "evaluate.clients_every=0"]

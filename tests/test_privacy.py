@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array
+from killed import Killed, dying_at, model_of, rounds_of
 from omegaconf import DictConfig, OmegaConf
 from recording import run
 from scipy import integrate, stats
 from test_combinations import CENTRAL, LOCAL
-from test_resume import Killed, dying_at, model_of, rounds_of
 
 from fedgh_app import privacy, storage
 from fedgh_app.client import PoseClient

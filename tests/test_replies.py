@@ -1,4 +1,4 @@
-"""Whatever a client sends, looking at it ends in one line or in a reply that does no harm."""
+"""Whatever a client sends, looking at it ends in one line or in a reply that does no harm; how far an update is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedgh_app.replies import Expected, examine
+from fedgh_app.replies import Expected, examine, squared_distance
 
 SENT = {
     "conv.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -206,3 +206,14 @@ def test_a_description_out_of_range_is_a_fault(key: str, value: float) -> None:
 def test_an_error_is_one_short_line(reason: str, line: str) -> None:
     question = asked("train")
     assert examine(question, Message(Error(2, reason), reply_to=question)).fault == line
+
+
+def test_a_norm_is_that_of_the_difference_in_every_floating_type() -> None:
+    draw = np.random.default_rng(0)
+    for dtype in (np.float16, np.float32, np.float64):
+        start, end = (draw.standard_normal(200_001).astype(dtype) for _ in range(2))
+        expected = float(np.sum((end.astype(np.float64) - start.astype(np.float64)) ** 2))
+        assert squared_distance(start, end) == pytest.approx(expected, rel=1e-3 if dtype == np.float16 else 1e-5)
+    far = np.full(3, 3e38, np.float32)
+    assert squared_distance(-far, far) == pytest.approx(3 * (6e38) ** 2)
+    assert squared_distance(np.empty(0, np.float32), np.empty(0, np.float32)) == 0.0

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import os
-import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message
+from killed import Killed, dying_at, model_of, rounds_of
 from recording import run
 
-from fedgh_app import processes, server_app, storage
+from fedgh_app import storage
 from fedgh_app.callbacks import Plots
 from fedgh_app.checkpoints import newest
 from fedgh_app.client_app import app as client_app
@@ -23,43 +19,7 @@ from fedgh_app.config import groups
 from fedgh_app.errors import RunFailed
 from fedgh_app.launcher import launch
 from fedgh_app.pose.errors import UserError
-from fedgh_app.resumption import claimed, resumed, served
-
-
-class Killed(BaseException):
-    """Nothing of ours may catch it."""
-
-
-def model_of(directory: Path) -> dict[str, bytes]:
-    """The bytes of every tensor of the run's models."""
-    files = sorted(directory.glob("model*.safetensors"))
-    return {f"{f.name}/{key}": t.numpy().tobytes() for f in files for key, t in storage.load_model(f)[0].items()}
-
-
-def rounds_of(directory: Path) -> list[dict[str, Any]]:
-    """What does not depend on the clock of every line of the history."""
-
-    def timeless(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: timeless(item) for key, item in value.items() if "seconds" not in key}
-        return value
-
-    return [timeless(line) for line in storage.read_lines(directory / "history.jsonl")]
-
-
-def dying_at(server_round: int, message: int) -> Any:
-    """A ClientApp whose process dies at the n-th training of a round, after the client has stored its state."""
-    seen = itertools.count(1)
-
-    def answer(asked: Message, context: Context) -> Message:
-        reply = client_app(asked, context)
-        config = asked.content.config_records.get("config", {})
-        if config.get("server-round") == server_round and "draw" in config and next(seen) == message:
-            raise Killed
-        return reply
-
-    return answer
-
+from fedgh_app.resumption import resumed
 
 # Every strategy, sharing and server optimizer, and each axis with a memory, once. All of them go through the same few
 # lines: what is tested is that none leaves out what it remembers. Every strategy with every sharing: below, and slow.
@@ -167,35 +127,6 @@ def test_a_longer_run_goes_on_where_the_shorter_one_ended(toy: list[str], tmp_pa
     assert "rounds: 2" in (tmp_path / "run" / "config.yaml").read_text()
 
 
-def started(directory: Path, overrides: list[str], of: Path | None = None) -> None:
-    """Note, as the launcher does, with what the run in a directory was started."""
-    noted = {"overrides": overrides, "mark": "none", "directory": str(of or directory)}
-    storage.write_json(directory / "launch.json", noted)
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ("strategy=fedavg", "strategy=fedavg: a run that is resumed keeps its settings; expected only rounds, runtime"),
-        ("optimizer.lr=1", "optimizer.lr=1: a run that is resumed"),
-        ("seed=3", "seed=3: a run that is resumed"),
-        ("runtime=local", "runtime=local: it has other clients than the run; expected simulation or inprocess"),
-    ],
-)
-def test_what_would_make_it_another_run_is_refused(change: str, said: str, tmp_path: Path) -> None:
-    started(tmp_path, ["strategy=fedgh"])
-    with pytest.raises(UserError, match=re.escape(said)):
-        resumed(tmp_path, [change])
-
-
-def test_changes_replace_what_the_run_was_started_with(tmp_path: Path) -> None:
-    before = ["rounds=2", "runtime=inprocess", "runtime.client_cpus=2", "evaluate.clients_every=0", "seed=1"]
-    started(tmp_path, before)
-    found = resumed(tmp_path, ["rounds=9", "runtime=simulation", "evaluate.central_every=2"])
-    kept = ["evaluate.clients_every=0", "seed=1", "rounds=9", "runtime=simulation", "evaluate.central_every=2"]
-    assert found == [*kept, f"resume='{tmp_path}'"]
-
-
 def test_a_directory_that_is_none_of_ours_is_named(toy: list[str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"resume=.*: found no launch\.json, expected the directory of an earlier"):
         resumed(tmp_path, [])
@@ -235,132 +166,11 @@ def test_a_run_killed_after_its_last_round_is_finished(
         newest(tmp_path / "run", 2)
 
 
-@pytest.mark.parametrize("damaged", ["round-0002.json", "round-0002.safetensors", "round-0002.state.safetensors"])
-def test_a_damaged_checkpoint_costs_its_round_alone(damaged: str, toy: list[str], tmp_path: Path) -> None:
-    overrides = [*toy, "rounds=3", "server_optimizer=adam", "evaluate.central_every=0"]
-    run(overrides, tmp_path / "whole")
-    directory = tmp_path / "run"
-    with pytest.raises(Killed):
-        run([*overrides, f"run_dir={directory}"], directory, dying_at(3, 1), keep=2)
-    (directory / "checkpoints" / damaged).write_bytes(b"")
-    assert newest(directory, 3).name == "round-0001.json"
-    run([*overrides, f"resume={directory}"], directory)
-    assert (rounds_of(directory), model_of(directory)) == (rounds_of(tmp_path / "whole"), model_of(tmp_path / "whole"))
-
-
-def test_a_checkpoint_that_was_not_finished_is_none(toy: list[str], tmp_path: Path) -> None:
-    """A kill leaves the tensors of round 2 without its JSON, a draft of that, and half a line of history."""
-    directory = tmp_path / "run"
-    run([*toy, "rounds=3", f"run_dir={directory}"], tmp_path / "whole")
-    with pytest.raises(Killed):
-        run([*toy, "rounds=3", f"run_dir={directory}"], directory, dying_at(2, 1))
-    folder = directory / "checkpoints"
-    (folder / "round-0002.safetensors").write_bytes(b"half")
-    (folder / ".round-0002.json.1.part").write_text('{"round": 2,')
-    with (directory / "history.jsonl").open("a") as history:
-        history.write('{"round": 2, "train"')
-    again, _ = run([*toy, "rounds=3", f"resume={directory}"], directory)
-    assert again.session == 1
-    assert model_of(directory) == model_of(tmp_path / "whole")
-    assert rounds_of(directory) == rounds_of(tmp_path / "whole")
-
-
-def test_a_checkpoint_that_cannot_be_read_is_named(toy: list[str], tmp_path: Path) -> None:
-    directory = tmp_path / "run"
-    run([*toy, "rounds=1"], directory)
-    file = directory / "checkpoints" / "round-0001.safetensors"
-    file.write_bytes(b"no tensors")
-    with pytest.raises(UserError, match=r"round-0001\.safetensors: not a safetensors file"):
-        run([*toy, "rounds=2", f"resume={directory}"], directory)
-
-
 def test_other_clients_than_the_runs_are_refused(toy: list[str], tmp_path: Path) -> None:
     directory = tmp_path / "run"
     run([*toy, "rounds=1", "partition=iid"], directory)
     with pytest.raises(UserError, match=r"clients 0, 1, 2 are connected; expected those of the run, 0, 1, 2, 3"):
         run([*toy, "rounds=2", "partition=iid", f"resume={directory}"], directory, count=3)
-
-
-def test_a_run_that_still_goes_on_is_not_resumed(tmp_path: Path) -> None:
-    with (
-        claimed(tmp_path, ["rounds=2", f"run_dir={tmp_path}"]),
-        pytest.raises(UserError, match=r"a run is still going on there; expected one that has ended"),
-        claimed(tmp_path, []),
-    ):
-        pass
-    assert storage.read_json(tmp_path / "launch.json")["overrides"] == ["rounds=2"]
-
-
-def test_two_servers_never_write_into_one_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with plain `flwr run`, which takes no launcher's claim: the first goes on undisturbed."""
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert holder.stdin and holder.stdout
-    assert holder.stdout.readline() == "held\n"
-    (tmp_path / "failure.json").write_text("of the first")
-    with pytest.raises(UserError, match="a run is still going on there"), claimed(tmp_path, []):
-        pass
-    context = Context(1, 1, {}, RecordDict(), {"overrides": f"run_dir={tmp_path}"})
-    monkeypatch.setattr(server_app, "federate", lambda *_: pytest.fail("two servers"))
-    with pytest.raises(UserError, match=r"run_dir=.*: a run is still going on there; expected one that has ended"):
-        server_app.main(None, context)
-    assert {file.name for file in tmp_path.iterdir()} == {".lock", ".server.lock", "failure.json"}
-    assert (tmp_path / "failure.json").read_text() == "of the first"
-    holder.kill()  # however it ends
-    holder.communicate()
-    with claimed(tmp_path, []), served(tmp_path):
-        pass
-
-
-HOLD = "import sys; from pathlib import Path; from fedgh_app.resumption import served\n"
-HOLD += "with served(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
-
-
-def test_processes_that_a_killed_launcher_left_are_ended(tmp_path: Path) -> None:
-    with claimed(tmp_path, []) as mark:
-        orphan = subprocess.Popen(["sleep", "60"], env={**os.environ, processes.MARK: mark})
-        stranger = subprocess.Popen(["sleep", "60"], env={**os.environ, processes.MARK: "another run's"})
-    try:
-        with claimed(tmp_path, []):
-            assert not list(processes.marked(mark))
-            assert stranger.poll() is None
-    finally:
-        for process in (orphan, stranger):
-            process.kill()
-            process.wait()
-
-
-def test_a_copy_of_a_run_ends_nothing_of_the_original(tmp_path: Path) -> None:
-    original, copy = tmp_path / "original", tmp_path / "copy"
-    with claimed(original, []) as mark:
-        process = subprocess.Popen(["sleep", "60"], env={**os.environ, processes.MARK: mark})
-        try:
-            shutil.copytree(original, copy)
-            with claimed(copy, []):
-                assert process.poll() is None
-        finally:
-            process.kill()
-            process.wait()
-
-
-@pytest.mark.parametrize(
-    "planted", ["+hydra.callbacks.x={_target_:joblib.load,filename:x}", "--config-dir=x", "~hydra.job"]
-)
-def test_a_run_directory_gives_orders_to_nobody(planted: str, tmp_path: Path) -> None:
-    """Hydra builds what its own keys describe; a run directory may be somebody else's."""
-    started(tmp_path, ["rounds=1", planted])
-    with pytest.raises(UserError, match=r"launch\.json: found .*, expected overrides of the run alone"):
-        resumed(tmp_path, [])
-
-
-@pytest.mark.parametrize("content", ["", "[]", '{"mark": "x"}', '{"overrides": 3, "mark": "x", "directory": ""}'])
-def test_a_damaged_launch_file_is_named(content: str, tmp_path: Path) -> None:
-    (tmp_path / "launch.json").write_text(content)
-    with pytest.raises(UserError, match=r"launch\.json: cannot be read \(.*; expected what fedgh run wrote"):
-        resumed(tmp_path, [])
-    with pytest.raises(UserError, match=r"launch\.json: cannot be read"), claimed(tmp_path, []):
-        pass
 
 
 def test_a_resumption_that_fails_loses_nothing(toy: list[str], tmp_path: Path) -> None:
@@ -396,13 +206,6 @@ def test_another_config_than_the_runs_is_refused(toy: list[str], tmp_path: Path)
         UserError, match=r"optimizer\.lr=0\.001: the run in .* has 0\.02; expected the same to resume it"
     ):
         run([*toy, "rounds=2", f"resume={directory}"], directory)
-
-
-def test_the_newest_checkpoint_is_the_one_of_the_latest_round(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").mkdir()
-    for number in (9999, 10000, 998):
-        (tmp_path / "checkpoints" / f"round-{number:04d}.json").write_text("{}")
-    assert newest(tmp_path, 10001).name == "round-10000.json"
 
 
 def test_an_asynchronous_run_goes_on(toy: list[str], tmp_path: Path) -> None:
