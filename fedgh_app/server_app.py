@@ -364,10 +364,14 @@ def query(grid: ScreeningGrid, config: DictConfig, spec: DatasetSpec) -> dict[st
 
     Raises UserError where two clients share a name or a client has other keypoints; RunFailed where one cannot answer.
     """
+    # Who cannot say its own name goes by the one that it was registered under.
+    registered = {str(node.node_id): node.name for node in grid.get_nodes() if node.name}
     messages = [Message(RecordDict(), node_id, MessageType.QUERY) for node_id in sorted(grid.get_node_ids())]
     answers = grid.answers(messages, timeout=config.round_timeout)
     if grid.rejected:
-        reasons = few(sorted(f"client {item.client}: {item.reason}" for item in grid.rejected), "; ")
+        names = [registered.get(item.client, item.client) for item in grid.rejected]
+        said = [f"client {name}: {item.reason}" for name, item in zip(names, grid.rejected, strict=True)]
+        reasons = few(sorted(said), "; ")
         raise UserError(f"{len(grid.rejected)} of {len(messages)} clients cannot take part: {reasons}")
     clients: dict[str, ClientInfo] = {}
     for asked, reply in answers:

@@ -241,6 +241,9 @@ def open_site(config: DictConfig, node_config: Mapping[str, Any]) -> Site:
     part = node_config.get("partition-id")
     name = str(node_config.get("name", "0" if part is None else part))
     speed = _speed(config, node_config, name)
+    root = node_config.get("data-root")
+    if root is not None and not Path(str(root)).expanduser().is_dir():
+        raise UserError(f"data-root={root}: no such directory; expected the one that holds the images of client {name}")
     if config.partition._target_ is None:
         held = members(config)[_member(config, node_config, name)]
         if part is None and "data-root" not in node_config:

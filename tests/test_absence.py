@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import TINY
 from flwr.app import Context, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from network import Network, federation
@@ -19,9 +20,12 @@ from network import Network, federation
 from fedgh_app import storage
 from fedgh_app.checkpoints import newest
 from fedgh_app.client_app import app as client_app
+from fedgh_app.config import compose_config, join_overrides
 from fedgh_app.errors import RunFailed
 from fedgh_app.pose.errors import UserError
-from fedgh_app.server_app import wait_for_nodes
+from fedgh_app.pose.records import load_spec
+from fedgh_app.screening import ScreeningGrid
+from fedgh_app.server_app import query, wait_for_nodes
 from fedgh_app.termination import terminable
 
 RAY = "<class 'ray.exceptions.ActorDiedError'>:<'The actor died unexpectedly before finishing this task.'>"
@@ -137,6 +141,13 @@ def test_a_start_with_too_few_nodes_waits_so_long_and_says_who_is_there() -> Non
     assert 1 <= time.monotonic() - started < 5
     threading.Timer(0.5, grid.offline.clear).start()
     assert wait_for_nodes(grid, 2, 20) == [1, 2]
+
+
+def test_who_cannot_say_its_name_goes_by_the_one_it_is_registered_under() -> None:
+    config = compose_config([*TINY, "partition=site", "runtime=deployment"])
+    grid = Network(client_app, [{"name": "clinic"}], {"overrides": join_overrides([*TINY, "partition=site"])})
+    with pytest.raises(UserError, match=r"^1 of 1 clients cannot take part: client site-1: .* no data-root"):
+        query(ScreeningGrid(grid), config, load_spec("arm"))
 
 
 def test_a_round_with_fewer_clients_than_the_minimum_waits_so_long_and_says_who_is_missing(

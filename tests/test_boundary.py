@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from fedgh_app.client_app import app
 from fedgh_app.config import ROOT, compose_config, join_overrides
 from fedgh_app.inprocess import InProcessGrid
 from fedgh_app.pose.cores import usable_cores
+from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.records import load_spec
 from fedgh_app.storage import save_config, save_model
 
@@ -159,6 +161,14 @@ def test_weights_of_the_site_start_no_run_that_starts_from_none() -> None:
 def test_a_node_of_a_site_has_a_data_root(place: Place) -> None:
     told = "client clinic: its node config has no data-root"
     assert told in str(place.error([], {"name": "clinic"}, MessageType.QUERY))
+
+
+def test_a_data_root_that_is_not_there_is_told_to_the_site_alone(place: Place) -> None:
+    missing = str(place.data / "gone")
+    with pytest.raises(UserError, match=f"^data-root={re.escape(missing)}: no such directory"):
+        site.open_site(compose_config(BASE), {"name": "clinic", "data-root": missing})
+    told = place.error([], {"name": "clinic", "data-root": missing}, MessageType.QUERY)
+    assert told == "RunFailed: a file of the site cannot be used; its own log says which and why"
 
 
 @pytest.mark.parametrize("run", ["../../outside", "0" * 31 + "/", "/etc", "0" * 31 + "\n"])
