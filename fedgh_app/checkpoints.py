@@ -11,7 +11,7 @@ from pathlib import Path
 from flwr.app import Array, ArrayRecord
 
 from fedgh_app import storage
-from fedgh_app.errors import few
+from fedgh_app.errors import few, first_line
 from fedgh_app.federation import GLOBAL, Federation, Round, tensors
 from fedgh_app.outcome import headline
 from fedgh_app.pose.errors import UserError
@@ -117,21 +117,25 @@ def take_up(run: Federation) -> int:
     try:
         state = storage.load_state(file)
         server_round, of = int(state["round"]), dict(state["cohorts"])
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{file}: not a checkpoint ({type(error).__name__}: {error})") from None
-    if of.keys() != run.clients.keys():
-        raise UserError(
-            f"resume={run.directory}: clients {few(list(run.clients))} are connected; expected those of the run, "
-            f"{few(sorted(of))}"
-        )
-    # Before anything depends on it: a second resumption, of this checkpoint or one before it, is another session.
-    state["session"] = int(state["session"]) + 1
-    for other in file.parent.glob("round-*.json"):
-        with contextlib.suppress(UserError):
-            storage.write_json(other, storage.read_json(other) | {"session": state["session"]})
-    run.load_server_state(state, _models(run, file, sorted(set(of.values()))))
-    run.history = [Round(**line) for line in storage.read_lines(run.directory / "history.jsonl")]
-    run.history = [this for this in run.history if this.round <= server_round]
+        if of.keys() != run.clients.keys():
+            raise UserError(
+                f"resume={run.directory}: clients {few(list(run.clients))} are connected; expected those of the run, "
+                f"{few(sorted(of))}"
+            )
+        # Before anything depends on it: a second resumption, of this checkpoint or one before it, is another session.
+        state["session"] = int(state["session"]) + 1
+        for other in file.parent.glob("round-*.json"):
+            with contextlib.suppress(UserError):
+                storage.write_json(other, storage.read_json(other) | {"session": state["session"]})
+        run.load_server_state(state, _models(run, file, sorted(set(of.values()))))
+        run.history = [Round(**line) for line in storage.read_lines(run.directory / "history.jsonl")]
+        run.history = [this for this in run.history if this.round <= server_round]
+    except (UserError, OSError):
+        raise
+    # Each part takes up a state of its own, which may be another version's, or altered.
+    except Exception as error:
+        said = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{file}: cannot be taken up ({said}); expected a checkpoint of this run") from error
     with storage.replacing(run.directory / "history.jsonl") as draft:
         draft.write_text("".join(storage.line(vars(this)) for this in run.history))
     return server_round

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import recording
 import torch
 import yaml
 from conftest import TINY, ToyPose
@@ -186,6 +187,27 @@ def test_states_of_a_server(tmp_path: Path, count: int) -> None:
 
     whole = st.tuples(jsons(json.loads(outline)), st.just(tensors))
     fuzz(check, st.one_of(whole, st.tuples(st.just(outline), damaged(tensors))), count)
+
+
+@counted
+def test_what_a_run_takes_up(toy: list[str], tmp_path: Path, count: int) -> None:
+    """Every part of a server that has a state, and lines of the history."""
+    parts = ["strategy=fedaw", "selection=oort", "sharing=fedbn"]
+    run, _ = recording.run([*toy, "rounds=2", *parts], tmp_path / "run")
+    run.config.rounds = 9
+    files = [run.directory / "checkpoints" / "round-0002.json", run.directory / "history.jsonl"]
+    state, history = (file.read_bytes() for file in files)
+    assert checkpoints.take_up(run) == 2
+
+    def check(contents: tuple[bytes, bytes]) -> None:
+        for file, content in zip(files, contents, strict=True):
+            file.write_bytes(content)
+        told(lambda: checkpoints.take_up(run), str(run.directory))
+
+    last = json.loads(history.splitlines()[-1])
+    states = st.tuples(jsons(json.loads(state)), st.just(history))
+    histories = st.tuples(st.just(state), jsons(last).map(lambda line: history + line + b"\n"))
+    fuzz(check, st.one_of(states, states, histories), count)
 
 
 @counted
