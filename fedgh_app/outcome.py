@@ -18,6 +18,11 @@ from fedgh_app.schema import checked
 if TYPE_CHECKING:
     from fedgh_app.federation import Federation
 
+# What a report needs of a config.
+GROUPS = ("dataset", "strategy", "runtime")
+WORDS = ("dataset.spec", "strategy._target_", "runtime.name")
+NUMBERS = ("seed", "rounds")
+
 # What is read of these files, which may hold more. They may be damaged, or of another version.
 _Share = Annotated[float, Field(ge=0, le=1 + 1e-9)]  # a mean of ones may be a little above
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -52,7 +57,7 @@ class _Result(TypedDict):
     heatmap_accuracy: NotRequired[_Share | None]
     clients: NotRequired[dict[str, _Client]]
     clients_pck: NotRequired[dict[str, _Share | None]]
-    privacy: NotRequired[_Privacy]
+    privacy: NotRequired[_Privacy | None]
 
 
 class _Found(TypedDict):
@@ -115,7 +120,8 @@ class Outcome:
     @classmethod
     def read(cls, directory: Path) -> Outcome:
         """That of a run directory; UserError where a file of it is damaged."""
-        config, result = read_config(directory), read_result(directory / "result.json")
+        config = read_config(directory, GROUPS, WORDS, NUMBERS)
+        result = read_result(directory / "result.json")
         values = _flat(OmegaConf.to_container(config))
         # Null says as many as there are; a run that was resumed has their number.
         values["num_clients"] = values.get("num_clients") or len(result.get("clients", ())) or None

@@ -34,6 +34,7 @@ CLAIM = 2  # a reply may count at most so many times the examples that its clien
 NAME = r"[\w .@+:,;=()/#'-]{1,100}"
 
 _RAISED = re.compile(r"<class '(?:\w+\.)*(\w+)'>:<'(.*)'>")
+_WRAPPED = re.compile(r"Exception ClientAppException occurred\. Message: (.*)'>")  # the same in a simulation
 _BLOCK = 1 << 16  # elements: differences stay in the L2 cache between subtraction and product
 
 
@@ -100,6 +101,8 @@ def _error_line(reply: Message) -> str:
     lines = str(reply.error.reason or "").strip().splitlines()
     if not lines:
         return f"error {reply.error.code}"
+    if wrapped := _WRAPPED.fullmatch(lines[-1]):
+        return one_line(wrapped[1])
     # As Flower's processes write what a client raised; our own errors say it all.
     if raised := _RAISED.fullmatch(lines[-1]):
         kind, said = raised.groups()

@@ -179,10 +179,14 @@ def _row(setting: Setting) -> dict[str, Any]:
         "per_keypoint": {key: _spread([result["per_keypoint"].get(key) for result in results]) for key in keypoints},
         "worst_client": _spread(worst) if len(worst) == len(results) else None,
         "heatmap_accuracy": _spread([result.get("heatmap_accuracy") for result in results]),
-        "epsilon": max(filter(None, (result.get("privacy", {}).get("epsilon") for result in results)), default=None),
+        "epsilon": max((spent for spent in map(_epsilon, results) if spent is not None), default=None),
         "seconds": float(np.mean([result["seconds"]["rounds"] for result in results])),
         "rejected": sum(len(result["rejected"]) for result in results),
     }
+
+
+def _epsilon(result: Mapping[str, Any]) -> float | None:
+    return (result.get("privacy") or {}).get("epsilon")
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, float | None] | None:

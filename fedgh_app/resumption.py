@@ -77,7 +77,7 @@ def end_processes(directory: Path) -> None:
     """End what a launcher left of a run when it was killed itself."""
     # A copy of a run directory knows the mark of the original, whose processes are not its own to end.
     if (directory / LAUNCH_FILE).exists() and (before := noted(directory))["directory"] == str(directory):
-        processes.end_marked(before["mark"])
+        processes.end_marked(str(before["mark"]))
 
 
 def clear(directory: Path) -> None:
@@ -152,7 +152,8 @@ def noted(directory: Path) -> dict[str, Any]:
         raise UserError(f"resume={directory}: found no {LAUNCH_FILE}, expected the directory of an earlier fedgh run")
     try:
         found = storage.read_json(file)
-        return {"overrides": list(found["overrides"]), "mark": str(found["mark"]), "directory": found["directory"]}
+        # Earlier versions noted less: without the mark, nothing that such a run left can be told from other processes.
+        return {"overrides": list(found["overrides"]), "mark": found.get("mark"), "directory": found.get("directory")}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file}: cannot be read ({type(error).__name__}); expected what fedgh run wrote") from None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +21,9 @@ from fedgh_app.pose.errors import UserError
 from fedgh_app.pose.records import DatasetSpec, load_spec
 from fedgh_app.storage import load_model
 
-GROUPS = ("model", "dataset", "strategy", "loss", "evaluate", "sharing", "clustering", "runtime")
-WORDS = ("model._target_", "dataset.spec", "strategy._target_", "loss._target_", "sharing._target_", "runtime.name")
+# What a model is built from again.
+GROUPS = ("model", "dataset", "loss", "evaluate", "sharing", "clustering")
+WORDS = ("model._target_", "dataset.spec", "loss._target_", "sharing._target_")
 NUMBERS = ("seed", "batch_size")
 
 
@@ -56,7 +57,10 @@ def load_run(path: Path | str) -> Run:
     if not path.exists():
         raise UserError(f"{path}: no such run directory")
     directory = path if path.is_dir() else _directory_of(path)
-    config = read_config(directory)
+    config = read_config(directory, GROUPS, WORDS, NUMBERS)
+    size = config.dataset.get("input_size")
+    if not isinstance(size, ListConfig) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+        raise UserError(f"{directory / 'config.yaml'}: dataset.input_size: found {size}, expected [height, width]")
     file = path if path.is_file() else directory / "model.safetensors"
     if not keeps_nothing(config):
         raise UserError(
@@ -81,8 +85,18 @@ def _directory_of(file: Path) -> Path:
     return folders[0]
 
 
-def read_config(directory: Path) -> DictConfig:
-    """The config that a run had, resolved; UserError where there is none, or it is damaged."""
+def read_config(directory: Path, held: Sequence[str], words: Sequence[str], numbers: Sequence[str]) -> DictConfig:
+    """The config that a run had, resolved.
+
+    Args:
+        directory: its run directory.
+        held: groups that must be there.
+        words: keys that must hold text.
+        numbers: keys that must hold a whole number.
+
+    Raises:
+        UserError: there is no config, it cannot be read, or something in it is missing or of another kind.
+    """
     file = directory / "config.yaml"
     if not file.is_file():
         raise UserError(f"{directory}: holds no config.yaml; expected a run directory, as fedgh run writes it")
@@ -91,20 +105,17 @@ def read_config(directory: Path) -> DictConfig:
         OmegaConf.resolve(config)
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{file}: cannot be read ({first_line(error)}); expected the config of a run") from None
-    missing = [key for key in (*GROUPS, *NUMBERS) if not isinstance(config, DictConfig) or key not in config]
+    missing = [key for key in (*held, *numbers) if not isinstance(config, DictConfig) or key not in config]
     if missing:
         raise UserError(f"{file}: has no {', '.join(missing)}; expected the config of a run")
     config = DictConfig(config)
     for key in map(str, config):
-        if key in (*GROUPS, *groups()) and not isinstance(config[key], DictConfig):
+        if key in (*held, *groups()) and not isinstance(config[key], DictConfig):
             raise UserError(f"{file}: {key}: found {config[key]}, expected a group of values")
-    for keys, kind, name in ((WORDS, str, "a word"), (NUMBERS, int, "a whole number")):
+    for keys, kind, name in ((words, str, "a word"), (numbers, int, "a whole number")):
         for key in keys:
             if not isinstance(value := OmegaConf.select(config, key), kind):
                 raise UserError(f"{file}: {key}: found {value}, expected {name}")
-    size = config.dataset.get("input_size")
-    if not isinstance(size, ListConfig) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
-        raise UserError(f"{file}: dataset.input_size: found {size}, expected [height, width]")
     return config
 
 

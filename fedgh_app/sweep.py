@@ -154,11 +154,11 @@ class Sweep:
             if key_of(item).startswith(("hydra", "-")):
                 raise UserError(f"{file}: found {item!r}, expected overrides of runs alone")
         known = {name: found[name] for name in ("started", "environment")}
-        cwd = Path(found["cwd"]) if os.path.isdir(found["cwd"]) else Path.cwd()  # noqa: PTH112  # any text may stand there
+        # Any text may stand there, and Path.is_dir() raises at some.
+        cwd = Path(found["cwd"]) if os.path.isdir(found["cwd"]) else Path.cwd()  # noqa: PTH112  # as said above
         sweep = cls(directory, found["overrides"], jobs, cwd, **known)
-        if found["directory"] == str(
-            directory
-        ):  # a copy knows the mark of the original, whose processes are not its own to end
+        # A copy knows the mark of the original, whose processes are not its own to end.
+        if found["directory"] == str(directory):
             sweep.mark = found["mark"]
         return sweep
 

@@ -198,6 +198,7 @@ def test_a_description_out_of_range_is_a_fault(key: str, value: float) -> None:
     [
         ("<class 'fedgh_app.errors.RunFailed'>:<'its process was told to end'>", "its process was told to end"),
         ("<class 'MemoryError'>:<'out of memory'>", "MemoryError: out of memory"),
+        ("<class 'flwr.ClientAppException'>:<'\nException ClientAppException occurred. Message: no'>", "no"),
         ("<class 'ray.x.RayTaskError(E)'>:<'traceback\n  File x\nValueError: no'>", "ValueError: no'>"),
         ("", "error 2"),
         ("a\tb" + 400 * "c", "a b" + 196 * "c" + "…"),

@@ -13,6 +13,7 @@ from fedgh_app.config import compose_config
 from fedgh_app.outcome import headline
 from fedgh_app.pose.errors import UserError
 from fedgh_app.report import compare, print_report, settings_of
+from fedgh_app.report_page import write
 
 
 def run(folder: Path, overrides: list[str], pck: float, **more: Any) -> Path:
@@ -86,6 +87,18 @@ def test_baselines_go_by_their_runtime(tmp_path: Path) -> None:
     print_report(compare(settings_of([tmp_path])), Console(file=said, width=140))
     assert "local (clients' own)" in said.getvalue()
     assert "90.0" in said.getvalue()
+
+
+def test_a_run_from_before_a_group_existed_is_compared(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        file = run(tmp_path / str(seed), [f"seed={seed}"], 0.5) / "config.yaml"
+        config = OmegaConf.load(file)
+        for key in ("clustering", "sharing", "loss", "batch_size") if seed == 0 else ():
+            del config[key]
+        OmegaConf.save(config, file)
+    storage.write_json(tmp_path / "0" / "launch.json", {"overrides": ["seed=0"]})
+    (file,) = [file for file in write(settings_of([tmp_path]), [tmp_path], tmp_path / "out") if file.suffix == ".md"]
+    assert "fedgh run seed=0" in file.read_text()
 
 
 def test_a_folder_without_runs_is_one_line(tmp_path: Path) -> None:

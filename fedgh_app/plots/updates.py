@@ -131,8 +131,11 @@ def _draw_weights(
                 **line_of(place),
                 **dots(rounds),
             )
-    lowest = float(np.nanmin([*weights.values()]))
-    axes.set_ylim(bottom=None if lowest < 0 else 0)
+    found = np.array([*weights.values()])
+    if np.nanmin(found) < 0:
+        axes.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
+    else:
+        axes.set_ylim(0, 1.08 * float(np.nanmax(found)) or 1)
     axes.set_ylabel("weight of the client's update")
 
 
