@@ -22,9 +22,11 @@ def end_marked(mark: str) -> None:
         with contextlib.suppress(psutil.Error):
             survivor.terminate()
     _, alive = psutil.wait_procs(left, timeout=PATIENCE_SECONDS)
-    for survivor in [*alive, *marked(mark)]:
+    stubborn = [*alive, *marked(mark)]
+    for survivor in stubborn:
         with contextlib.suppress(psutil.Error):
             survivor.kill()
+    psutil.wait_procs(stubborn, timeout=PATIENCE_SECONDS)
 
 
 def marked(mark: str) -> Iterator[psutil.Process]:

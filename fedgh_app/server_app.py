@@ -52,6 +52,7 @@ from strategies.server_optimizer import ServerOptimizer
 app = ServerApp()
 
 NODE_WAIT_SECONDS = 60.0  # where the runtime does not say
+FIRST_ANSWER_SECONDS = 120.0  # at least: before it, clients' processes start and import PyTorch
 
 
 @app.main()
@@ -367,7 +368,7 @@ def query(grid: ScreeningGrid, config: DictConfig, spec: DatasetSpec) -> dict[st
     # Who cannot say its own name goes by the one that it was registered under.
     registered = {str(node.node_id): node.name for node in grid.get_nodes() if node.name}
     messages = [Message(RecordDict(), node_id, MessageType.QUERY) for node_id in sorted(grid.get_node_ids())]
-    answers = grid.answers(messages, timeout=config.round_timeout)
+    answers = grid.answers(messages, timeout=max(config.round_timeout, FIRST_ANSWER_SECONDS))
     if grid.rejected:
         names = [registered.get(item.client, item.client) for item in grid.rejected]
         said = [f"client {name}: {item.reason}" for name, item in zip(names, grid.rejected, strict=True)]

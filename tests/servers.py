@@ -203,7 +203,7 @@ def start_fedgh(
     )
 
 
-def fedgh(folder: Path, *arguments: str, seconds: float = 240, **more: Any) -> subprocess.CompletedProcess[str]:
+def fedgh(folder: Path, *arguments: str, seconds: float = 400, **more: Any) -> subprocess.CompletedProcess[str]:
     """`fedgh` to its end; ``more`` as `start_fedgh` takes it."""
     with start_fedgh(folder, *arguments, **more) as process:
         try:

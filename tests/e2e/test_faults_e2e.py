@@ -157,7 +157,7 @@ def test_what_ends_a_simulation_is_one_line_and_leaves_the_last_good_checkpoint(
 def test_a_server_that_is_killed_is_one_line_and_goes_on(home: Path, tmp_path: Path) -> None:
     """The simulation's process is killed in mid-round; `fedgh run` itself lives."""
     process = start_fedgh(tmp_path, "run", "run_dir=run", *SHORT)
-    wait((tmp_path / "run" / "checkpoints" / "round-0001.json").exists, "round 1", 180)
+    wait((tmp_path / "run" / "checkpoints" / "round-0001.json").exists, "round 1", 300)
     (server,) = [found for found in survivors() if "flwr-simulation" in " ".join(found.cmdline())]
     killed = time.monotonic()
     server.kill()

@@ -21,6 +21,7 @@ from fedgh_app.privacy import epsilon
 from fedgh_app.processes import MARK
 from fedgh_app.superlink import free_port
 
+pytestmark = pytest.mark.timeout(600)
 OVERRIDES = [*TINY, "evaluate.clients_every=2"]
 
 
@@ -135,7 +136,7 @@ def test_a_failed_run_is_one_line_with_status_and_no_process(home: Path, tmp_pat
 def test_a_run_that_is_stopped_leaves_no_process(home: Path, tmp_path: Path, kind: signal.Signals) -> None:
     overrides = [*OVERRIDES, "rounds=100", "tracking=wandb", "tracking.mode=offline"]
     process = start_fedgh(tmp_path, "run", "run_dir=run", *overrides)
-    wait(lambda: len(storage.read_lines(tmp_path / "run/history.jsonl")) > 1, "the first round", 180)
+    wait(lambda: len(storage.read_lines(tmp_path / "run/history.jsonl")) > 1, "the first round", 300)
     process.send_signal(kind)
     _, said = process.communicate(timeout=60)
     assert process.returncode == (130 if kind == signal.SIGINT else 143)
@@ -154,7 +155,7 @@ def test_a_run_that_was_killed_goes_on_with_the_same_bits(home: Path, tiny: list
     overrides = [*OVERRIDES, "sharing=fedbn", "strategy=fedaw", "rounds=4"]
     tracked = [*overrides, "tracking=wandb", "tracking.mode=offline"]
     process = start_fedgh(tmp_path, "run", "run_dir=run", *tracked)
-    wait(lambda: len(storage.read_lines(tmp_path / "run/history.jsonl")) > 2, "the second round", 180)
+    wait(lambda: len(storage.read_lines(tmp_path / "run/history.jsonl")) > 2, "the second round", 300)
     process.kill()
     process.wait()
     orphans = list(survivors())
@@ -191,7 +192,7 @@ def test_plain_flwr_run_works_on_flowers_own_superlink(home: Path, tmp_path: Pat
             timeout=120,
         )
         ends = (tmp_path / "run/result.json", tmp_path / "run/failure.json")
-        wait(lambda: any(file.exists() for file in ends), "the run to end", 180)
+        wait(lambda: any(file.exists() for file in ends), "the run to end", 300)
         assert not ends[1].exists(), ends[1].read_text()
         assert storage.read_json(tmp_path / "run/result.json")["rounds"] == 2
     finally:
