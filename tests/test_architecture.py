@@ -116,3 +116,9 @@ def test_the_rule_finds_what_it_is_for(tmp_path: Path) -> None:
 def test_torch_load_stands_in_one_place_alone() -> None:
     found = [file.name for file in CODE for name, _ in calls(file) if name == "torch.load"]
     assert found == ["backbones.py"]
+
+
+def test_every_test_file_has_a_name_of_its_own() -> None:
+    """Folders of tests are no packages: of two files of one name pytest would leave one out."""
+    names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

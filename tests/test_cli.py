@@ -106,4 +106,4 @@ def test_a_sweep_and_a_run_are_not_taken_for_each_other(tmp_path: Path) -> None:
         f"fedgh: resume={tmp_path}: holds a sweep; expected fedgh run -m to go on with it",
     )
     done = fedgh("run", "-m", f"resume={tmp_path}", "rounds=3")
-    assert done.returncode == 2 and "cannot be read" in done.stderr
+    assert done.returncode == 2 and "sweep.json: overrides: " in done.stderr
