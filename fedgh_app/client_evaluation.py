@@ -6,10 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from flwr.app import Message
-
 from fedgh_app.federation import Federation, Round
-from fedgh_app.modes import book, evaluation_messages
+from fedgh_app.modes import book, evaluation_messages, reply_metrics
 from fedgh_app.pose.metrics import spread
 from fedgh_app.pose.tally import Tally
 from fedgh_app.screening import ScreeningGrid
@@ -45,15 +43,6 @@ def drawn(run: Federation, names: Sequence[str], server_round: int) -> list[str]
         return list(names)
     source = generator(run.config.seed, "evaluate", server_round)
     return sorted(draw(dict.fromkeys(names, 1.0), max(1, round(fraction * len(names))), source))
-
-
-def reply_metrics(grid: ScreeningGrid, replies: Iterable[Message]) -> dict[str, dict[str, Any]]:
-    """Metrics by client name, in the order of names."""
-    found = {
-        grid.client_names[reply.metadata.src_node_id]: dict(next(iter(reply.content.metric_records.values())))
-        for reply in replies
-    }
-    return dict(sorted(found.items()))
 
 
 def summary_of_clients(metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -240,10 +240,16 @@ def training_losses(run: Federation, grid: ScreeningGrid, this: Round, names: Se
     asked["clients"] += list(names)
     asked["bytes"] += grid.traffic.down + grid.traffic.up
     grid.traffic = before
-    return {
-        grid.client_names[reply.metadata.src_node_id]: float(next(iter(reply.content.metric_records.values()))["loss"])  # type: ignore[arg-type]  # screened: a number
+    return {name: float(found["loss"]) for name, found in reply_metrics(grid, replies).items()}
+
+
+def reply_metrics(grid: ScreeningGrid, replies: Iterable[Message]) -> dict[str, dict[str, Any]]:
+    """Metrics by client name, in the order of names."""
+    found = {
+        grid.client_names[reply.metadata.src_node_id]: dict(next(iter(reply.content.metric_records.values())))
         for reply in replies
     }
+    return dict(sorted(found.items()))
 
 
 def evaluation_messages(
