@@ -20,13 +20,13 @@ import torch
 from rich.table import Table
 
 from benchmarks import output
-from fedgh_app.pose.augmentation import Augmentation
-from fedgh_app.pose.batches import Batches
-from fedgh_app.pose.cache import CropCache, cut, open_cache
-from fedgh_app.pose.losses import HeatmapCrossEntropy
+from fedgh_app.pose.data.augmentation import Augmentation
+from fedgh_app.pose.data.batches import Batches
+from fedgh_app.pose.data.cache import CropCache, cut, open_cache
+from fedgh_app.pose.data.records import load_spec
 from fedgh_app.pose.models import PoseNet
+from fedgh_app.pose.models.losses import HeatmapCrossEntropy
 from fedgh_app.pose.readers import read_records
-from fedgh_app.pose.records import load_spec
 from fedgh_app.pose.training import train
 
 INPUT_SIZE = (64, 64)
@@ -164,7 +164,7 @@ def table(result: dict[str, Any]) -> Table:
 
 def main() -> None:
     """Generate the arm set in a temporary folder, measure, print."""
-    from fedgh_app.pose.arm import generate
+    from fedgh_app.pose.arms.generated import generate
 
     options = output.parser("data_path", __doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -21,10 +21,11 @@ from rich.table import Table
 
 from benchmarks import output
 from benchmarks.loopback import Loopback, loopback
-from fedgh_app import processes, storage
-from fedgh_app.launcher import launch
-from fedgh_app.pose.arm import generate
-from fedgh_app.pose.cores import usable_cores
+from fedgh_app.pose.arms.generated import generate
+from fedgh_app.runs import storage
+from fedgh_app.runtimes import processes
+from fedgh_app.runtimes.launcher import launch
+from fedgh_app.vision.cores import usable_cores
 
 SITES = ("site-a", "site-b", "site-c")
 OVERRIDES = [

@@ -4,8 +4,8 @@
 
 Batch 32, 16 keypoints, maps of 64 x 64, and HHD as `teacher=hhd` has it, on two threads and on a GPU where there is
 one. The loop, `by_definition`, takes one keypoint of one sample after the other and writes out what HHD says of it; the
-tests hold `fedgh_app.pose.hhd` to it. Repeats are interleaved, so that a busy machine slows both alike; the ratio is
-the median over the repeats of the loop's seconds to the batched operation's in the same repeat.
+tests hold `fedgh_app.pose.models.hhd` to it. Repeats are interleaved, so that a busy machine slows both alike; the
+ratio is the median over the repeats of the loop's seconds to the batched operation's in the same repeat.
 """
 
 import statistics
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from benchmarks import output
 from benchmarks.memory import peak_bytes
-from fedgh_app.pose.decoding import Integral
-from fedgh_app.pose.hhd import HHD
+from fedgh_app.pose.models.decoding import Integral
+from fedgh_app.pose.models.hhd import HHD
 
 THREADS = 2
 BATCHED_CALLS = 5  # for one of the loop's: a short time is measured as the mean of several

@@ -24,12 +24,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import output
-from fedgh_app import storage
-from fedgh_app.config import quoted
-from fedgh_app.instantiation import instantiate
-from fedgh_app.launcher import launch
-from fedgh_app.pose.decoding import decoder
-from fedgh_app.runs import load_run
+from fedgh_app.config.compose import quoted
+from fedgh_app.config.instantiation import instantiate
+from fedgh_app.pose.models.decoding import decoder
+from fedgh_app.runs import storage
+from fedgh_app.runs.opening import load_run
+from fedgh_app.runtimes.launcher import launch
 
 FEDERATION = (
     *("runtime=inprocess", "dataset=arm", "partition=natural", "strategy=fedavg", "strategy.report_conflicts=false"),

@@ -20,9 +20,9 @@ from pathlib import Path
 import httpx
 import tomli_w
 
-from fedgh_app import processes
-from fedgh_app.deploy import make_keys
-from fedgh_app.superlink import free_port
+from fedgh_app.runtimes import processes
+from fedgh_app.runtimes.deploy import make_keys
+from fedgh_app.runtimes.superlink import free_port
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 FEDGH = [sys.executable, "-c", "from fedgh_app.cli import main; main()"]  # of this checkout, whatever is installed

@@ -30,12 +30,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import output
-from fedgh_app import site
-from fedgh_app.config import compose_config
-from fedgh_app.pose.export import to_onnx
-from fedgh_app.pose.heatmaps import Size
-from fedgh_app.pose.records import load_spec
-from fedgh_app.screening import array_bytes
+from fedgh_app.config.compose import compose_config
+from fedgh_app.data import site
+from fedgh_app.grids.screening import array_bytes
+from fedgh_app.pose.data.records import load_spec
+from fedgh_app.pose.models.heatmaps import Size
+from fedgh_app.pose.prediction.export import to_onnx
 
 CHOICES = (
     "model=pose_resnet50",

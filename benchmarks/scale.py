@@ -28,11 +28,12 @@ import psutil
 from rich.console import Console
 
 from benchmarks import output
-from fedgh_app import site, storage
-from fedgh_app.config import compose_config, fedgh_home
-from fedgh_app.launcher import launch
-from fedgh_app.pose.arm import generate
-from fedgh_app.pose.cores import usable_cores
+from fedgh_app.config.compose import compose_config, fedgh_home
+from fedgh_app.data import site
+from fedgh_app.pose.arms.generated import generate
+from fedgh_app.runs import storage
+from fedgh_app.runtimes.launcher import launch
+from fedgh_app.vision.cores import usable_cores
 
 IMAGES_A_CLIENT = 4
 PERIOD_SECONDS = 0.2

@@ -19,14 +19,15 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from benchmarks import output
-from fedgh_app import partition, site, storage
-from fedgh_app.config import compose_config, fedgh_home
-from fedgh_app.instantiation import instantiate
-from fedgh_app.launcher import launch
-from fedgh_app.pose.arm import generate
-from fedgh_app.pose.batches import Batches
-from fedgh_app.pose.cores import usable_cores
-from fedgh_app.pose.records import load_spec
+from fedgh_app.config.compose import compose_config, fedgh_home
+from fedgh_app.config.instantiation import instantiate
+from fedgh_app.data import partition, site
+from fedgh_app.pose.arms.generated import generate
+from fedgh_app.pose.data.batches import Batches
+from fedgh_app.pose.data.records import load_spec
+from fedgh_app.runs import storage
+from fedgh_app.runtimes.launcher import launch
+from fedgh_app.vision.cores import usable_cores
 
 OVERRIDES = ["experiment=arm_quick", "tracking=none"]
 

@@ -43,10 +43,10 @@ from flwr.supernode.fleet_http_connection import http_request_response
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from benchmarks import output
-from fedgh_app import site
-from fedgh_app.config import compose_config
-from fedgh_app.pose.records import load_spec
-from fedgh_app.superlink import free_port
+from fedgh_app.config.compose import compose_config
+from fedgh_app.data import site
+from fedgh_app.pose.data.records import load_spec
+from fedgh_app.runtimes.superlink import free_port
 
 # What the ServerApp of the load does: it sends one model to every node, and takes what comes back.
 SERVER = """

@@ -14,18 +14,18 @@ from flwr.common.typing import Scalar
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from fedgh_app.boundary import Own, bounded, discreet
-from fedgh_app.client import PoseClient
-from fedgh_app.local_state import LocalState, file_of
-from fedgh_app.modes import CONTROL
-from fedgh_app.packing import packing
-from fedgh_app.pose.errors import UserError
-from fedgh_app.pose.hhd import Guide
-from fedgh_app.pose.records import load_spec
-from fedgh_app.privacy import check_demand
-from fedgh_app.site import Site, build_model, config_of, device_of, limit_threads, open_site
-from fedgh_app.teacher import guide_of
-from fedgh_app.termination import terminable
+from fedgh_app.client.boundary import Own, bounded, discreet
+from fedgh_app.client.client import PoseClient
+from fedgh_app.client.local_state import LocalState, file_of
+from fedgh_app.client.teacher import guide_of
+from fedgh_app.client.termination import terminable
+from fedgh_app.data.site import Site, build_model, config_of, device_of, limit_threads, open_site
+from fedgh_app.errors import UserError
+from fedgh_app.grids.packing import packing
+from fedgh_app.pose.data.records import load_spec
+from fedgh_app.pose.models.hhd import Guide
+from fedgh_app.server.modes import CONTROL
+from fedgh_app.server.privacy import check_demand
 
 # The border comes first: whatever is raised inside of it passes there.
 app = ClientApp(mods=[discreet, terminable, packing])

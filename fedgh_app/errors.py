@@ -1,6 +1,14 @@
-"""How a run can end early. What a user got wrong is a `fedgh_app.pose.errors.UserError`."""
+"""The errors that are told in one line: what a user got wrong, and a run that cannot go on."""
 
 from collections.abc import Sequence
+
+
+class UserError(ValueError):
+    """Bad input, told in one line.
+
+    The message names the file or config key, the value found and what was expected. The command line prints
+    it as it is and exits with status 2; a traceback would only hide it.
+    """
 
 
 class RunFailed(RuntimeError):

@@ -23,29 +23,31 @@ from flwr.serverapp import Grid, ServerApp
 from omegaconf import DictConfig
 from safetensors import SafetensorError
 
-from fedgh_app import checkpoints, privacy, processes, site, storage
-from fedgh_app.aggregation import EdgeCloud, Finch, Flat, edges_of
-from fedgh_app.callbacks import usual_callbacks
-from fedgh_app.client_evaluation import evaluate_clients
-from fedgh_app.combinations import is_central
-from fedgh_app.config import compose_config, run_name, split_overrides
-from fedgh_app.errors import RunFailed, few, first_line
-from fedgh_app.federation import Callback, ClientInfo, Cohorts, Federation, Round, Topology
-from fedgh_app.instantiation import build_optimizer, instantiate
-from fedgh_app.knowledge import PublicImages, ServerDistillation
-from fedgh_app.modes import CONTROL, OUTLIERS, PRIVACY
-from fedgh_app.outcome import result_of
-from fedgh_app.outliers import Outliers
-from fedgh_app.packing import PackingGrid
+from fedgh_app.callbacks.usual import usual_callbacks
+from fedgh_app.client.teacher import distillation_of, guide_of
+from fedgh_app.config.combinations import is_central
+from fedgh_app.config.compose import compose_config, run_name, split_overrides
+from fedgh_app.config.instantiation import build_optimizer, instantiate
+from fedgh_app.data import site
+from fedgh_app.errors import RunFailed, UserError, few, first_line
+from fedgh_app.grids.packing import PackingGrid
+from fedgh_app.grids.replies import CLAIM, Expected, finite, one_line
+from fedgh_app.grids.screening import STOP_FILE, Rejected, ScreeningGrid
 from fedgh_app.plots.holdings import holdings
-from fedgh_app.pose.cores import usable_cores
-from fedgh_app.pose.errors import UserError
-from fedgh_app.pose.records import DatasetSpec
-from fedgh_app.pose.tally import Count, Tally
-from fedgh_app.replies import CLAIM, Expected, finite, one_line
-from fedgh_app.resumption import served
-from fedgh_app.screening import STOP_FILE, Rejected, ScreeningGrid
-from fedgh_app.teacher import distillation_of, guide_of
+from fedgh_app.pose.data.records import DatasetSpec
+from fedgh_app.pose.evaluation.tally import Count, Tally
+from fedgh_app.runs import storage
+from fedgh_app.runs.outcome import result_of
+from fedgh_app.runs.resumption import served
+from fedgh_app.runtimes import processes
+from fedgh_app.server import checkpoints, privacy
+from fedgh_app.server.client_evaluation import evaluate_clients
+from fedgh_app.server.distillation import PublicImages, ServerDistillation
+from fedgh_app.server.federation import Callback, ClientInfo, Cohorts, Federation, Round, Topology
+from fedgh_app.server.modes import CONTROL, OUTLIERS, PRIVACY
+from fedgh_app.server.outliers import Outliers
+from fedgh_app.server.topologies import EdgeCloud, Finch, Flat, edges_of
+from fedgh_app.vision.cores import usable_cores
 from strategies.scaffold import ControlVariate
 from strategies.server_optimizer import ServerOptimizer
 
@@ -214,7 +216,7 @@ def federate(
 
     Args:
         config: the composed config.
-        grid: Flower's, or `fedgh_app.inprocess.InProcessGrid`.
+        grid: Flower's, or `fedgh_app.grids.inprocess.InProcessGrid`.
         directory: the run directory.
         callbacks: None for the usual ones.
         watch: called after every round, for whoever shows progress in this process.

@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from fedgh_app.pose.records import DatasetSpec
+from fedgh_app.pose.data.records import DatasetSpec
 
 # Tests measure nothing; one thread each keeps them from fighting over two cores.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -40,10 +40,15 @@ TINY = [
 ]
 
 
+# What else a run with differential privacy needs.
+CENTRAL = ["privacy=central", "strategy=fedavg", "strategy.equal_weights=true", "model.norm=group"]
+LOCAL = ["privacy=local", "model.norm=group"]
+
+
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """FEDGH_HOME of the test session, with 80 generated arms in it."""
-    from fedgh_app.pose.arm import generate
+    from fedgh_app.pose.arms.generated import generate
 
     folder = tmp_path_factory.mktemp("home")
     before = os.environ.get("FEDGH_HOME")
@@ -65,7 +70,7 @@ def tiny(home: Path) -> list[str]:
 @pytest.fixture
 def fedgh(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Calls the command in this process with its arguments, for its exit status."""
-    from fedgh_app import cli
+    from fedgh_app.cli import command as cli
 
     def call(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["fedgh", *arguments])
@@ -106,7 +111,8 @@ def toy_models(patch: pytest.MonkeyPatch) -> Iterator[None]:
             torch.manual_seed(config.seed)
             return ToyPose(len(spec.keypoints), config.model.norm)
 
-    from fedgh_app import client_app, site
+    from fedgh_app import client_app
+    from fedgh_app.data import site
 
     patch.setattr(site, "build_model", build)
     patch.setattr(client_app, "build_model", build)

@@ -8,8 +8,8 @@ from typing import Any
 
 from flwr.app import Context, Message
 
-from fedgh_app import storage
 from fedgh_app.client_app import app as client_app
+from fedgh_app.runs import storage
 
 
 class Killed(BaseException):

@@ -10,12 +10,12 @@ from flwr.app import Error, Message
 from flwr.proto.node_pb2 import NodeInfo
 from recording import Recording
 
-from fedgh_app import partition, site
-from fedgh_app.callbacks import CentralEvaluation, History, Model
-from fedgh_app.checkpoints import Checkpoint
+from fedgh_app.callbacks.usual import CentralEvaluation, History, Model
 from fedgh_app.client_app import app as client_app
-from fedgh_app.config import compose_config, join_overrides
-from fedgh_app.federation import Federation
+from fedgh_app.config.compose import compose_config, join_overrides
+from fedgh_app.data import partition, site
+from fedgh_app.server.checkpoints import Checkpoint
+from fedgh_app.server.federation import Federation
 from fedgh_app.server_app import federate
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 from flwr.app import Message
 
-from fedgh_app import partition, site
-from fedgh_app.callbacks import CentralEvaluation, History, Model
-from fedgh_app.checkpoints import Checkpoint
+from fedgh_app.callbacks.usual import CentralEvaluation, History, Model
 from fedgh_app.client_app import app as client_app
-from fedgh_app.combinations import is_central
-from fedgh_app.config import compose_config, join_overrides
-from fedgh_app.federation import Callback, Federation
-from fedgh_app.inprocess import InProcessGrid
+from fedgh_app.config.combinations import is_central
+from fedgh_app.config.compose import compose_config, join_overrides
+from fedgh_app.data import partition, site
+from fedgh_app.grids.inprocess import InProcessGrid
+from fedgh_app.server.checkpoints import Checkpoint
+from fedgh_app.server.federation import Callback, Federation
 from fedgh_app.server_app import federate
 
 

@@ -22,9 +22,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from shipped import unit_command
 
 from benchmarks.loopback import SCRIPTS
-from fedgh_app import processes
-from fedgh_app.deploy import make_keys
-from fedgh_app.superlink import free_port
+from fedgh_app.runtimes import processes
+from fedgh_app.runtimes.deploy import make_keys
+from fedgh_app.runtimes.superlink import free_port
 
 FEDGH = (str(SCRIPTS / "fedgh"),)
 PATIENCE = 60.0

@@ -1,4 +1,4 @@
-"""Imports point one way: glue to strategies, glue to pose."""
+"""Imports point one way, from the commands down to what every task shares."""
 
 import ast
 import functools
@@ -37,15 +37,45 @@ def test_strategies_know_neither_the_app_nor_pose(file: Path) -> None:
     assert not re.search(r"\bposes?\b", file.read_text(), re.IGNORECASE)
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "fedgh_app/pose").rglob("*.py")), ids=lambda file: file.name)
-def test_pose_knows_neither_flower_nor_the_strategies(file: Path) -> None:
-    rest = [
-        name
-        for name in imported(file)
-        if any(under(name, package) for package in ("flwr", "flwr_datasets", "strategies", "hydra", "omegaconf"))
-        or (under(name, "fedgh_app") and not under(name, "fedgh_app.pose"))
-    ]
-    assert rest == []
+# Rooms of fedgh_app, from those that know all others to those that know none; those in one line know not each other.
+LEVELS = (
+    ("cli",),
+    ("reports",),
+    ("runtimes",),
+    ("server_app", "client_app"),
+    ("callbacks",),
+    ("model_card", "plots"),
+    ("server", "client"),
+    ("runs", "grids", "data"),
+    ("config",),
+    ("task",),
+    ("pose",),
+    ("vision",),
+    ("errors",),
+)
+LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
+
+
+def room_of(name: str) -> str:
+    """The room of fedgh_app that a dotted name or a file's path lies in."""
+    return name.replace("/", ".").removeprefix("fedgh_app.").removesuffix(".py").split(".")[0]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "fedgh_app").rglob("*.py")), ids=lambda f: str(f.relative_to(ROOT)))
+def test_imports_point_one_way(file: Path) -> None:
+    room = room_of(str(file.relative_to(ROOT)))
+    if room == "__init__":
+        return
+    known = {room_of(name) for name in imported(file) if under(name, "fedgh_app")} - {room, "fedgh_app"}
+    assert not [other for other in known if LEVEL[other] <= LEVEL[room]]
+
+
+@pytest.mark.parametrize("room", ["vision", "pose"])
+def test_a_task_knows_neither_flower_nor_the_strategies(room: str) -> None:
+    outside = ("flwr", "flwr_datasets", "strategies", "hydra", "omegaconf")
+    for file in (ROOT / "fedgh_app" / room).rglob("*.py"):
+        if file.name != "task.py":
+            assert not [name for name in imported(file) if any(under(name, package) for package in outside)], file
 
 
 def test_a_client_imports_neither_flower_datasets_nor_matplotlib() -> None:

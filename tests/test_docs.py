@@ -10,9 +10,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from benchmarks import models
-from fedgh_app.combinations import REFUSALS
-from fedgh_app.config import CONF, compose_config, expand_sweep, groups
-from fedgh_app.pose.decoding import DECODINGS
+from fedgh_app.config.combinations import REFUSALS
+from fedgh_app.config.compose import CONF, compose_config, expand_sweep, groups
+from fedgh_app.pose.models.decoding import DECODINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 AXES_PAGE = (ROOT / "docs/axes.md").read_text()
@@ -161,7 +161,7 @@ def test_every_test_that_the_page_of_faults_names_exists_and_each_row_has_one_of
 def test_the_pages_name_every_option_of_the_commands_that_they_describe() -> None:
     from typer.main import get_command
 
-    from fedgh_app.cli import app
+    from fedgh_app.cli.command import app
 
     prediction = (ROOT / "docs/prediction.md").read_text()
     for name, page in (("predict", prediction), ("export", prediction), ("report", SWEEPS_PAGE)):

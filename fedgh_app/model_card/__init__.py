@@ -11,11 +11,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from fedgh_app.federation import Round
 from fedgh_app.model_card.facts import Facts
 from fedgh_app.model_card.limits import limits
 from fedgh_app.model_card.sections import data, results, title, training, use
-from fedgh_app.pose.files import replacing
+from fedgh_app.server.federation import Round
+from fedgh_app.vision.files import replacing
 
 FILE = "MODEL_CARD.md"
 

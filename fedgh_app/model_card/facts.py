@@ -8,10 +8,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from fedgh_app import site
-from fedgh_app.combinations import keeps_nothing
-from fedgh_app.federation import Round
-from fedgh_app.markdown import plain
+from fedgh_app.config.combinations import keeps_nothing
+from fedgh_app.data import site
+from fedgh_app.reports.markdown import plain
+from fedgh_app.server.federation import Round
 
 
 class Facts:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fedgh_app.errors import few
-from fedgh_app.markdown import count, percent
 from fedgh_app.model_card.facts import Facts
-from fedgh_app.outcome import headline
+from fedgh_app.reports.markdown import count, percent
+from fedgh_app.runs.outcome import headline
 
 # Below this PCK a keypoint is called weak; this far below the mean is a client's; so few test images say little; and by
 # as much the last round may gain if training is to count as at its end.

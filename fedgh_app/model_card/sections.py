@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from fedgh_app import site
-from fedgh_app.combinations import fedbn
-from fedgh_app.defaults import changes, class_of
+from fedgh_app.config.changes import changes, class_of
+from fedgh_app.config.combinations import fedbn
+from fedgh_app.data import site
 from fedgh_app.errors import few
-from fedgh_app.markdown import cell, count, percent, plain
 from fedgh_app.model_card.facts import Facts
-from fedgh_app.outcome import headline
-from fedgh_app.pose.records import DatasetSpec
+from fedgh_app.pose.data.records import DatasetSpec
+from fedgh_app.reports.markdown import cell, count, percent, plain
+from fedgh_app.runs.outcome import headline
 
 REFERENCES = {
     "box": "the longest side of the person's box",
@@ -95,7 +95,7 @@ def use(run: Facts) -> Iterator[str]:
             "```",
             "",
             "```python",
-            "from fedgh_app.runs import load_run",
+            "from fedgh_app.runs.opening import load_run",
             f'run = load_run("{named}")  # run.model: images (N, 3, h, w) to maps; run.spec.keypoints: their names',
             "```",
         )

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from fedgh_app.federation import Round
-from fedgh_app.outcome import headline
 from fedgh_app.plots.names import named
 from fedgh_app.plots.spread import draw_spread
 from fedgh_app.plots.style import (
@@ -24,6 +22,8 @@ from fedgh_app.plots.style import (
     open_frame,
     round_axis,
 )
+from fedgh_app.runs.outcome import headline
+from fedgh_app.server.federation import Round
 
 Curves = dict[str, tuple[list[int], list[float]]]  # rounds and values by the name of the curve
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fedgh_app import partition
-from fedgh_app.partition import Dealt
+from fedgh_app.data import partition
+from fedgh_app.data.partition import Dealt
 from fedgh_app.plots.names import counting
 from fedgh_app.plots.style import MOST_INCHES, MOST_NAMES, colours_of, legend_beside, new_figure, some, whole_numbers
 

@@ -8,12 +8,12 @@ import cv2
 import numpy as np
 import torch
 
-from fedgh_app.pose.batches import Batches
-from fedgh_app.pose.cache import CropCache
-from fedgh_app.pose.decoding import Decode
-from fedgh_app.pose.drawing import LEGEND, contact_sheet, draw_comparison
-from fedgh_app.pose.images import read_image, write_image
+from fedgh_app.pose.data.batches import Batches
+from fedgh_app.pose.data.cache import CropCache
+from fedgh_app.pose.models.decoding import Decode
+from fedgh_app.pose.prediction.drawing import LEGEND, contact_sheet, draw_comparison
 from fedgh_app.pose.training import Permutation, find_keypoints
+from fedgh_app.vision.images import read_image, write_image
 
 
 def predictions(

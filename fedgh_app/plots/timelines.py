@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 
-from fedgh_app.federation import Round
 from fedgh_app.plots.names import client_of, counting, named
 from fedgh_app.plots.style import (
     ABSENT,
@@ -28,6 +27,7 @@ from fedgh_app.plots.style import (
     some,
     whole_numbers,
 )
+from fedgh_app.server.federation import Round
 
 HIGHEST = 10.0  # inches
 BAR = 0.2  # inches

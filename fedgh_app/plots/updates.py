@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from fedgh_app.federation import Round
 from fedgh_app.plots.names import client_of, counting, named
 from fedgh_app.plots.spread import draw_spread
 from fedgh_app.plots.style import (
@@ -23,6 +22,7 @@ from fedgh_app.plots.style import (
     open_frame,
     round_axis,
 )
+from fedgh_app.server.federation import Round
 
 MOST_ROUNDS = 10
 MOST_IN_ROW = 5

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedgh_app.pose.decoding import Decode, decoder, flip_tested, mirrored_back
-from fedgh_app.pose.errors import UserError
-from fedgh_app.pose.heatmaps import Size
-from fedgh_app.pose.losses import HeatmapLoss
-from fedgh_app.pose.metrics import Evaluation, heatmap_hits
+from fedgh_app.errors import UserError
+from fedgh_app.pose.evaluation.metrics import Evaluation, heatmap_hits
+from fedgh_app.pose.models.decoding import Decode, decoder, flip_tested, mirrored_back
+from fedgh_app.pose.models.heatmaps import Size
+from fedgh_app.pose.models.losses import HeatmapLoss
 
 Permutation = Sequence[int] | np.ndarray
 

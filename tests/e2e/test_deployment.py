@@ -15,12 +15,13 @@ import pytest
 from servers import start_fedgh, wait
 
 from benchmarks.loopback import SCRIPTS, Loopback, loopback
-from fedgh_app import processes, storage
-from fedgh_app.deploy import make_keys
-from fedgh_app.launcher import launch
-from fedgh_app.pose.arm import generate
-from fedgh_app.pose.errors import UserError
-from fedgh_app.superlink import free_port
+from fedgh_app.errors import UserError
+from fedgh_app.pose.arms.generated import generate
+from fedgh_app.runs import storage
+from fedgh_app.runtimes import processes
+from fedgh_app.runtimes.deploy import make_keys
+from fedgh_app.runtimes.launcher import launch
+from fedgh_app.runtimes.superlink import free_port
 
 SITES = ("site-a", "site-b", "site-c")
 PATIENCE = 120.0

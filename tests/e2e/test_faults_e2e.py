@@ -22,11 +22,11 @@ from faults import FAULTS
 from servers import SCRIPTS, environment, fedgh, left_behind, start_fedgh, survivors, wait
 
 from benchmarks.loopback import FEDGH as FEDGH_PLAIN
-from fedgh_app import storage
-from fedgh_app.checkpoints import newest
-from fedgh_app.pose.arm import generate
-from fedgh_app.processes import MARK, end_marked
-from fedgh_app.superlink import free_port, wait_until_up
+from fedgh_app.pose.arms.generated import generate
+from fedgh_app.runs import storage
+from fedgh_app.runtimes.processes import MARK, end_marked
+from fedgh_app.runtimes.superlink import free_port, wait_until_up
+from fedgh_app.server.checkpoints import newest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TESTS = Path(__file__).resolve().parents[1]
@@ -37,7 +37,7 @@ import strategies  # before tests/strategies would stand for it
 import sys
 sys.path.append({str(TESTS)!r})
 import faults
-from fedgh_app import launcher
+from fedgh_app.runtimes import launcher
 from fedgh_app.cli import main
 stage = launcher._stage
 

@@ -15,11 +15,11 @@ from conftest import TINY
 from flwr.cli.build import build_fab_from_disk
 from servers import SCRIPTS, environment, fedgh, left_behind, start_fedgh, survivors, wait
 
-from fedgh_app import storage
-from fedgh_app.launcher import _stage
-from fedgh_app.privacy import epsilon
-from fedgh_app.processes import MARK
-from fedgh_app.superlink import free_port
+from fedgh_app.runs import storage
+from fedgh_app.runtimes.launcher import _stage
+from fedgh_app.runtimes.processes import MARK
+from fedgh_app.runtimes.superlink import free_port
+from fedgh_app.server.privacy import epsilon
 
 pytestmark = pytest.mark.timeout(600)
 OVERRIDES = [*TINY, "evaluate.clients_every=2"]
@@ -47,7 +47,7 @@ def test_a_simulation_gives_the_bits_of_an_inprocess_run(
     simulation: tuple[Path, str], tiny: list[str], tmp_path: Path
 ) -> None:
     """Two actors that race each other, and one process that takes the clients in turn."""
-    from fedgh_app.launcher import launch
+    from fedgh_app.runtimes.launcher import launch
 
     launch([*tiny, "evaluate.clients_every=2"], tmp_path / "run", quiet=True)
     first, _ = storage.load_model(simulation[0])
@@ -150,7 +150,7 @@ def test_a_run_that_is_stopped_leaves_no_process(home: Path, tmp_path: Path, kin
 @pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_with_the_same_bits(home: Path, tiny: list[str], tmp_path: Path) -> None:
     """The launcher is killed and ends nothing; what it left is ended, and rounds that were lost are done again."""
-    from fedgh_app.launcher import launch
+    from fedgh_app.runtimes.launcher import launch
 
     overrides = [*OVERRIDES, "sharing=fedbn", "strategy=fedaw", "rounds=4"]
     tracked = [*overrides, "tracking=wandb", "tracking.mode=offline"]

@@ -18,9 +18,9 @@ from fastapi.routing import iter_route_contexts
 from servers import PATIENCE, SCRIPTS, Server, fedgh
 from shipped import PROXY, allowed
 
-from fedgh_app import storage
-from fedgh_app.pose.arm import generate
-from fedgh_app.superlink import free_port
+from fedgh_app.pose.arms.generated import generate
+from fedgh_app.runs import storage
+from fedgh_app.runtimes.superlink import free_port
 
 REFUSAL = "Only SuperNodes are served here"
 # By these a SuperNode without a registered key admits itself, where SuperNode authentication is off.

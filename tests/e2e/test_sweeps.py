@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fedgh_app import storage
-from fedgh_app.launcher import launch
+from fedgh_app.runs import storage
+from fedgh_app.runtimes.launcher import launch
 
 FEDGH = str(Path(sysconfig.get_path("scripts")) / "fedgh")
 

@@ -10,8 +10,8 @@ import servers
 from flwr.cli.build import build_fab_from_disk
 from servers import Server, signing_key
 
-from fedgh_app.bundles import BundleServer, sign_bundle
-from fedgh_app.superlink import free_port
+from fedgh_app.runtimes.bundles import BundleServer, sign_bundle
+from fedgh_app.runtimes.superlink import free_port
 
 pytestmark = pytest.mark.slow
 REFUSED = "The FAB could not be verified."

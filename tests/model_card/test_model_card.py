@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fedgh_app.callbacks import ModelCard
-from fedgh_app.config import compose_config
-from fedgh_app.federation import ClientInfo, Federation, Round
+from fedgh_app.callbacks.usual import ModelCard
+from fedgh_app.config.compose import compose_config
 from fedgh_app.model_card import render, write
-from fedgh_app.pose.records import load_spec
+from fedgh_app.pose.data.records import load_spec
+from fedgh_app.server.federation import ClientInfo, Federation, Round
 
 ARM = ("shoulder", "elbow", "wrist")
 

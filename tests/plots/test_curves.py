@@ -8,8 +8,8 @@ import cv2
 import pytest
 from histories import coloured, history
 
-from fedgh_app.federation import Round
 from fedgh_app.plots.curves import client_curves, epsilon, keypoint_curves
+from fedgh_app.server.federation import Round
 
 
 @pytest.mark.parametrize(("clients", "rounds"), [(1, 1), (2, 25), (12, 4), (30, 1), (30, 25)])

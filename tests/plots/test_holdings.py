@@ -7,9 +7,9 @@ from pathlib import Path
 import cv2
 from histories import coloured
 
-from fedgh_app import site
-from fedgh_app.config import compose_config
-from fedgh_app.partition import Dealt, Partition
+from fedgh_app.config.compose import compose_config
+from fedgh_app.data import site
+from fedgh_app.data.partition import Dealt, Partition
 from fedgh_app.plots.holdings import holdings
 from fedgh_app.plots.style import MOST_INCHES
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from histories import asynchronous, coloured, history
 
-from fedgh_app.federation import Round
 from fedgh_app.plots.timelines import clusters, staleness
+from fedgh_app.server.federation import Round
 
 
 @pytest.mark.parametrize(("clients", "rounds"), [(1, 1), (4, 25), (30, 25), (1500, 3)])

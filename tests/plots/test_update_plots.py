@@ -8,8 +8,8 @@ import cv2
 import pytest
 from histories import asynchronous, coloured, history
 
-from fedgh_app.federation import Round
 from fedgh_app.plots.updates import cosine_matrices, weights_and_conflicts
+from fedgh_app.server.federation import Round
 
 
 @pytest.mark.parametrize(("clients", "rounds"), [(1, 1), (2, 25), (12, 2), (30, 2)])

@@ -9,13 +9,13 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
-from fedgh_app.pose.decoding import Integral, quarter
-from fedgh_app.pose.errors import UserError
-from fedgh_app.pose.losses import HeatmapCrossEntropy, HeatmapMSE, IntegralLoss
+from fedgh_app.errors import UserError
+from fedgh_app.pose.evaluation.tally import tally
 from fedgh_app.pose.models import PoseNet
-from fedgh_app.pose.objectives import Dyn, Plain, Prox, Received, Scaffold
-from fedgh_app.pose.tally import tally
+from fedgh_app.pose.models.decoding import Integral, quarter
+from fedgh_app.pose.models.losses import HeatmapCrossEntropy, HeatmapMSE, IntegralLoss
 from fedgh_app.pose.training import cosine_distance, embed, evaluate, find_keypoints, predict, train
+from fedgh_app.vision.objectives import Dyn, Plain, Prox, Received, Scaffold
 
 CONF = Path(__file__).parents[2] / "conf"
 SIZE = 32

@@ -5,9 +5,9 @@ from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from fedgh_app.pose.decoding import Integral
-from fedgh_app.pose.errors import UserError
-from fedgh_app.pose.models.backbones import build_backbone, load_weights, to_group_norm
+from fedgh_app.errors import UserError
+from fedgh_app.pose.models.decoding import Integral
+from fedgh_app.vision.backbones import build_backbone, load_weights, to_group_norm
 
 Head = Literal["heatmap", "integral"]
 Norm = Literal["batch", "group"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Protocol
 
+from fedgh_app.pose.data.records import DatasetSpec, load_spec
 from fedgh_app.pose.official import coco, lsp, mpii, pck
 from fedgh_app.pose.official.scores import Score, Side, check_side
-from fedgh_app.pose.records import DatasetSpec, load_spec
 
 __all__ = ["Score", "Side", "check_side", "protocol_of", "score"]
 

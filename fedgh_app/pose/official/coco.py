@@ -12,13 +12,13 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
-from fedgh_app.pose.boxes import PERSON
-from fedgh_app.pose.errors import UserError
+from fedgh_app.errors import UserError
+from fedgh_app.pose.data.records import DatasetSpec
+from fedgh_app.pose.data.split import split_groups
 from fedgh_app.pose.official.results import Result, read_results
 from fedgh_app.pose.official.scores import Score, Side
+from fedgh_app.pose.prediction.boxes import PERSON
 from fedgh_app.pose.readers.intake import BadEntry, image_path, numbers, read_json
-from fedgh_app.pose.records import DatasetSpec
-from fedgh_app.pose.split import split_groups
 
 # The order in which COCOeval.summarize gives them, and COCO's leaderboard shows them.
 STATISTICS = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")

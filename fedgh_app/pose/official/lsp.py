@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from fedgh_app.pose.data.records import DatasetSpec
 from fedgh_app.pose.official.pck import rows
 from fedgh_app.pose.official.people import compare
 from fedgh_app.pose.official.scores import Score, Side
-from fedgh_app.pose.records import DatasetSpec
 
 # The published table's columns: left and right are averaged without weights, and the neck belongs to the head.
 GROUPS = {

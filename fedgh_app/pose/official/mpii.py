@@ -11,12 +11,12 @@ from typing import Literal
 import h5py
 import numpy as np
 
-from fedgh_app.pose.errors import UserError
-from fedgh_app.pose.matlab import LARGEST_ARRAY_BYTES, read_matlab
-from fedgh_app.pose.metrics import MPII_JOINTS, pckh
+from fedgh_app.errors import UserError
+from fedgh_app.pose.data.records import DatasetSpec
+from fedgh_app.pose.evaluation.metrics import MPII_JOINTS, pckh
 from fedgh_app.pose.official.people import Compared, compare
 from fedgh_app.pose.official.scores import Score, Side
-from fedgh_app.pose.records import DatasetSpec
+from fedgh_app.vision.matlab import LARGEST_ARRAY_BYTES, read_matlab
 
 Array = np.ndarray
 

@@ -8,10 +8,10 @@ from typing import Literal
 
 import numpy as np
 
-from fedgh_app.pose.metrics import mean_present, pck
+from fedgh_app.pose.data.records import DatasetSpec
+from fedgh_app.pose.evaluation.metrics import mean_present, pck
 from fedgh_app.pose.official.people import Compared, compare
 from fedgh_app.pose.official.scores import Score, Side
-from fedgh_app.pose.records import DatasetSpec
 
 RULE = "reference: the longest side of the annotated box; mean over keypoints"
 

@@ -9,12 +9,12 @@ from typing import Literal
 
 import numpy as np
 
-from fedgh_app.pose.errors import UserError
+from fedgh_app.errors import UserError
+from fedgh_app.pose.data.records import DatasetSpec, PoseRecord
+from fedgh_app.pose.data.split import split_records
 from fedgh_app.pose.official.results import Result, read_results
 from fedgh_app.pose.official.scores import Side
 from fedgh_app.pose.readers import read_truth
-from fedgh_app.pose.records import DatasetSpec, PoseRecord
-from fedgh_app.pose.split import split_records
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from fedgh_app.pose.errors import UserError
-from fedgh_app.pose.records import DatasetSpec
+from fedgh_app.errors import UserError
+from fedgh_app.pose.data.records import DatasetSpec
 
 EXPECTED = 'expected COCO keypoint results: [{"image_id", "category_id", "keypoints", "score"}, ...]'
 DECIMALS = 4  # of a pixel and of a confidence, in a file

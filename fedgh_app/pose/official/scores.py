@@ -13,7 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fedgh_app.pose.errors import UserError
+from fedgh_app.errors import UserError
 
 # What is scored of a truth file: everything, or one side of the data set's fixed split.
 Side = Literal["all", "train", "test"]

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from fedgh_app.pose.errors import UserError
+from fedgh_app.errors import UserError
+from fedgh_app.pose.data.records import BadRecord, DatasetSpec, PoseRecord
 from fedgh_app.pose.readers import coco, lsp, mpii
 from fedgh_app.pose.readers.intake import BadEntry, RawPose, record
-from fedgh_app.pose.records import BadRecord, DatasetSpec, PoseRecord
 
 Reader = Callable[[DatasetSpec, Path], Iterator[RawPose | tuple[str, BadEntry]]]
 

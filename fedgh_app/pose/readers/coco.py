@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fedgh_app.pose.errors import UserError
+from fedgh_app.errors import UserError
+from fedgh_app.pose.data.records import DatasetSpec
 from fedgh_app.pose.readers.intake import BadEntry, RawPose, numbers, read_json
-from fedgh_app.pose.records import DatasetSpec
 
 STANDARD_IMAGE_KEYS = frozenset(
     ("id", "file_name", "width", "height", "license", "coco_url", "flickr_url", "date_captured")

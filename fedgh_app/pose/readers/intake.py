@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import scipy.io
 
-from fedgh_app.pose.errors import UserError
-from fedgh_app.pose.matlab import read_matlab
-from fedgh_app.pose.records import DatasetSpec, PoseRecord
+from fedgh_app.errors import UserError
+from fedgh_app.pose.data.records import DatasetSpec, PoseRecord
+from fedgh_app.vision.matlab import read_matlab
 
 # 0.6 x the diagonal of MPII's head box is 0.75 x the distance from upper neck to head top: measured on the
 # 2,932 validation people that have both, it holds up to rounding for 94 % (they are the box's own ends).

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fedgh_app.pose.errors import UserError
+from fedgh_app.errors import UserError
+from fedgh_app.pose.data.records import DatasetSpec
 from fedgh_app.pose.readers.intake import BadEntry, RawPose, read_arrays
-from fedgh_app.pose.records import DatasetSpec
 
 # Hands, feet and hair reach beyond the joints, by about a tenth of the person's longest side.
 BOX_MARGIN = 0.1

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fedgh_app.pose.errors import UserError
+from fedgh_app.errors import UserError
+from fedgh_app.pose.data.records import DatasetSpec
 from fedgh_app.pose.readers.intake import BadEntry, RawPose, numbers, read_json, read_mat
-from fedgh_app.pose.records import DatasetSpec
 
 # `scale` is the person's height over 200 px. `center` lies in the person's upper part; moved down by 15 px
 # per unit of scale, a square of that height around it holds the legs too (Simple Baselines,

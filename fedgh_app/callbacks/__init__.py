@@ -1,0 +1,1 @@
+"""What happens after each round beside the round."""

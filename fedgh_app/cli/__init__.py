@@ -1,0 +1,5 @@
+"""The ``fedgh`` command."""
+
+from fedgh_app.cli.command import main
+
+__all__ = ["main"]

@@ -1,0 +1,1 @@
+"""One site: the Flower client, what it keeps to itself, and what it may be told."""

@@ -1,0 +1,150 @@
+"""What stays with a client from one of its trainings to the next, and never leaves its site.
+
+It lies in a file on the client's own side. Flower's ``Context.state`` lives in memory only, in a simulation in the
+server's process, and for all clients at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from omegaconf import DictConfig
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fedgh_app.config.compose import fedgh_home
+from fedgh_app.errors import RunFailed, UserError, first_line
+from fedgh_app.runs.storage import read_tensors
+from fedgh_app.vision.files import replacing
+
+
+class LocalState:
+    """Tensors by name, as each of this client's trainings left them that may still count.
+
+    What a training leaves is only proposed: the server's next message says whether it took the update. Until then a
+    rejected reply, or a server that repeats the round, finds the client as it was. And since a server that is resumed
+    goes on from its latest checkpoint, what that speaks of is kept too.
+
+    Attributes:
+        versions: what trainings left, by their number; before any training, number 0, there was nothing.
+        accepted_draw: number of the training that counts.
+        settled_draw: number of the training that counts in the server's latest checkpoint.
+        draw: number of the latest training.
+        session: how often the run had been resumed at that training.
+    """
+
+    def __init__(
+        self,
+        versions: Mapping[int, Mapping[str, Tensor]] | None = None,
+        *,
+        accepted_draw: int = 0,
+        settled_draw: int = 0,
+        draw: int = 0,
+        session: int = 0,
+    ) -> None:
+        self.versions = {number: dict(tensors) for number, tensors in (versions or {}).items()}
+        self.accepted_draw = accepted_draw
+        self.settled_draw = settled_draw
+        self.draw = draw
+        self.session = session
+
+    @property
+    def accepted(self) -> dict[str, Tensor]:
+        """What counts."""
+        return self.versions.get(self.accepted_draw, {})
+
+    def acknowledge(self, draw: int, settled: int | None = None, session: int = 0) -> None:
+        """Take it that training number ``draw`` is the last whose update the server accepted; 0 for none.
+
+        Args:
+            draw: that training's number.
+            settled: the number that the server's latest checkpoint holds; None for ``draw``, no way back.
+            session: how often the server was resumed.
+
+        Raises RunFailed where this client holds that training's state no more.
+        """
+        if draw not in self.versions and not draw == self.settled_draw == 0:
+            raise RunFailed(
+                f"own state is of training {self.accepted_draw}, the server goes on from training {draw}; "
+                "expected the same: this client and the server are not of one run any more"
+            )
+        if session != self.session:  # later trainings are of rounds that the server has lost
+            self.session, self.draw = session, draw
+        self.accepted_draw, self.settled_draw = draw, draw if settled is None else settled
+        self._forget()
+
+    def propose(self, draw: int, tensors: Mapping[str, Tensor]) -> None:
+        """Keep what training number ``draw`` left until the server says what became of it."""
+        self.versions[draw], self.draw = dict(tensors), draw
+        self._forget()
+
+    def _forget(self) -> None:
+        kept = {self.settled_draw, self.accepted_draw, self.draw}
+        self.versions = {number: tensors for number, tensors in self.versions.items() if number in kept}
+
+    @classmethod
+    def open(cls, file: Path) -> LocalState:
+        """From ``file``; empty where there is none. Raises UserError where it holds something else."""
+        if not file.exists():
+            return cls()
+        tensors, metadata = read_tensors(file)
+        found: dict[int, dict[str, Tensor]] = {}
+        try:
+            for key, tensor in tensors.items():
+                number, _, name = key.partition("/")
+                found.setdefault(int(number), {})[name] = tensor
+            return cls(found, **{key: int(value) for key, value in metadata.items()})
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{file}: not the state of a client ({first_line(error)})") from None
+
+    def store(self, file: Path) -> None:
+        """Into ``file``, atomically, unless that is of a later training: an overdue one may end after its successor."""
+        about = {
+            "accepted_draw": self.accepted_draw,
+            "settled_draw": self.settled_draw,
+            "draw": self.draw,
+            "session": self.session,
+        }
+        if _age_of(file) > (self.session, self.draw):
+            return
+        file.parent.mkdir(parents=True, exist_ok=True)
+        flat = {
+            f"{number}/{key}": value.contiguous()
+            for number, tensors in self.versions.items()
+            for key, value in tensors.items()
+        }
+        with replacing(file) as draft:
+            save_file(flat, draft, metadata={key: str(value) for key, value in about.items()})
+
+
+def _age_of(file: Path) -> tuple[int, int]:
+    """Session and number of the training that a file is of; the least where there is none."""
+    if not file.exists():
+        return 0, 0
+    with safe_open(file, framework="pt") as stored:
+        about = stored.metadata()
+    return int(about["session"]), int(about["draw"])
+
+
+def file_of(config: DictConfig, run: str, client: str) -> Path:
+    """Where a client keeps its own state of a run: in the run directory if this machine has it, else in FEDGH_HOME.
+
+    Args:
+        config: the run's config.
+        run: id of the run, as the server says it.
+        client: the client's name.
+
+    Raises RunFailed where the server's id is none; it must not choose where a site writes.
+    """
+    if not re.fullmatch(r"[0-9a-f]{32}", run):
+        raise RunFailed(f"run={run!r}: expected an id of 32 hexadecimal digits")
+    known = "".join(c if c.isalnum() or c in "-_" else "_" for c in client)
+    # Names that differ only in what a path cannot hold stay apart.
+    safe = f"{known}-{hashlib.sha256(client.encode()).hexdigest()[:8]}.safetensors"
+    if config.run_dir is not None and config.runtime.name in ("simulation", "inprocess"):
+        return Path(config.run_dir) / "clients" / safe
+    return fedgh_home() / "clients" / run / safe

@@ -1,0 +1,1 @@
+"""One configuration for every process: composed by Hydra, checked, refused, built."""

@@ -1,0 +1,101 @@
+"""From a group of the config to the object that it describes, of an allowed class only."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from fedgh_app.errors import UserError, first_line
+
+# Overrides reach the machines of other people: a `_target_` stands only where an object is built, and names a class
+# under these modules. A function, or something that a module merely imports, could do anything.
+TARGETS = {
+    "strategy": ("strategies",),
+    "model": ("fedgh_app.pose.models",),
+    "loss": ("fedgh_app.pose.models.losses",),
+    "augmentation": ("fedgh_app.pose.data.augmentation",),
+    "optimizer": ("torch.optim", "timm.optim"),
+    "schedule": ("fedgh_app.vision.schedules",),
+    "server_optimizer": ("torch.optim", "timm.optim"),
+    "objective": ("fedgh_app.vision.objectives",),
+    "sharing": ("fedgh_app.vision.sharing",),
+    "teacher": ("fedgh_app.pose.models.hhd",),
+    "mode": ("fedgh_app.server.modes",),
+    "selection": ("fedgh_app.server.selection",),
+    "partition": ("flwr_datasets.partitioner",),
+}
+HYDRA_KEYS = ("_target_", "_args_", "_recursive_", "_convert_", "_method_")
+
+
+def check_target(group: str, target: Any) -> None:
+    """Refuse (UserError) a ``_target_`` that this group may not build."""
+    if target is None and group in ("partition", "server_optimizer", "teacher"):
+        return  # every site holds its own data, no server optimizer, no teacher: nothing to build
+    module, _, name = str(target).rpartition(".")
+    allowed = TARGETS[group]
+    if not name[:1].isupper() or not _is_under(module, allowed):
+        raise UserError(f"{group}._target_={target}: expected a class under {' or '.join(allowed)}")
+
+
+def instantiate(node: DictConfig, group: str, **kwargs: Any) -> Any:
+    """Build the object that a group describes (``hydra.utils.instantiate``), from an allowed class only.
+
+    Args:
+        node: the group's config, with a ``_target_``.
+        group: its name, for error messages and for what it may build.
+        kwargs: further arguments for the constructor.
+
+    Raises:
+        UserError: the class does not exist, or refuses its arguments.
+    """
+    made = _class_of(node, group)
+    try:
+        return hydra.utils.instantiate(node, _convert_="all", _recursive_=False, **kwargs)
+    # Whatever a constructor raises, it is the config's values that it was given.
+    except Exception as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, UserError):
+            raise cause from None
+        raise UserError(f"{group}: {first_line(cause)}{_accepted(made, cause)}") from None
+
+
+def _class_of(node: DictConfig, group: str) -> type:
+    """The class that ``_target_`` names, defined where it may be; UserError for anything else."""
+    target = str(node._target_)
+    check_target(group, target)
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{group}._target_={target}: {first_line(error)}") from None
+    if not inspect.isclass(found) or not _is_under(found.__module__, TARGETS[group]):
+        raise UserError(f"{group}._target_={target}: expected a class of {' or '.join(TARGETS[group])}")
+    return found
+
+
+def _is_under(module: str, packages: Iterable[str]) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def build_optimizer(config: DictConfig, parameters: Iterable[Any], factor: float = 1.0) -> Any:
+    """The configured torch optimizer over ``parameters``, its learning rate times ``factor``.
+
+    Raises UserError where it refuses its arguments.
+    """
+    make = instantiate(config.optimizer, "optimizer")
+    try:
+        return make(parameters, lr=config.optimizer.lr * factor)
+    except Exception as error:
+        raise UserError(f"optimizer: {first_line(error)}") from None
+
+
+def _accepted(made: type, cause: BaseException) -> str:
+    """The arguments that a class takes, where it was given one that it does not."""
+    if not (isinstance(cause, TypeError) and "unexpected keyword" in str(cause)):
+        return ""
+    return f"; it takes {', '.join(inspect.signature(made).parameters)}"

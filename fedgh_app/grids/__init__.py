@@ -1,0 +1,1 @@
+"""Flower Grids around Grids: replies screened, models packed, clients called in one process."""

@@ -1,0 +1,44 @@
+"""Which records are for testing: a property of the data set, never of a run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Literal
+
+from fedgh_app.errors import UserError
+from fedgh_app.pose.data.records import DatasetSpec, PoseRecord
+
+Split = Literal["train", "test"]
+
+
+def split_of(record: PoseRecord, spec: DatasetSpec) -> Split:
+    """The file's own word, else `split_of_group`."""
+    if record.split is not None:
+        return "test" if record.split == "test" else "train"
+    return split_of_group(record.group, spec)
+
+
+def split_of_group(group: str, spec: DatasetSpec) -> Split:
+    """By a fixed hash of the group's name against `spec.test_fraction`."""
+    digest = hashlib.blake2b(f"{spec.name}/{group}".encode("utf-8", "surrogatepass"), digest_size=8)
+    return "test" if int.from_bytes(digest.digest(), "big") / 2**64 < spec.test_fraction else "train"
+
+
+def split_records(records: Sequence[PoseRecord], spec: DatasetSpec) -> list[Split]:
+    """The split of each record; see `split_groups`."""
+    return split_groups([(str(record.image), record.group, record.split) for record in records], spec)
+
+
+def split_groups(members: Sequence[tuple[str, str, str | None]], spec: DatasetSpec) -> list[Split]:
+    """The split of each of several people or images, one and the same within a group.
+
+    Each is what errors call it, its group, and the file's own word for it: ``train``, ``test`` or None. Where the file
+    names the split of some of a group, all of them follow; where it names two, that is an error in the file, since
+    two crops of one image would stand on both sides.
+    """
+    words: dict[str, Split] = {}
+    for where, group, word in members:
+        if word is not None and words.setdefault(group, "test" if word == "test" else "train") != word:
+            raise UserError(f"{where}: group {group!r} is in train and in test, expected one of them")
+    return [words.get(group) or split_of_group(group, spec) for _, group, _ in members]

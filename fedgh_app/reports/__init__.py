@@ -1,0 +1,1 @@
+"""Runs side by side: tables, paired tests, a page to read."""

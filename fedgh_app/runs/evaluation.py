@@ -1,0 +1,253 @@
+"""A run's model scored by a data set's official protocol: the work of `fedgh evaluate`."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import shlex
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import OverrideType
+from omegaconf import DictConfig, OmegaConf
+
+from fedgh_app.config.compose import CONF, compose_config, parse_overrides
+from fedgh_app.runs.inference import predictor
+from fedgh_app.pose import official
+from fedgh_app.pose.evaluation import error_pictures
+from fedgh_app.errors import UserError
+from fedgh_app.pose.evaluation.people import (
+    Errors,
+    Progress,
+    detection_results,
+    errors_of,
+    nearest_errors,
+    people_results,
+    predict_detections,
+    predict_people,
+    read_detections,
+)
+from fedgh_app.vision.files import staged
+from fedgh_app.vision.images import write_image
+from fedgh_app.pose.official import Score, Side
+from fedgh_app.pose.official.coco import images_of
+from fedgh_app.pose.official.results import Result, write_results
+from fedgh_app.pose.prediction.prediction import Predictor, check_output
+from fedgh_app.pose.readers import annotation_file, read_records
+from fedgh_app.pose.data.records import DatasetSpec, load_spec
+from fedgh_app.pose.data.split import split_records
+from fedgh_app.runs.opening import Run
+from fedgh_app.runs.storage import write_json
+
+PREDICTIONS = "predictions.json"
+# Of two predictions whose OKS is beyond this, the worse goes; Simple Baselines' value.
+OKS_NMS = 0.9
+# What an evaluation depends on, beside the model.
+OWN = ("dataset", "evaluate", "batch_size")
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """An official evaluation of a run.
+
+    Attributes:
+        score: what the protocol says.
+        about: how it was made, for `as_json`.
+        again: the command that scores the written predictions; None where nothing was written.
+    """
+
+    score: Score
+    about: dict[str, Any]
+    again: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """What ``evaluation.json`` holds."""
+        return {**self.about, "title": self.score.title, "rule": self.score.rule, "scores": self.score.as_json()}
+
+
+def evaluate_run(
+    run: Run,
+    overrides: Sequence[str] = (),
+    *,
+    side: Side = "test",
+    detections: Path | None = None,
+    oks_nms: float | None = None,
+    out: Path | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Predict the people of a data set and score the predictions.
+
+    Args:
+        run: whose model.
+        overrides: Hydra overrides of what the run was evaluated on and how: ``dataset=…``, ``dataset.KEY=…``,
+            ``evaluate.KEY=…``, ``batch_size=…``.
+        side: which side of the data set's fixed split.
+        detections: COCO detections to look in; None for the annotated boxes.
+        oks_nms: with detections, the OKS beyond which the worse of two predictions goes; 1 keeps all,
+            None is `OKS_NMS`.
+        out: a new or empty folder for the predictions, the numbers and the pictures; there whole, or not at all.
+        progress: called with the number of people (or, with detections, images) done and in all.
+
+    Raises:
+        UserError: an override that an evaluation does not depend on, other keypoints than the model's, no such data,
+            nobody on that side of the split, detections for a protocol that does not match people.
+    """
+    official.check_side(side)
+    oks_nms = OKS_NMS if oks_nms is None else oks_nms
+    if not 0 < oks_nms <= 1:
+        raise UserError(f"--oks-nms {oks_nms}: expected a number above 0, at most 1")
+    if out is not None:
+        check_output(out)
+    config = configured(run.config, overrides)
+    spec = _spec(config, run)
+    if detections is not None and spec.name != "coco":
+        raise UserError(
+            f"--detections {detections}: the protocol of {spec.name} does not match people with predictions, "
+            "so that their own boxes are needed; expected dataset=coco"
+        )
+    root = Path(config.dataset.root).expanduser().resolve()
+    skip = config.dataset.on_bad == "skip"
+    records, _ = read_records(spec, root, on_bad=config.dataset.on_bad)
+    asked = [
+        record for record, split in zip(records, split_records(records, spec), strict=True) if side in ("all", split)
+    ]
+    truth = annotation_file(spec, root)[0]
+    ready = predictor(dataclasses.replace(run, config=config), batch_size=4 * config.batch_size)
+    if detections is None:
+        if not asked:
+            raise UserError(
+                f"{truth}: found nobody in split {side} of {len(records)}, expected at least one; see --split"
+            )
+        found = predict_people(ready, asked, skip_bad=skip, progress=progress)
+        if not found:
+            raise UserError(f"{root}: none of the images of {len(asked)} people can be used; see fedgh data check")
+        results = people_results(found)
+        errors: Errors | None = errors_of(found)
+    else:
+        results = _in_detections(ready, spec, truth, root, detections, side, oks_nms, progress)
+        errors = nearest_errors(asked, results)
+    about = {
+        "run": str(run.directory),
+        "model": str(run.file.relative_to(run.directory)),
+        "rounds": int(run.metadata.get("rounds", 0)),
+        "dataset": spec.name,
+        "truth": str(truth),
+        "split": side,
+        "boxes": "annotated" if detections is None else str(detections),
+        "decoding": "integral" if getattr(run.model, "integral", None) else config.evaluate.decoding,
+        "flip_test": bool(config.evaluate.flip_test),
+        "person_score": "mean confidence of the keypoints" + (" x score of the detection" if detections else ""),
+        "oks_nms": None if detections is None else oks_nms,
+    }
+    with _folder(out) as folder:
+        write_results(folder / PREDICTIONS, results)
+        score = official.protocol_of(spec)(
+            spec, truth, folder / PREDICTIONS, side=side, on_bad="skip" if skip else "raise"
+        )
+        if out is None:
+            return Evaluation(score, about)
+        again = ["fedgh", "score", spec.name, "--truth", str(truth), "--predictions", str(out / PREDICTIONS)]
+        again += ["--split", side] * (side != "all") + ["--on-bad", "skip"] * skip
+        evaluation = Evaluation(score, {**about, "predictions": PREDICTIONS}, shlex.join(again))
+        write_json(folder / "evaluation.json", evaluation.as_json())
+        if errors is not None:
+            _draw(errors, spec, folder, f"{_name(run)} on {spec.name}, {side}")
+        return evaluation
+
+
+def _name(run: Run) -> str:
+    """The run's directory, and the model's file where that is not the only one."""
+    stem = run.file.stem
+    return " ".join([run.directory.resolve().name, *([stem] if stem != "model" else [])])
+
+
+def configured(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """A run's config with those of its values replaced that an evaluation depends on.
+
+    Another data set is looked at in the size that the model was trained on, unless ``dataset.input_size`` says
+    otherwise. Raises UserError for a value that is not known, not right, or of no consequence.
+    """
+    parsed = parse_overrides(overrides)
+    for item in parsed:
+        if item.type is not OverrideType.CHANGE:
+            raise UserError(f"{item.input_line}: an evaluation adds and deletes no key; expected KEY=VALUE")
+        if item.key_or_group.split(".")[0] not in OWN:
+            raise UserError(
+                f"{item.input_line}: an evaluation does not depend on it; "
+                "expected dataset=…, dataset.KEY=…, evaluate.KEY=… or batch_size=…"
+            )
+    changed = copy.deepcopy(config)
+    # A run may be older than a key.
+    changed.evaluate = OmegaConf.merge(OmegaConf.load(CONF / "config.yaml").evaluate, config.evaluate)
+    if not parsed:
+        return changed
+    keys = [item.key_or_group for item in parsed]
+    # Whatever the run did with clients: these two go with every data set.
+    composed = compose_config(["partition=iid", "sharing=fedpav", *overrides])
+    if "dataset" in keys:
+        changed.dataset = composed.dataset
+        changed.dataset.input_size = config.dataset.input_size
+    for key in keys:
+        if key != "dataset":
+            OmegaConf.update(changed, key, OmegaConf.select(composed, key))
+    return changed
+
+
+def _spec(config: DictConfig, run: Run) -> DatasetSpec:
+    """The data set to evaluate on, whose keypoints have to be the model's."""
+    if "members" in config.dataset:
+        names = " or ".join(map(str, config.dataset.members))
+        raise UserError(f"dataset={config.dataset.spec}: it holds several data sets; expected one of them: {names}")
+    spec = load_spec(config.dataset.spec)
+    if spec.keypoints != run.spec.keypoints:
+        raise UserError(
+            f"dataset={spec.name}: it has {_some(spec.keypoints)}, but the model of {run.directory} finds those of "
+            f"{run.spec.name}, {_some(run.spec.keypoints)}; expected a data set with these"
+        )
+    return spec
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{len(names)} keypoints ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+
+
+def _in_detections(
+    ready: Predictor,
+    spec: DatasetSpec,
+    truth: Path,
+    root: Path,
+    file: Path,
+    side: Side,
+    oks_nms: float,
+    progress: Progress | None,
+) -> list[Result]:
+    """Predictions in detected boxes, of the images on one side of the split."""
+    known = images_of(spec, truth, root, side="all")
+    boxes = read_detections(file, known)
+    asked = images_of(spec, truth, root, side=side)
+    if not any(name in boxes for name in asked):
+        raise UserError(f"{file}: found no person in the {len(asked)} images of split {side}; see --split")
+    return detection_results(predict_detections(ready, asked, boxes, progress=progress), oks_nms)
+
+
+def _draw(errors: Errors, spec: DatasetSpec, folder: Path, title: str) -> None:
+    error_pictures.error_histograms(errors, spec, title).savefig(folder / "errors.png")
+    write_image(folder / "worst.png", error_pictures.worst_predictions(errors, spec))
+
+
+@contextmanager
+def _folder(out: Path | None) -> Iterator[Path]:
+    """Where results are written: in ``out`` once all is well, or nowhere that stays."""
+    if out is None:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+        return
+    try:
+        with staged(out) as folder:
+            yield folder
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,152 @@
+"""A finished run, opened again: its config, its data set and its trained model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
+
+from fedgh_app.data import site
+from fedgh_app.config.combinations import keeps_nothing
+from fedgh_app.config.compose import groups
+from fedgh_app.errors import first_line
+from fedgh_app.errors import UserError
+from fedgh_app.pose.data.records import DatasetSpec, load_spec
+from fedgh_app.runs.storage import load_model
+
+# What a model is built from again.
+GROUPS = ("model", "dataset", "loss", "evaluate", "sharing", "clustering")
+WORDS = ("model._target_", "dataset.spec", "loss._target_", "sharing._target_")
+NUMBERS = ("seed", "batch_size")
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run directory with one whole model in it.
+
+    Attributes:
+        directory: the run directory.
+        file: the file in it that holds the model.
+        config: its config, resolved when it ran; absolute paths are those of the machine it ran on.
+        spec: the data set whose keypoints the model finds.
+        model: the trained model, on the CPU, in evaluation mode.
+        metadata: what the model's file says of it: ``model``, ``dataset``, ``rounds``.
+    """
+
+    directory: Path
+    file: Path
+    config: DictConfig
+    spec: DatasetSpec
+    model: nn.Module
+    metadata: Mapping[str, str]
+
+
+def load_run(path: Path | str) -> Run:
+    """Open a run directory, or one of several models in it by its file (``RUN/model.cluster-0.safetensors``).
+
+    Raises UserError where there is no such directory, it is not a run's, or it holds no whole model.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such run directory")
+    directory = path if path.is_dir() else _directory_of(path)
+    config = read_config(directory, GROUPS, WORDS, NUMBERS)
+    size = config.dataset.get("input_size")
+    if not isinstance(size, ListConfig) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+        raise UserError(f"{directory / 'config.yaml'}: dataset.input_size: found {size}, expected [height, width]")
+    file = path if path.is_file() else directory / "model.safetensors"
+    if not keeps_nothing(config):
+        raise UserError(
+            f"{directory}: each client of this run kept a part of the model ({_sharing(config)}), so no file in it "
+            "holds a whole one; "
+            "what each reached is in its result.json, and a run with sharing=all has a model"
+        )
+    if not file.exists():
+        raise UserError(f"{file}: no such file; {_instead(directory)}")
+    state, metadata = load_model(file)
+    spec = load_spec(str(metadata.get("dataset", config.dataset.spec)))
+    model = _build(config, spec)
+    _load(model, state, file)
+    return Run(directory, file, config, spec, model.eval(), metadata)
+
+
+def _directory_of(file: Path) -> Path:
+    """The run directory of a model file: beside it, or above its ``checkpoints/``."""
+    folders = [folder for folder in (file.parent, file.parent.parent) if (folder / "config.yaml").is_file()]
+    if not folders:
+        raise UserError(f"{file}: no config.yaml beside it; expected a run directory, or a model in one")
+    return folders[0]
+
+
+def read_config(directory: Path, held: Sequence[str], words: Sequence[str], numbers: Sequence[str]) -> DictConfig:
+    """The config that a run had, resolved.
+
+    Args:
+        directory: its run directory.
+        held: groups that must be there.
+        words: keys that must hold text.
+        numbers: keys that must hold a whole number.
+
+    Raises:
+        UserError: there is no config, it cannot be read, or something in it is missing or of another kind.
+    """
+    file = directory / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"{directory}: holds no config.yaml; expected a run directory, as fedgh run writes it")
+    try:
+        config = OmegaConf.load(file)
+        OmegaConf.resolve(config)
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{file}: cannot be read ({first_line(error)}); expected the config of a run") from None
+    missing = [key for key in (*held, *numbers) if not isinstance(config, DictConfig) or key not in config]
+    if missing:
+        raise UserError(f"{file}: has no {', '.join(missing)}; expected the config of a run")
+    config = DictConfig(config)
+    for key in map(str, config):
+        if key in (*held, *groups()) and not isinstance(config[key], DictConfig):
+            raise UserError(f"{file}: {key}: found {config[key]}, expected a group of values")
+    for keys, kind, name in ((words, str, "a word"), (numbers, int, "a whole number")):
+        for key in keys:
+            if not isinstance(value := OmegaConf.select(config, key), kind):
+                raise UserError(f"{file}: {key}: found {value}, expected {name}")
+    return config
+
+
+def _sharing(config: DictConfig) -> str:
+    return f"sharing={str(config.sharing.get('_target_')).rpartition('.')[2].lower()}"
+
+
+def _instead(directory: Path) -> str:
+    """What a directory without a model of its own has: clusters' models, or those of clients that trained alone."""
+    found = sorted(file.relative_to(directory) for file in directory.rglob("model*.safetensors"))
+    if not found:
+        return "expected a run that ended, or whose last good model was written when it failed"
+    names = [str(name) if name.parent == Path() else str(name.parent) for name in found]
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return f"this run has several models; expected one of {', '.join(str(directory / n) for n in names[:4])}{more}"
+
+
+def _build(config: DictConfig, spec: DatasetSpec) -> nn.Module:
+    config = copy.deepcopy(config)
+    if "weights" in config.model:
+        config.model.weights = None  # where the backbone started matters no more, and may be gone
+    return site.build_model(config, spec)
+
+
+def _load(model: nn.Module, state: Mapping[str, torch.Tensor], file: Path) -> None:
+    own = model.state_dict()
+    for key in [*own, *state]:
+        found = tuple(state[key].shape) if key in state else "nothing"
+        expected = tuple(own[key].shape) if key in own else "nothing"
+        if found != expected:
+            raise UserError(
+                f"{file}: found {key} of shape {found}, expected {expected}, as config.yaml says of the model"
+            )
+    model.load_state_dict(dict(state))

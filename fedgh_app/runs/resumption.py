@@ -1,0 +1,165 @@
+"""Who may write into a run directory, and with what settings a run goes on that was interrupted."""
+
+from __future__ import annotations
+
+import fcntl
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fedgh_app.server import privacy
+from fedgh_app.runtimes import processes
+from fedgh_app.runs import storage
+from fedgh_app.config.compose import quoted
+from fedgh_app.errors import UserError
+from fedgh_app.grids.screening import STOP_FILE
+
+LAUNCH_FILE = "launch.json"
+LAUNCHER_LOCK, SERVER_LOCK = ".lock", ".server.lock"
+
+# What is no part of what a run computes, or says how long it goes on.
+MAY_CHANGE = (
+    "rounds",
+    "runtime",
+    "tracking",
+    "evaluate",
+    "round_timeout",
+    "min_clients",
+    "keep_checkpoints",
+    "dataset.root",
+)
+SAME_CLIENTS = (("simulation", "inprocess"), ("deployment",))
+
+
+@contextmanager
+def claimed(directory: Path, overrides: Sequence[str]) -> Iterator[str]:
+    """Hold a run directory, made if need be, and note with what the run was started.
+
+    The claim ends with this process, however it ends. Processes that a launcher left there when it was killed are
+    ended first.
+
+    Yields:
+        The mark that every process of the run carries.
+
+    Raises:
+        UserError: another process holds the directory, or a server writes there whose launcher is not known.
+    """
+    with locked(directory, "run"):
+        end_processes(directory)
+        with served(directory):
+            pass  # a server that nobody here started, such as plain `flwr run`'s, is not disturbed
+        for name in ("failure.json", STOP_FILE):
+            (directory / name).unlink(missing_ok=True)
+        mark = secrets.token_hex(8)
+        kept = [item for item in overrides if key_of(item) not in ("run_dir", "resume")]
+        storage.write_json(directory / LAUNCH_FILE, {"overrides": kept, "mark": mark, "directory": str(directory)})
+        yield mark
+
+
+@contextmanager
+def locked(directory: Path, what: str, name: str = LAUNCHER_LOCK) -> Iterator[None]:
+    """Hold a directory, made if need be, until the block or this process ends; UserError where another holds it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / name).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"run_dir={directory}: a {what} is still going on there; expected one that has ended"
+            ) from None
+        yield
+
+
+def end_processes(directory: Path) -> None:
+    """End what a launcher left of a run when it was killed itself."""
+    # A copy of a run directory knows the mark of the original, whose processes are not its own to end.
+    if (directory / LAUNCH_FILE).exists() and (before := noted(directory))["directory"] == str(directory):
+        processes.end_marked(str(before["mark"]))
+
+
+def clear(directory: Path) -> None:
+    """Empty the directory of a run that cannot go on, but for what it spent of its clients' privacy; UserError where it
+    still does.
+    """
+    with claimed(directory, ()):
+        for entry in directory.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name not in (LAUNCHER_LOCK, SERVER_LOCK, privacy.FILE):
+                entry.unlink()
+
+
+@contextmanager
+def served(directory: Path) -> Iterator[None]:
+    """Be the only server that writes into a run directory, whoever started it; UserError where there is one."""
+    with locked(directory, "run", SERVER_LOCK):
+        yield
+
+
+def resumed(directory: Path, changes: Sequence[str]) -> list[str]:
+    """The overrides of a run that goes on: those it was started with, and ``changes``.
+
+    Raises UserError where no run was started there, or a change would make it another run.
+    """
+    started = noted(directory)["overrides"]
+    for item in started:  # Hydra builds what its own keys say, from whoever wrote the file
+        if not isinstance(item, str) or key_of(item).startswith(("hydra", "-")):
+            raise UserError(f"{directory / LAUNCH_FILE}: found {item!r}, expected overrides of the run alone")
+    changes = [item for item in changes if key_of(item) != "resume"]
+    for item in changes:
+        if key_of(item) not in MAY_CHANGE and key_of(item).split(".")[0] not in MAY_CHANGE:
+            raise UserError(
+                f"{item}: a run that is resumed keeps its settings; expected only {', '.join(MAY_CHANGE)} to change, "
+                f"or init={directory} for a new run from its model"
+            )
+        if key_of(item) == "runtime" and item.split("=", 1)[1] not in (same := _same_clients(started)):
+            raise UserError(f"{item}: it has other clients than the run; expected {' or '.join(same)}")
+    replaced = {key_of(item) for item in changes}
+    kept = [item for item in started if not {key_of(item), key_of(item).split(".")[0]} & replaced]
+    return [*kept, *changes, f"resume={quoted(directory)}"]
+
+
+def _same_clients(overrides: Sequence[str]) -> tuple[str, ...]:
+    """The runtimes that have the clients of the run that was started with ``overrides``."""
+    runtime = next((item.split("=", 1)[1] for item in reversed(overrides) if key_of(item) == "runtime"), "simulation")
+    return next((same for same in SAME_CLIENTS if runtime in same), (runtime,))
+
+
+def check_same(config: DictConfig, directory: Path) -> None:
+    """Refuse (UserError) a config that differs from the run's own in what may not change."""
+    before, now = (dict(_leaves(node)) for node in (OmegaConf.load(directory / "config.yaml"), config))
+    for key, value in before.items():
+        may = {key, key.split(".")[0]} & {*MAY_CHANGE, "run_dir", "resume", "num_clients"}
+        if not may and now.get(key) != value:
+            raise UserError(f"{key}={now.get(key)}: the run in {directory} has {value}; expected the same to resume it")
+
+
+def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, DictConfig):
+        for key in node:
+            yield from _leaves(node[key], f"{path}.{key!s}" if path else str(key))
+    else:
+        yield path, OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
+
+
+def noted(directory: Path) -> dict[str, Any]:
+    """What the launcher noted of a run; UserError where it did not, or the file is damaged."""
+    file = directory / LAUNCH_FILE
+    if not file.exists():
+        raise UserError(f"resume={directory}: found no {LAUNCH_FILE}, expected the directory of an earlier fedgh run")
+    try:
+        found = storage.read_json(file)
+        # Earlier versions noted less: without the mark, nothing that such a run left can be told from other processes.
+        return {"overrides": list(found["overrides"]), "mark": found.get("mark"), "directory": found.get("directory")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: cannot be read ({type(error).__name__}); expected what fedgh run wrote") from None
+
+
+def key_of(override: str) -> str:
+    """The key that an override sets."""
+    return override.lstrip("+~").split("=", 1)[0]

@@ -1,0 +1,200 @@
+"""Files of a run directory: written whole or not at all, and never unpickled.
+
+A model is one safetensors file whose metadata tell how to rebuild it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from fedgh_app.errors import first_line
+from fedgh_app.errors import UserError
+from fedgh_app.vision.files import replacing, synchronise
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON can hold it: arrays as lists, numbers as Python's own, NaN and infinities as null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray | torch.Tensor):
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` as JSON, atomically."""
+    with replacing(path) as draft:
+        draft.write_text(json.dumps(plain(content), indent=1) + "\n")
+
+
+def save_config(path: Path, config: DictConfig) -> None:
+    """Write a config as YAML, atomically."""
+    with replacing(path) as draft:
+        OmegaConf.save(config, draft)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; UserError where there is none in it."""
+    return _parsed(path, path.read_bytes())
+
+
+def _parsed(path: Path, text: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({first_line(error)})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: found a JSON {type(found).__name__}, expected an object")
+    return found
+
+
+def append_line(path: Path, content: Any) -> None:
+    """Append one line of JSON, which is on the disk afterwards."""
+    with path.open("a") as file:
+        file.write(line(content))
+    synchronise(path)
+
+
+def line(content: Any) -> str:
+    """``content`` as a line of JSON."""
+    return json.dumps(plain(content)) + "\n"
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON-lines file; a last line that is still being written is left out."""
+    return read_on(path, 0)[0]
+
+
+def read_on(path: Path, start: int) -> tuple[list[dict[str, Any]], int]:
+    """The lines of a JSON-lines file from byte ``start`` on, and the byte after the last whole one."""
+    if not path.exists():
+        return [], start
+    with path.open("rb") as file:
+        file.seek(start)
+        whole = [line for line in file if line.endswith(b"\n")]
+    return [_parsed(path, line) for line in whole], start + sum(map(len, whole))
+
+
+def save_model(path: Path, state: Mapping[str, torch.Tensor], *, model: Any, dataset: str, rounds: int) -> None:
+    """Write a model with what is needed to rebuild it.
+
+    Args:
+        path: the file, ``model.safetensors``.
+        state: the state dict.
+        model: the model's config node (``_target_`` and arguments).
+        dataset: name of the data set's spec, which knows the keypoints.
+        rounds: rounds that the model was trained for.
+    """
+    metadata = {
+        "model": json.dumps(OmegaConf.to_container(model) if OmegaConf.is_config(model) else model),
+        "dataset": dataset,
+        "rounds": str(rounds),
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with replacing(path) as draft:
+        save_file(tensors, draft, metadata=metadata)
+
+
+def clear_drafts(directory: Path) -> None:
+    """Remove what a run left half-written when it was killed, in its directory and among its checkpoints."""
+    for file in (*directory.glob(".*.part"), *(directory / "checkpoints").glob(".*.part")):
+        file.unlink(missing_ok=True)
+
+
+def unwritten(error: OSError | SafetensorError) -> str:
+    """Which file could not be written and why, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        name = f"{Path(str(error.filename)).name.lstrip('.')}: " if error.filename else ""
+        return f"a file of the run could not be written: {name}{error.strerror}"
+    return f"a file of the run could not be written: {first_line(error)}"
+
+
+TENSOR = "tensor:"
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write what a server carries from round to round: ``path`` as JSON, and the tensors at its leaves beside it.
+
+    A tensor is a name in the JSON, under which ``<stem>.state.safetensors`` holds it; without tensors there is no such
+    file. `load_state` undoes it.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+
+    def outline(value: Any, name: str) -> Any:
+        if isinstance(value, torch.Tensor):
+            tensors[name] = value.detach().cpu().contiguous().clone()
+            return TENSOR + name
+        if isinstance(value, Mapping):
+            # A list of pairs would lose nothing either, but nobody could read it; torch's optimizers number theirs.
+            numbered = {"int-keys": True} if value and all(type(key) is int for key in value) else {}
+            return numbered | {str(key): outline(item, f"{name}/{key}") for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [outline(item, f"{name}/{place}") for place, item in enumerate(value)]
+        return value
+
+    written = outline(state, "")
+    if tensors:
+        with replacing(path.with_name(f"{path.stem}.state.safetensors")) as draft:
+            save_file(tensors, draft)
+    write_json(path, written)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """What `save_state` wrote; UserError for anything else."""
+    beside = path.with_name(f"{path.stem}.state.safetensors")
+    tensors = read_tensors(beside)[0] if beside.exists() else {}
+
+    def restore(value: Any) -> Any:
+        if isinstance(value, str) and value.startswith(TENSOR):
+            return tensors[value.removeprefix(TENSOR)]
+        if isinstance(value, dict):
+            numbered = value.get("int-keys", False)
+            return {int(k) if numbered else k: restore(item) for k, item in value.items() if k != "int-keys"}
+        if isinstance(value, list):
+            return [restore(item) for item in value]
+        return value
+
+    try:
+        return dict(restore(read_json(path)))
+    except KeyError as error:
+        raise UserError(f"{path}: names the tensor {error}, which {beside.name} does not hold") from None
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{path}: not the state of a run ({first_line(error)})") from None
+
+
+def read_tensors(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, and its metadata; UserError where it is none."""
+    try:
+        with safe_open(file, framework="pt") as stored:
+            return {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata() or {}  # noqa: SIM118  # cannot be iterated
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: not a safetensors file ({first_line(error)})") from None
+
+
+def load_model(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """State dict and metadata of a model file, or of the run directory that holds one.
+
+    Raises UserError if there is none, or if it is not a safetensors file.
+    """
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.exists():
+        raise UserError(f"{file}: no such file; expected a run directory or a model.safetensors")
+    return read_tensors(file)

@@ -1,0 +1,1 @@
+"""Where a run happens: simulation, one process, deployment, baselines; sweeps of runs."""

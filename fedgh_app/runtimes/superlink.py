@@ -1,0 +1,191 @@
+"""The SuperLink that a run goes through: a private one on a free port, or one that somebody else runs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sysconfig
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+import tomli_w
+import typer
+from flwr.cli.constant import FLOWER_CONFIG_FILE
+from flwr.cli.flower_config import read_superlink_connection
+from flwr.cli.utils import init_http_client_from_connection
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.utils import get_flwr_home
+from omegaconf import DictConfig
+
+from fedgh_app.errors import RunFailed, UserError
+from fedgh_app.runtimes import processes
+
+START_SECONDS = 60.0
+STOP_SECONDS = 15.0
+
+
+@dataclass
+class SuperLink:
+    """The SuperLink of a run.
+
+    Attributes:
+        connection: its name in Flower's configuration.
+        environment: environment for processes that talk to it, which finds that configuration.
+        process: the SuperLink; None for one that somebody else runs.
+    """
+
+    connection: str
+    environment: dict[str, str]
+    process: subprocess.Popen[bytes] | None = None
+
+
+@contextlib.contextmanager
+def private_superlink(config: DictConfig, directory: Path, mark: str) -> Iterator[SuperLink]:
+    """A SuperLink that is up, and gone afterwards with all that it started."""
+    with (
+        tempfile.TemporaryDirectory(prefix="fedgh-", ignore_cleanup_errors=True) as folder,
+        (directory / "flower.log").open("ab") as log,
+    ):
+        home, port = Path(folder), free_port()
+        environment = {
+            **environment_of(mark),
+            "FLWR_HOME": str(home),
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "FLWR_TELEMETRY_ENABLED": os.environ.get("FLWR_TELEMETRY_ENABLED", "0"),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            # The ServerApp's own threads; Ray gives each client its own number.
+            "OMP_NUM_THREADS": str(config.runtime.client_cpus),
+        }
+        address = {"address": f"127.0.0.1:{port}", "insecure": True}
+        (home / "config.toml").write_text(tomli_w.dumps({"superlink": {"default": "fedgh", "fedgh": address}}))
+        command = [script("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"]
+        process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is ours to pass on
+        )
+        before = os.environ.get("FLWR_HOME")
+        os.environ["FLWR_HOME"] = str(home)  # where Flower's own functions, called from here, find the SuperLink
+        try:
+            wait_until_up(process, port)
+            yield SuperLink("fedgh", environment, process)
+        finally:
+            _end(process, mark)
+            os.environ.pop("FLWR_HOME")
+            if before is not None:
+                os.environ["FLWR_HOME"] = before
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def environment_of(mark: str) -> dict[str, str]:
+    """What every process inherits that is started for the run."""
+    environment = {
+        **os.environ,
+        processes.MARK: mark,
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "PATH": f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PYTHONUNBUFFERED": "1",
+    }
+    environment.pop("RAY_ADDRESS", None)
+    return environment
+
+
+def wait_until_up(process: subprocess.Popen[bytes], port: int) -> None:
+    """Wait until a SuperLink answers; RunFailed where it ended, or does not within START_SECONDS."""
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            raise RunFailed(f"flower-superlink ended with status {process.returncode}; see flower.log")
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"http://127.0.0.1:{port}/health", timeout=0.5).is_success:
+                return
+        time.sleep(0.1)
+    raise RunFailed(f"flower-superlink did not answer within {START_SECONDS:g} seconds; see flower.log")
+
+
+def _end(process: subprocess.Popen[bytes], mark: str) -> None:
+    """End the SuperLink and every process that carries ``mark``, Ray's daemons among them."""
+    # A second Ctrl-C or SIGTERM must not leave half of them running.
+    ignored = (signal.SIGINT, signal.SIGTERM) if _in_main_thread() else ()
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
+    try:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_SECONDS)
+        processes.end_marked(mark)
+        process.wait()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+@contextlib.contextmanager
+def control_of(superlink: SuperLink) -> Iterator[ControlHttpClient]:
+    """What `flwr ls` and `flwr stop` ask through: a new Python process every second would take time from training.
+
+    Raises UserError where Flower's configuration has no such connection.
+    """
+    name = superlink.connection
+    try:
+        with contextlib.redirect_stdout(None):
+            connection = read_superlink_connection(name)
+            if not connection.address or connection.address.startswith(":"):
+                raise click.ClickException("it names Flower's own local SuperLink, which only simulates")
+            client = init_http_client_from_connection(connection)
+    except (click.ClickException, typer.Exit) as error:
+        reason = str(getattr(error, "message", error)).splitlines()[0]
+        raise UserError(
+            f"runtime.superlink={name}: {reason} Expected [superlink.{name}] with address and root-certificates "
+            f"in {get_flwr_home() / FLOWER_CONFIG_FILE} (docs/deployment.md)"
+        ) from None
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def flwr(superlink: SuperLink, *arguments: str) -> dict[str, Any]:
+    """Call the ``flwr`` command and return what it says in JSON."""
+    done = subprocess.run(
+        [script("flwr"), *arguments],
+        env=superlink.environment,
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+    )
+    start = done.stdout.find("{")
+    try:
+        return dict(json.loads(done.stdout[start:]))
+    except ValueError:
+        said = (done.stderr or done.stdout).strip().splitlines() or [f"status {done.returncode}"]
+        raise RunFailed(f"flwr {arguments[0]}: {said[-1].strip()}") from None
+
+
+def script(name: str) -> str:
+    """A command that lies beside this Python, whether or not its folder is on the PATH."""
+    beside = Path(sysconfig.get_path("scripts")) / name
+    return str(beside) if beside.exists() else name

@@ -1,0 +1,1 @@
+"""A federation while it runs: rounds, topologies, modes, selection."""

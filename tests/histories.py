@@ -1,0 +1,59 @@
+"""Histories of many clients, and a look at what was drawn of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from fedgh_app.server.federation import Round
+
+
+def history(clients: int, rounds: int, scale: float = 1.0) -> list[Round]:
+    rng = np.random.default_rng(0)
+    names = [str(i) for i in range(clients)]
+    made = [Round(0, evaluate={"central": {"per_keypoint": {"elbow": 0.1, "wrist": 0.0}, "pck": 0.05}})]
+    for number in range(1, rounds + 1):
+        cosines = np.eye(clients) + rng.uniform(-0.2, 0.2, (clients, clients)) * (1 - np.eye(clients))
+        made.append(
+            Round(
+                number,
+                evaluate={
+                    "central": {"per_keypoint": {"elbow": scale * number / rounds, "wrist": 0.3}, "pck": 0.4},
+                    "clients": {"by_client": {name: {"pck": rng.uniform()} for name in names}},
+                },
+                strategy={
+                    "clients": names,
+                    "cosines": cosines.tolist(),
+                    "conflicting": rng.uniform(),
+                    "c": dict.fromkeys(names, 1 / clients),
+                },
+            )
+        )
+    return made
+
+
+def asynchronous(clients: int, rounds: int) -> list[Round]:
+    """Every client's update comes late by its number; client 0 is used twice in each round."""
+    names = [str(i) for i in range(clients)]
+    labels = ["0", "0#2", *names[1:]]
+    pairs = [[None if i == j else 0.1 for j in labels] for i in labels]
+    made = [Round(0)]
+    for number in range(1, rounds + 1):
+        strategy = {
+            "clients": labels,
+            "cosines": pairs,
+            "staleness": {label: int(label.split("#")[0]) for label in labels},
+            "dropped": number % 2,
+            "c": dict.fromkeys(labels, 0.5 / clients),
+        }
+        half = {"0": names[: clients // 2], "1": names[clients // 2 :]}
+        made.append(Round(number, strategy=strategy, clusters={k: v for k, v in half.items() if v}))
+    return made
+
+
+def coloured(path: Path) -> int:
+    """Pixels that are neither white, grey nor black."""
+    image = cv2.imread(str(path)).astype(int)
+    return int((image.max(axis=2) - image.min(axis=2) > 40).sum())
