@@ -19,9 +19,10 @@ from fedgh_app.pose.data.augmentation import Augmentation
 from fedgh_app.pose.data.batches import Batches
 from fedgh_app.pose.evaluation.tally import tally
 from fedgh_app.pose.models.hhd import Guide
-from fedgh_app.pose.training import cosine_distance, evaluate, predict, train
+from fedgh_app.pose.training import evaluate, train
 from fedgh_app.server import privacy
 from fedgh_app.vision.objectives import Objective, Plain, Received
+from fedgh_app.vision.training import cosine_distance, predict
 from strategies.randomness import derive_seed
 
 COSINE_DISTANCE = "cosine-distance"

@@ -12,8 +12,8 @@ from fedgh_app.errors import UserError
 from fedgh_app.pose.data.records import DatasetSpec
 from fedgh_app.pose.models.decoding import Integral
 from fedgh_app.pose.models.hhd import HHD, Guide
-from fedgh_app.pose.training import place
 from fedgh_app.runs.opening import load_run
+from fedgh_app.vision.training import place
 
 
 def distillation_of(config: DictConfig) -> HHD | None:
