@@ -50,7 +50,7 @@ app = ClientApp(mods=[discreet, terminable(_deployed), packing])
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
-    """Tell the server this client's name, sizes and what its head predicts; where anything is missing here, fail now."""
+    """Tell the server this client's name, sizes and what its head predicts; fail now where anything is missing."""
     client = _client(context)
     return Message(RecordDict({"client": ConfigRecord({**client.site.properties()})}), reply_to=message)
 

@@ -1,4 +1,4 @@
-"""What a site tells the server: nothing of its files when something fails, and no update without the noise it demands."""
+"""What a site tells the server: nothing of its files when something fails, no update without the noise it demands."""
 
 from __future__ import annotations
 

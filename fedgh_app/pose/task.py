@@ -196,16 +196,10 @@ class PoseTask:
 
     def draw(self, learner: Learner, examples: Examples, file: Path) -> None:
         """Predicted and true keypoints on test images."""
-        from fedgh_app.plots.predictions import predictions  # TODO(merge)
+        from fedgh_app.pose.evaluation.pictures import predictions  # which no client needs
 
-        parts = learner.parts
-        predictions(
-            learner.model,
-            examples,
-            file,
-            decoder(learner.model, parts.evaluate["decoding"], parts.loss),
-            learner.spec.flip_permutation if parts.evaluate["flip_test"] else None,
-        )
+        pose = cast(PoseLearner, learner)
+        predictions(pose.model, cast(CropCache, examples), file, pose.decode, pose.flip_permutation)
 
     def card(self, values: Values, specs: Mapping[str, Spec]) -> Any:
         """What the network is, how it is used and was measured."""

@@ -11,11 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
+from fedgh_app.config import instantiation
 from fedgh_app.config.combinations import keeps_nothing
 from fedgh_app.config.compose import groups
-from fedgh_app.config.instantiation import instantiate
-from fedgh_app.errors import first_line
-from fedgh_app.errors import UserError
+from fedgh_app.errors import UserError, first_line
 from fedgh_app.runs.storage import load_model
 from fedgh_app.task import Trained, Values, spec_of, task_of
 
@@ -52,9 +51,9 @@ def load_run(path: Path | str) -> Trained:
     if "weights" in config.model:
         config.model.weights = None  # where the backbone started matters no more, and may be gone
     with torch.random.fork_rng(devices=[]):
-        model: nn.Module = instantiate(config.model, "model", task, **task.model_arguments(spec))
+        model = instantiation.build_model(config.model, task, spec)
     _load(model, state, file)
-    loss = instantiate(config.loss, "loss", task)
+    loss = instantiation.instantiate(config.loss, "loss", task.builds)
     return Trained(directory, file, task, spec, model.eval(), loss, values, metadata)
 
 

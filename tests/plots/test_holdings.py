@@ -7,8 +7,8 @@ from pathlib import Path
 import cv2
 from histories import coloured
 
+from fedgh_app.assembly.client import ClientAssembly
 from fedgh_app.config.compose import compose_config
-from fedgh_app.data import site
 from fedgh_app.data.partition import Dealt, Partition
 from fedgh_app.plots.holdings import holdings
 from fedgh_app.plots.style import MOST_INCHES
@@ -17,7 +17,7 @@ from fedgh_app.plots.style import MOST_INCHES
 def test_who_holds_what_is_drawn_for_thousands(home: Path, tmp_path: Path) -> None:
     """Of more clients than a picture has room for, and of which only some can be named."""
     config = compose_config(["dataset=arm", "dataset.input_size=[32,32]"])
-    cache = site.open_data(config)
+    cache = ClientAssembly(config).data.only.examples
     sizes = []
     for count in (4, 1500):
         parts = Partition(tuple(map(str, range(count))), tuple((i % len(cache),) for i in range(count)), ((),) * count)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+
 from fedgh_app.errors import UserError
 from fedgh_app.vision.specs import DIRECTORY, read_spec
 
