@@ -13,12 +13,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from fedgh_app.data import site
 from fedgh_app.config.combinations import keeps_nothing
 from fedgh_app.config.compose import groups
-from fedgh_app.errors import first_line
-from fedgh_app.errors import UserError
+from fedgh_app.data import site
+from fedgh_app.errors import UserError, first_line
 from fedgh_app.pose.data.records import DatasetSpec, load_spec
+from fedgh_app.runs.directory import CONFIG, MODEL
+from fedgh_app.runs.result import RESULT
 from fedgh_app.runs.storage import load_model
 
 # What a model is built from again.
@@ -60,13 +61,13 @@ def load_run(path: Path | str) -> Run:
     config = read_config(directory, GROUPS, WORDS, NUMBERS)
     size = config.dataset.get("input_size")
     if not isinstance(size, ListConfig) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
-        raise UserError(f"{directory / 'config.yaml'}: dataset.input_size: found {size}, expected [height, width]")
-    file = path if path.is_file() else directory / "model.safetensors"
+        raise UserError(f"{directory / CONFIG}: dataset.input_size: found {size}, expected [height, width]")
+    file = path if path.is_file() else directory / MODEL
     if not keeps_nothing(config):
         raise UserError(
             f"{directory}: each client of this run kept a part of the model ({_sharing(config)}), so no file in it "
             "holds a whole one; "
-            "what each reached is in its result.json, and a run with sharing=all has a model"
+            f"what each reached is in its {RESULT}, and a run with sharing=all has a model"
         )
     if not file.exists():
         raise UserError(f"{file}: no such file; {_instead(directory)}")
@@ -79,9 +80,9 @@ def load_run(path: Path | str) -> Run:
 
 def _directory_of(file: Path) -> Path:
     """The run directory of a model file: beside it, or above its ``checkpoints/``."""
-    folders = [folder for folder in (file.parent, file.parent.parent) if (folder / "config.yaml").is_file()]
+    folders = [folder for folder in (file.parent, file.parent.parent) if (folder / CONFIG).is_file()]
     if not folders:
-        raise UserError(f"{file}: no config.yaml beside it; expected a run directory, or a model in one")
+        raise UserError(f"{file}: no {CONFIG} beside it; expected a run directory, or a model in one")
     return folders[0]
 
 
@@ -97,9 +98,9 @@ def read_config(directory: Path, held: Sequence[str], words: Sequence[str], numb
     Raises:
         UserError: there is no config, it cannot be read, or something in it is missing or of another kind.
     """
-    file = directory / "config.yaml"
+    file = directory / CONFIG
     if not file.is_file():
-        raise UserError(f"{directory}: holds no config.yaml; expected a run directory, as fedgh run writes it")
+        raise UserError(f"{directory}: holds no {CONFIG}; expected a run directory, as fedgh run writes it")
     try:
         config = OmegaConf.load(file)
         OmegaConf.resolve(config)
@@ -146,7 +147,5 @@ def _load(model: nn.Module, state: Mapping[str, torch.Tensor], file: Path) -> No
         found = tuple(state[key].shape) if key in state else "nothing"
         expected = tuple(own[key].shape) if key in own else "nothing"
         if found != expected:
-            raise UserError(
-                f"{file}: found {key} of shape {found}, expected {expected}, as config.yaml says of the model"
-            )
+            raise UserError(f"{file}: found {key} of shape {found}, expected {expected}, as {CONFIG} says of the model")
     model.load_state_dict(dict(state))

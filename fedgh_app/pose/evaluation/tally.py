@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedgh_app.pose.evaluation.metrics import Evaluation, mean_present
+from fedgh_app.vision.tally import Scores
 
 
 @dataclass(frozen=True)
@@ -79,15 +80,14 @@ class Tally:
                 counts.setdefault(name, {})[field] = value
         return cls({name: Count(**values) for name, values in counts.items()})  # type: ignore[arg-type]  # whole where it was
 
-    def summary(self) -> dict[str, object]:
-        """The metrics by name, as the run directory keeps them."""
-        return {
-            "pck": self.pck,
-            "per_keypoint": self.per_keypoint,
-            "auc": self.auc,
-            "heatmap_accuracy": self.heatmap_accuracy,
-            "visible": {name: count.visible for name, count in self.counts.items()},
-        }
+    def scores(self) -> Scores:
+        """What it comes to."""
+        return Scores(
+            score=self.pck,
+            parts=self.per_keypoint,
+            more={"heatmap_accuracy": self.heatmap_accuracy, "auc": self.auc},
+            labelled={name: count.visible for name, count in self.counts.items()},
+        )
 
 
 def tally(evaluation: Evaluation, keypoints: Sequence[str], threshold: float) -> Tally:
