@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 from fedgh_app.config.compose import compose_config, groups
 
 # What a run is told by elsewhere, or what says nothing about its model.
-TOLD = ("dataset", "runtime", "tracking", "run_dir", "seed", "rounds", "num_clients", "resume", "keep_checkpoints")
+TOLD = ("dataset", "runtime", "tracking", "callbacks", "keep_checkpoints")
+TOLD += ("run_dir", "seed", "rounds", "num_clients", "resume")
 
 
 def changes(config: DictConfig, *without: str) -> list[str]:

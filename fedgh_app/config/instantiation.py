@@ -34,6 +34,7 @@ TARGETS = {
     "mode": ("fedgh_app.server.modes",),
     "selection": ("fedgh_app.server.selection",),
     "partition": ("flwr_datasets.partitioner",),
+    "callbacks": ("fedgh_app.callbacks",),
 }
 Builds = Mapping[str, tuple[str, ...]]
 HYDRA_KEYS = ("_target_", "_args_", "_recursive_", "_convert_", "_method_")

@@ -14,10 +14,9 @@ from omegaconf import DictConfig
 from fedgh_app.model_card.facts import Facts
 from fedgh_app.model_card.limits import limits
 from fedgh_app.model_card.sections import data, results, title, training, use
-from fedgh_app.server.federation import Round
+from fedgh_app.runs.directory import MODEL_CARD
+from fedgh_app.runs.history import Round
 from fedgh_app.vision.files import replacing
-
-FILE = "MODEL_CARD.md"
 
 
 def write(
@@ -28,7 +27,7 @@ def write(
     failure: str | None = None,
 ) -> None:
     """Write the card of a run directory; see `render`."""
-    with replacing(directory / FILE) as draft:
+    with replacing(directory / MODEL_CARD) as draft:
         draft.write_text(render(directory, config, result, history, failure), encoding="utf-8")
 
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from fedgh_app.config.combinations import keeps_nothing
 from fedgh_app.data import site
 from fedgh_app.reports.markdown import plain
-from fedgh_app.server.federation import Round
+from fedgh_app.runs.history import Round
 
 
 class Facts:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fedgh_app.errors import few
 from fedgh_app.model_card.facts import Facts
 from fedgh_app.reports.markdown import count, percent
-from fedgh_app.runs.outcome import headline
+from fedgh_app.runs.history import scored
 
 # Below this PCK a keypoint is called weak; this far below the mean is a client's; so few test images say little; and by
 # as much the last round may gain if training is to count as at its end.
@@ -50,7 +50,7 @@ def limits(run: Facts) -> Iterator[str]:
     untested = [run.client(name) for name, client in run.clients.items() if not client["test_examples"]]
     if untested:
         yield f"- Without test images of their own: {few(untested)}."
-    measured = [found for this in run.history if (found := headline(this.evaluate).get("pck")) is not None]
+    measured = list(scored(run.history).values())
     if len(measured) > 1 and measured[-1] - measured[-2] > STILL_RISING:
         yield (
             f"- Training was not at its end: the last evaluation before had {percent(measured[-2])}, the last has "

@@ -14,7 +14,7 @@ from fedgh_app.errors import few
 from fedgh_app.model_card.facts import Facts
 from fedgh_app.pose.data.records import DatasetSpec
 from fedgh_app.reports.markdown import cell, count, percent, plain
-from fedgh_app.runs.outcome import headline
+from fedgh_app.runs.directory import MODEL, PLOTS
 
 REFERENCES = {
     "box": "the longest side of the person's box",
@@ -84,7 +84,7 @@ def use(run: Facts) -> Iterator[str]:
             trained = few([run.client(name) for name in members], most=MOST_CLIENTS)
             yield f"| `model.{cluster}.safetensors` | {cell(trained)} |"
     if run.whole and files:
-        named = "RUN" if files[0].name == "model.safetensors" else f"RUN/{files[0].name}"
+        named = "RUN" if files[0].name == MODEL else f"RUN/{files[0].name}"
         yield from () if not run.clusters else ("",)
         yield from (
             "`RUN` is this directory.",
@@ -173,7 +173,7 @@ def results(run: Facts) -> Iterator[str]:
     was = f", before training {percent(sum(before) / len(before))}" if before else ""
     yield f"**{run.metric}: {percent(run.result['pck'])}**{was}. {_where(run)}"
     yield ""
-    visible = headline(run.history[-1].evaluate).get("visible", {}) if run.history else {}
+    visible = run.history[-1].evaluate.headline.labelled if run.history else {}
     yield "| keypoint | labelled in test images | before training | after |"
     yield "|---|--:|--:|--:|"
     for name, value in run.result["per_keypoint"].items():
@@ -194,7 +194,7 @@ def results(run: Facts) -> Iterator[str]:
     flip = ", each image also mirrored" if run.config.evaluate.get("flip_test") else ""
     yield f"Keypoints were read off the maps {read}{flip}; people were cropped by their true boxes."
     yield ""
-    if (run.directory / "plots" / "predictions.png").exists():
+    if (run.directory / PLOTS / "predictions.png").exists():
         yield "![Predictions and truth on test images](plots/predictions.png)"
         yield ""
 
@@ -206,7 +206,7 @@ def _of(run: Facts, spec: DatasetSpec) -> str:
 def _where(run: Facts) -> str:
     """On which images the headline was measured."""
     if run.result["evaluated"] == "central":
-        images = run.history[-1].evaluate["central"]["examples"]
+        images = run.history[-1].evaluate.headline.examples
         return f"Measured by the server on {images} test images, which no client trains on."
     images = sum(run.clients[name]["test_examples"] for name in run.result["clients_pck"])
     return (

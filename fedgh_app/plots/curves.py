@@ -22,8 +22,7 @@ from fedgh_app.plots.style import (
     open_frame,
     round_axis,
 )
-from fedgh_app.runs.outcome import headline
-from fedgh_app.server.federation import Round
+from fedgh_app.runs.history import Evaluations, Round
 
 Curves = dict[str, tuple[list[int], list[float]]]  # rounds and values by the name of the curve
 
@@ -31,19 +30,19 @@ Curves = dict[str, tuple[list[int], list[float]]]  # rounds and values by the na
 def keypoint_curves(history: Sequence[Round], path: Path, title: str, metric: str) -> None:
     """PCK of each keypoint, and their mean, by round."""
     curves: Curves = {}
-    where = "central" if any("central" in this.evaluate for this in history) else "clients"
+    central = any(this.evaluate.central for this in history)
     for this in history:
-        found = headline({where: this.evaluate.get(where)})
-        if not found:
+        chosen = Evaluations(central=this.evaluate.central) if central else this.evaluate
+        if chosen.central is None and chosen.clients is None:
             continue
-        for name, value in {**found.get("per_keypoint", {}), "mean": found.get("pck")}.items():
+        for name, value in {**chosen.headline.parts, "mean": chosen.headline.score}.items():
             _add(curves, name, this.round, value)
     if not curves:
         return
     figure = new_figure(7.6, 4.2)
     axes = figure.subplots()
     _lines(axes, curves)
-    whose = "all test images" if where == "central" else "the clients' own test images"
+    whose = "all test images" if central else "the clients' own test images"
     _finish(axes, curves, f"{title}: keypoints, {whose}", metric)
     figure.savefig(path)
 
@@ -52,8 +51,8 @@ def client_curves(history: Sequence[Round], labels: Mapping[str, str], path: Pat
     """Mean PCK on each client's own test images, by round; with many clients, their quartiles."""
     curves: Curves = {}
     for this in history:
-        for name, found in this.evaluate.get("clients", {}).get("by_client", {}).items():
-            _add(curves, named(name, labels), this.round, found.get("pck"))
+        for name, found in this.evaluate.clients.by_client.items() if this.evaluate.clients else ():
+            _add(curves, named(name, labels), this.round, found.score)
     if not curves:
         return
     figure = new_figure(7.6, 4.2)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
-from fedgh_app.runs.history import Record, Rejected, Seconds, Share
+from fedgh_app.runs.history import Rejected
+from fedgh_app.runs.records import Epsilon, Record, RecordFile, Seconds, Share
 
 RESULT = "result.json"
 
@@ -15,8 +16,8 @@ class ClientFacts(Record):
     """What a client said of itself at the start."""
 
     label: str
-    examples: int
-    test_examples: int
+    examples: Annotated[int, Field(ge=0)]
+    test_examples: Annotated[int, Field(ge=0)]
 
 
 class Durations(Record):
@@ -26,12 +27,13 @@ class Durations(Record):
     rounds: Seconds
 
 
-class Result(Record):
+class Result(RecordFile):
     """What a run came to, beside fields of the task's own.
 
     Attributes:
         metric: name of the headline, such as PCK@0.2.
-        score: the headline, 0 to 1; null where nothing was measured.
+        part: what a part is called.
+        score: the headline, 0 to 1; None where nothing was measured.
         parts: the headline of each part: a keypoint, a class.
         before: likewise, before training.
         more: further metrics of the task.
@@ -43,9 +45,12 @@ class Result(Record):
         dataset: its name.
     """
 
-    model_config = ConfigDict(extra="allow", ser_json_inf_nan="null")
+    NAME = RESULT
+    EXPECTED = "the result of a run"
+    model_config = ConfigDict(extra="allow")
 
     metric: str
+    part: str = "part"
     score: Share
     parts: dict[str, Share]
     before: dict[str, Share] = {}
@@ -56,5 +61,5 @@ class Result(Record):
     rejected: list[Rejected]
     clients: dict[str, ClientFacts] = {}
     clients_score: dict[str, Share] = {}
-    privacy: dict[str, float | None] = {}
+    privacy: dict[str, Epsilon] = {}
     dataset: str = ""

@@ -21,7 +21,10 @@ from rich.progress import (
 from rich.table import Table
 
 from fedgh_app.runs import storage
-from fedgh_app.runs.outcome import headline
+from fedgh_app.runs.directory import MODEL, PLOTS
+from fedgh_app.runs.history import HISTORY, Round
+from fedgh_app.runs.records import TRACKING, Tracking
+from fedgh_app.runs.result import RESULT
 
 MOST_CLIENTS = 24  # rows of the table by client
 
@@ -65,7 +68,7 @@ class Display:
 
     def update(self) -> None:
         """Show the rounds that have ended since the last call."""
-        history = self.directory / "history.jsonl"
+        history = self.directory / HISTORY
         if not history.exists():
             return
         kept = self.file is not None and self.file != history.stat().st_ino
@@ -76,11 +79,10 @@ class Display:
             self.progress.update(self.task, completed=line["round"], description=self.title)
 
     def _line(self, line: dict[str, Any]) -> str:
-        found = headline(line["evaluate"])
         parts = [f"round {line['round']:>3}"]
         if (loss := line["train"].get("loss")) is not None:
             parts.append(f"loss {loss:.4f}")
-        if (pck := found.get("pck")) is not None:
+        if (pck := Round.checked(line, self.directory / HISTORY).evaluate.headline.score) is not None:
             parts.append(f"PCK {100 * pck:5.1f} %")
         if clusters := line.get("clusters"):
             parts.append(f"{len(clusters)} cluster{'s' if len(clusters) > 1 else ''}")
@@ -140,15 +142,14 @@ def print_result(result: dict[str, Any], directory: Path, metric: str, console: 
     console.print(
         f"rounds: {result['rounds']} in {seconds['rounds']:.0f} s; rejected replies: {len(result['rejected'])}"
     )
-    for name in ("result.json", "history.jsonl", "model.safetensors"):
+    for name in (RESULT, HISTORY, MODEL):
         if (directory / name).exists():
             console.print(f"  {escape(str(directory / name))}", soft_wrap=True)
-    for plot in sorted((directory / "plots").glob("*.png")):
+    for plot in sorted((directory / PLOTS).glob("*.png")):
         console.print(f"  {escape(str(plot))}", soft_wrap=True)
-    tracked = directory / "tracking.json"
-    if tracked.exists():
-        said = storage.read_json(tracked)
-        line = f"W&B run is offline; upload it with: {said['sync']}" if said["sync"] else f"W&B run: {said['url']}"
+    if (directory / TRACKING).exists():
+        tracked = Tracking.read(directory)
+        line = f"W&B run is offline; upload it with: {tracked.sync}" if tracked.sync else f"W&B run: {tracked.url}"
         console.print(escape(line), soft_wrap=True)
 
 

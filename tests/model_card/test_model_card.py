@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fedgh_app.callbacks.usual import ModelCard
+from fedgh_app.callbacks.model_card import ModelCard
 from fedgh_app.config.compose import compose_config
 from fedgh_app.model_card import render, write
 from fedgh_app.pose.data.records import load_spec
@@ -44,7 +44,7 @@ def result(keypoints: dict[str, float | None], **changes: Any) -> dict[str, Any]
 
 NAN = float("nan")
 GOOD = {"shoulder": 0.9, "elbow": 0.95, "wrist": 0.85}
-STEADY = [Round(0, evaluate=measured(0.1, GOOD)), Round(1, evaluate=measured(0.899, GOOD))]
+STEADY = [Round(round=0, evaluate=measured(0.1, GOOD)), Round(round=1, evaluate=measured(0.899, GOOD))]
 
 
 def limits(card: str) -> list[str]:
@@ -54,7 +54,7 @@ def limits(card: str) -> list[str]:
 def test_a_good_run_says_its_numbers_and_the_limits_that_all_have(home: Path, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     config = compose_config(["strategy=fedaw", "local_epochs=3", "objective=prox", "evaluate.decoding=dark", "seed=5"])
-    card = render(tmp_path, config, result(GOOD), [*STEADY, Round(2, evaluate=measured(0.9, GOOD))])
+    card = render(tmp_path, config, result(GOOD), [*STEADY, Round(round=2, evaluate=measured(0.9, GOOD))])
     for words in (
         "# FedAW on arm",
         "finds 3 keypoints of one person in a crop of 64 x 64 pixels",
@@ -90,7 +90,7 @@ def test_what_is_weak_is_said(home: Path, tmp_path: Path) -> None:
             "2": {"label": "top", "examples": 9, "test_examples": 0},
         },
     }
-    history = [*STEADY[:1], Round(1, evaluate=measured(0.7, GOOD)), Round(2, evaluate=measured(0.8, GOOD))]
+    history = [*STEADY[:1], Round(round=1, evaluate=measured(0.7, GOOD)), Round(round=2, evaluate=measured(0.8, GOOD))]
     told = limits(render(tmp_path, compose_config([]), result(found, **changes), history))
     for words in (
         "Weak keypoints, by PCK@0.2: shoulder (65.0 %).",
@@ -110,7 +110,7 @@ def test_each_cluster_has_its_model(home: Path, tmp_path: Path) -> None:
     for name in ("cluster-0", "cluster-1"):
         (tmp_path / f"model.{name}.safetensors").touch()
     clusters = {"cluster-0": ["0"], "cluster-1": ["1"]}
-    history = [*STEADY, Round(2, evaluate=measured(0.9, GOOD, central=False), clusters=clusters)]
+    history = [*STEADY, Round(round=2, evaluate=measured(0.9, GOOD, central=False), clusters=clusters)]
     card = render(tmp_path, compose_config(["clustering=finch"]), result(GOOD, evaluated="clients"), history)
     assert r"| `model.cluster-1.safetensors` | 1 (top \| left) |" in card
     assert "fedgh export RUN/model.cluster-0.safetensors" in card
@@ -122,7 +122,7 @@ def test_several_data_sets_are_each_named_with_their_licence(home: Path, tmp_pat
     config = compose_config(["dataset=arm_lspet", "sharing=fedpav"])
     lspet = load_spec("lspet")
     found = result(dict.fromkeys((*ARM, *lspet.keypoints), 0.8), evaluated="clients")
-    card = render(tmp_path, config, found, [Round(0, evaluate=measured(0.1, GOOD, central=False))] * 2)
+    card = render(tmp_path, config, found, [Round(round=0, evaluate=measured(0.1, GOOD, central=False))] * 2)
     assert "# FedGH on arm and lspet" in card and "finds 17 keypoints" in card
     assert f"**lspet**: {lspet.title}." in card and "- Licence: academic use" in card
     assert "each client keeps its own head" in card and "fedgh predict" not in card
@@ -135,7 +135,9 @@ def test_what_could_not_be_measured_is_no_number(home: Path, tmp_path: Path) -> 
     found = {"shoulder": 0.9, "elbow": 0.8, "wrist": NAN}
     clients = {name: ClientInfo(name, name, examples=9, test_examples=60) for name in ("0", "1")}
     for central in (True, False):
-        rounds = [Round(number, evaluate=measured(0.85, found, central, **{"0": 0.85, "1": NAN})) for number in (0, 1)]
+        rounds = [
+            Round(round=number, evaluate=measured(0.85, found, central, **{"0": 0.85, "1": NAN})) for number in (0, 1)
+        ]
         nothing: dict[str, Any] = dict.fromkeys(("strategy", "client_strategy", "cohorts", "mode"))
         run = Federation(compose_config([]), tmp_path, load_spec("arm"), clients, **nothing, history=rounds)
         ModelCard().close(run, None)

@@ -30,7 +30,8 @@ def test_curves_follow_the_numbers(tmp_path: Path) -> None:
 def test_what_was_not_measured_leaves_a_gap(tmp_path: Path) -> None:
     made = [
         Round(
-            n, evaluate={"clients": {"per_keypoint": {"hip": value}, "pck": value, "by_client": {"0": {"pck": value}}}}
+            round=n,
+            evaluate={"clients": {"per_keypoint": {"hip": value}, "pck": value, "by_client": {"0": {"pck": value}}}},
         )
         for n, value in enumerate([0.1, None, float("nan"), 0.4])
     ]
@@ -41,13 +42,13 @@ def test_what_was_not_measured_leaves_a_gap(tmp_path: Path) -> None:
 
 
 def test_what_was_spent_of_privacy_is_drawn(tmp_path: Path) -> None:
-    made = [Round(number, privacy={"epsilon": 2.0 * number, "delta": 1e-5}) for number in range(4)]
+    made = [Round(round=number, privacy={"epsilon": 2.0 * number, "delta": 1e-5}) for number in range(4)]
     epsilon(made, tmp_path / "epsilon.png", "t")
     assert coloured(tmp_path / "epsilon.png") > 200
 
 
 def test_nothing_to_draw_draws_nothing(tmp_path: Path) -> None:
-    keypoint_curves([Round(0)], tmp_path / "a.png", "t", "PCK@0.2")
-    client_curves([Round(0)], {}, tmp_path / "b.png", "t", "PCK@0.2")
+    keypoint_curves([Round(round=0)], tmp_path / "a.png", "t", "PCK@0.2")
+    client_curves([Round(round=0)], {}, tmp_path / "b.png", "t", "PCK@0.2")
     epsilon(history(4, 3), tmp_path / "c.png", "t")
     assert list(tmp_path.iterdir()) == []

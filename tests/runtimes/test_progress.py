@@ -23,9 +23,9 @@ def shown(directory: Path, *rounds: Round) -> list[str]:
 
 
 def test_a_line_a_round(tmp_path: Path) -> None:
-    plain = Round(1, train={"loss": 2.0}, evaluate={"central": {"pck": 0.5}}, seconds={"total": 3.0})
+    plain = Round(round=1, train={"loss": 2.0}, evaluate={"central": {"pck": 0.5}}, seconds={"total": 3.0})
     conflicts = {"conflicting": 0.5, "conflicting_per_tensor": {"a": 0.0, "b": 1.0}}
-    lines = shown(tmp_path, Round(0), plain, Round(2, strategy=conflicts))
+    lines = shown(tmp_path, Round(round=0), plain, Round(round=2, strategy=conflicts))
     assert lines == [
         "round   0",
         "round   1  loss 2.0000  PCK  50.0 %  3.0 s",
@@ -45,7 +45,7 @@ def test_a_line_that_is_still_being_written_waits_and_a_resumed_history_is_not_t
         return [line.split()[1] for line in said.getvalue().splitlines()]
 
     assert told() == []
-    lines = [storage.line(vars(Round(number))) for number in range(5)]
+    lines = [storage.line(vars(Round(round=number))) for number in range(5)]
     history.write_text(lines[0] + lines[1] + lines[2][:9])
     assert told() == ["0", "1"]
     history.write_text("".join(lines[:4]))
@@ -53,14 +53,14 @@ def test_a_line_that_is_still_being_written_waits_and_a_resumed_history_is_not_t
     with storage.replacing(history) as draft:  # taken up after round 2
         draft.write_text("".join(lines[:3]))
     assert told() == []
-    storage.append_line(history, vars(Round(3)))
+    storage.append_line(history, vars(Round(round=3)))
     assert told() == ["3"]
 
 
 def test_late_updates_clusters_and_rejections_are_told(tmp_path: Path) -> None:
-    late = Round(1, strategy={"staleness": {"0": 0, "0#2": 3}, "dropped": 2})
-    clusters = Round(2, clusters={"0": ["0"], "1": ["1", "2"]})
-    rejected = Round(3, rejected=[{"round": 3, "client": "1", "reason": "out [of] memory"}])
+    late = Round(round=1, strategy={"staleness": {"0": 0, "0#2": 3}, "dropped": 2})
+    clusters = Round(round=2, clusters={"0": ["0"], "1": ["1", "2"]})
+    rejected = Round(round=3, rejected=[{"round": 3, "client": "1", "reason": "out [of] memory"}])
     assert shown(tmp_path, late, clusters, rejected) == [
         "round   1  staleness up to 3  2 dropped as too stale",
         "round   2  2 clusters",
@@ -121,5 +121,5 @@ def test_the_result_names_who_was_rejected_when_and_why(tmp_path: Path) -> None:
 
 
 def test_a_line_names_who_was_not_asked(tmp_path: Path) -> None:
-    away = Round(2, absent={"lab": "its node is not connected"})
+    away = Round(round=2, absent={"lab": "its node is not connected"})
     assert shown(tmp_path, away) == ["round   2  not asked lab: its node is not connected"]
