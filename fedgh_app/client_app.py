@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fedgh_app.client.boundary import Own, bounded, discreet
 from fedgh_app.client.client import PoseClient
 from fedgh_app.client.local_state import LocalState, file_of
+from fedgh_app.client.privacy import check_demand
 from fedgh_app.client.teacher import guide_of
 from fedgh_app.client.termination import terminable
 from fedgh_app.data.site import Site, build_model, config_of, device_of, limit_threads, open_site
@@ -24,8 +25,8 @@ from fedgh_app.errors import UserError
 from fedgh_app.grids.packing import packing
 from fedgh_app.pose.data.records import load_spec
 from fedgh_app.pose.models.hhd import Guide
-from fedgh_app.server.modes import CONTROL
-from fedgh_app.server.privacy import check_demand
+
+CONTROL = "control"  # SCAFFOLD's control variate, beside the model
 
 # The border comes first: whatever is raised inside of it passes there.
 app = ClientApp(mods=[discreet, terminable, packing])

@@ -10,13 +10,14 @@ from flwr.app import Error, Message
 from flwr.proto.node_pb2 import NodeInfo
 from recording import Recording
 
+from fedgh_app.assembly import server as assembly
 from fedgh_app.callbacks.usual import CentralEvaluation, History, Model
 from fedgh_app.client_app import app as client_app
 from fedgh_app.config.compose import compose_config, join_overrides
 from fedgh_app.data import partition, site
 from fedgh_app.server.checkpoints import Checkpoint
 from fedgh_app.server.federation import Federation
-from fedgh_app.server_app import federate
+from fedgh_app.server.loop import federate
 
 
 class Network(Recording):
@@ -66,4 +67,6 @@ def federation(
     grid = Network(app, nodes, {"overrides": join_overrides(overrides)})
     done = iter(range(1, config.rounds + 2))
     hooks = [CentralEvaluation(), History(), *more, Checkpoint(1), Model()]
-    return federate(config, grid, directory, hooks, watch=lambda: before(grid, next(done))), grid
+    made = assembly.federation(config, directory)
+    federate(made, grid, hooks, watch=lambda: before(grid, next(done)))
+    return made, grid

@@ -8,15 +8,15 @@ from typing import Any
 
 from flwr.app import Message
 
+from fedgh_app.assembly import server as assembly
 from fedgh_app.callbacks.usual import CentralEvaluation, History, Model
 from fedgh_app.client_app import app as client_app
-from fedgh_app.config.combinations import is_central
 from fedgh_app.config.compose import compose_config, join_overrides
 from fedgh_app.data import partition, site
 from fedgh_app.grids.inprocess import InProcessGrid
 from fedgh_app.server.checkpoints import Checkpoint
 from fedgh_app.server.federation import Callback, Federation
-from fedgh_app.server_app import federate
+from fedgh_app.server.loop import federate
 
 
 class Recording(InProcessGrid):
@@ -62,5 +62,7 @@ def run(
         examples_per_second=config.runtime.examples_per_second,
         speeds=config.runtime.speeds,
     )
-    central = [CentralEvaluation()] if is_central(config) else []
-    return federate(config, grid, directory, [*central, History(), Checkpoint(keep), Model(), *more]), grid
+    federation = assembly.federation(config, directory)
+    central = [CentralEvaluation()] if federation.is_central else []
+    federate(federation, grid, [*central, History(), Checkpoint(keep), Model(), *more])
+    return federation, grid

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from logging import INFO
 
 from flwr.common.logger import log
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fedgh_app import model_card
@@ -24,9 +24,12 @@ from fedgh_app.pose.data.batches import Batches
 from fedgh_app.pose.evaluation.tally import tally
 from fedgh_app.pose.training import evaluate
 from fedgh_app.runs import storage
-from fedgh_app.runs.outcome import headline, result_of
+from fedgh_app.runs.history import Round
+from fedgh_app.runs.outcome import result_of
 from fedgh_app.server.checkpoints import Checkpoint, save
-from fedgh_app.server.federation import Callback, Federation, Round
+from fedgh_app.server.evaluation import measured
+from fedgh_app.server.federation import Callback, Federation
+from fedgh_app.vision.tally import Tally
 
 
 def usual_callbacks(config: DictConfig) -> Iterator[Callback]:
@@ -59,29 +62,31 @@ class CentralEvaluation(Habit):
 
     def after_round(self, run: Federation, this: Round) -> None:
         """Add ``evaluate["central"]`` to the round."""
-        if not run.due(run.config.evaluate.central_every, this.round):
+        if not run.due(run.settings.evaluate.central_every, this.round):
             return
+        config = OmegaConf.create(dict(run.values))
         with this.timed("evaluate_central"):
-            cache = site.open_data(run.config)
+            cache = site.open_data(config)
             test = cache.indices("test")
             if len(test) == 0:
                 return
             if self.model is None:
-                self.model = site.build_model(run.config, run.spec)
+                self.model = site.build_model(config, run.spec)
             self.model.load_state_dict(run.state_dict())
-            batches = Batches(cache, test, batch_size=4 * run.config.batch_size, seed=0, shuffle=False)
-            loss = instantiate(run.config.loss, "loss")
-            with site.server_threads(run.config):
+            batches = Batches(cache, test, batch_size=4 * run.settings.batch_size, seed=0, shuffle=False)
+            loss = instantiate(config.loss, "loss")
+            with run.threads():
                 found = evaluate(
                     self.model,
                     batches,
                     loss,
-                    device=site.device_of(run.config),
-                    decode=site.decoder_of(run.config, self.model),
-                    flip_permutation=site.flip_permutation(run.config, run.spec),
+                    device=site.device_of(config),
+                    decode=site.decoder_of(config, self.model),
+                    flip_permutation=site.flip_permutation(config, run.spec),
                 )
-        counts = tally(found, run.spec.keypoints, run.spec.thresholds[0])
-        this.evaluate["central"] = {**counts.summary(), "loss": found.loss, "examples": len(test)}
+        counts = tally(found, run.spec.keypoints, run.spec.thresholds[0]).as_scalars()
+        scores = run.task.scores(Tally.from_scalars(counts, run.task.bounds))
+        this.evaluate.central = measured(scores, found.loss, len(test))
         this.seconds["total"] = this.seconds.get("total", 0.0) + this.seconds["evaluate_central"]
 
 
@@ -90,7 +95,7 @@ class History(Habit):
 
     def after_round(self, run: Federation, this: Round) -> None:
         """One line of JSON."""
-        storage.append_line(run.directory / "history.jsonl", vars(this))
+        storage.append_line(run.directory / "history.jsonl", this.model_dump())
 
 
 class Model:
@@ -113,12 +118,12 @@ class Progress(Habit):
         """One line."""
         found = {
             "loss": this.train.get("loss"),
-            "pck": headline(this.evaluate).get("pck"),
+            "pck": this.evaluate.headline.score,
             "seconds": this.seconds.get("total"),
             "epsilon": this.privacy.get("epsilon"),
         }
         said = ", ".join(f"{name} {value:.3f}" for name, value in found.items() if value is not None)
-        log(INFO, "round %d/%d: %s", this.round, run.config.rounds, said)
+        log(INFO, "round %d/%d: %s", this.round, run.settings.rounds, said)
 
 
 class Plots:
@@ -131,10 +136,11 @@ class Plots:
         """Draw what the history holds."""
         if not run.history:
             return
+        config = OmegaConf.create(dict(run.values))
         folder = run.directory / "plots"
         folder.mkdir(exist_ok=True)
-        title = f"{type(run.strategy).__name__} on {run.config.dataset.spec}"
-        metric = site.headline(run.config)
+        title = f"{type(run.strategy).__name__} on {run.spec.name}"
+        metric = run.headline
         labels = {name: client.label for name, client in run.clients.items()}
         curves.keypoint_curves(run.history, folder / "keypoints.png", title, metric)
         curves.client_curves(run.history, labels, folder / "clients.png", title, metric)
@@ -143,14 +149,14 @@ class Plots:
         timelines.staleness(run.history, labels, folder / "staleness.png", title)
         timelines.clusters(run.history, labels, folder / "clusters.png", title)
         curves.epsilon(run.history, folder / "epsilon.png", title)
-        if run.config.evaluate.central_every and run.is_central:
+        if run.settings.evaluate.central_every and run.is_central:
             try:
-                cache = site.open_data(run.config)
+                cache = site.open_data(config)
             except UserError:
                 return  # a server without images has none to draw on
-            model = site.build_model(run.config, run.spec)
+            model = site.build_model(config, run.spec)
             model.load_state_dict(run.state_dict())
-            decode, flip = site.decoder_of(run.config, model), site.flip_permutation(run.config, run.spec)
+            decode, flip = site.decoder_of(config, model), site.flip_permutation(config, run.spec)
             predictions(model, cache, folder / "predictions.png", decode, flip)
 
 
@@ -162,4 +168,4 @@ class ModelCard(Habit):
 
     def close(self, run: Federation, failure: str | None) -> None:
         """Write what is known by then."""
-        model_card.write(run.directory, run.config, storage.plain(result_of(run)), run.history, failure)
+        model_card.write(run.directory, OmegaConf.create(dict(run.values)), storage.plain(result_of(run)), run.history, failure)

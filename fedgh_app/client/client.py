@@ -12,6 +12,7 @@ from flwr.common.typing import NDArrays, Scalar
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from fedgh_app.client import privacy
 from fedgh_app.client.local_state import LocalState
 from fedgh_app.config.instantiation import build_optimizer, instantiate
 from fedgh_app.data.site import Site, decoder_of, device_of, flip_permutation
@@ -20,7 +21,6 @@ from fedgh_app.pose.data.batches import Batches
 from fedgh_app.pose.evaluation.tally import tally
 from fedgh_app.pose.models.hhd import Guide
 from fedgh_app.pose.training import cosine_distance, evaluate, predict, train
-from fedgh_app.server import privacy
 from fedgh_app.vision.objectives import Objective, Plain, Received
 from strategies.randomness import derive_seed
 
@@ -62,7 +62,7 @@ class PoseClient(NumPyClient):
         self.local = local or LocalState()
         self.control = dict(control or {})
         self.guide = guide
-        self.noise = privacy.mechanism(config, "local")
+        self.noise = privacy.mechanism(config)
         self.objective: Objective = instantiate(config.objective, "objective")
         self.own_keys: tuple[str, ...] = instantiate(config.sharing, "sharing").local_keys(model)
         self.shared_keys = [key for key in model.state_dict() if key not in set(self.own_keys)]

@@ -22,13 +22,16 @@ TARGETS = {
     "optimizer": ("torch.optim", "timm.optim"),
     "schedule": ("fedgh_app.vision.schedules",),
     "server_optimizer": ("torch.optim", "timm.optim"),
-    "objective": ("fedgh_app.vision.objectives",),
+    "objective": ("fedgh_app.vision.objectives", "fedgh_app.server.parts"),
+    "server_part": ("fedgh_app.server.parts",),
     "sharing": ("fedgh_app.vision.sharing",),
     "teacher": ("fedgh_app.pose.models.hhd",),
     "mode": ("fedgh_app.server.modes",),
     "selection": ("fedgh_app.server.selection",),
     "partition": ("flwr_datasets.partitioner",),
 }
+# Nodes below a group that describe an object of another group; built by themselves, and no argument of the group's own.
+NESTED = {"topology": {"edge_strategy": "strategy"}, "objective": {"server_part": "server_part"}}
 HYDRA_KEYS = ("_target_", "_args_", "_recursive_", "_convert_", "_method_")
 
 
@@ -54,6 +57,7 @@ def instantiate(node: DictConfig, group: str, **kwargs: Any) -> Any:
         UserError: the class does not exist, or refuses its arguments.
     """
     made = _class_of(node, group)
+    node = DictConfig({key: value for key, value in node.items() if key not in NESTED.get(group, ())})
     try:
         return hydra.utils.instantiate(node, _convert_="all", _recursive_=False, **kwargs)
     # Whatever a constructor raises, it is the config's values that it was given.

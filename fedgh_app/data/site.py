@@ -55,13 +55,13 @@ class Site:
     speed: float = 1.0
 
     def properties(self) -> dict[str, Scalar]:
-        """What the server is told at the start: name, label, sizes, keypoints and speed."""
+        """What the server is told at the start: name, label, sizes, what it predicts, and speed."""
         return {
             "name": self.name,
             "label": self.label,
             "num-examples": len(self.train),
             "num-test": len(self.test),
-            "keypoints": ",".join(self.cache.spec.keypoints),
+            "predicts": ",".join(self.cache.spec.predicts),
             "speed": self.speed,
         }
 

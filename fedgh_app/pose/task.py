@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 
@@ -12,26 +11,23 @@ from fedgh_app.pose.data.records import DatasetSpec, load_spec
 from fedgh_app.pose.evaluation.metrics import mean_present
 from fedgh_app.vision.tally import EXAMPLES, Scores, Tally
 
-BOUNDS = MappingProxyType(
-    {
-        "visible": EXAMPLES,
-        "correct": "visible",
-        "area": "visible",
-        "heatmap_visible": EXAMPLES,
-        "heatmap_correct": "heatmap_visible",
-    }
-)
 
-
-@dataclass(frozen=True)
 class Pose:
     """The task of finding keypoints."""
 
-    name: str = "pose"
-    part: str = "keypoint"
-    metric: str = "PCK"
-    bounds: Any = BOUNDS
-    outputs: tuple[str, ...] = ("heatmaps",)
+    name = "pose"
+    part = "keypoint"
+    metric = "PCK"
+    outputs = ("heatmaps",)
+    bounds: Mapping[str, str] = MappingProxyType(
+        {
+            "visible": EXAMPLES,
+            "correct": "visible",
+            "area": "visible",
+            "heatmap_visible": EXAMPLES,
+            "heatmap_correct": "heatmap_visible",
+        }
+    )
 
     def load_spec(self, name: str) -> DatasetSpec:
         """What a data set is."""

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from fedgh_app.runs import storage
+from fedgh_app.runs.history import Round
 from fedgh_app.runs.opening import read_config
 from fedgh_app.runs.schema import checked
 
@@ -159,23 +160,25 @@ def result_of(run: Federation) -> dict[str, Any]:
 
     The headline is central where the server saw test images, else the clients' own.
     """
-    last = run.history[-1].evaluate if run.history else {}
-    found = headline(last)
+    last = run.history[-1] if run.history else Round(round=0)
+    measured, clients = last.evaluate.headline, last.evaluate.clients
     return {
-        "pck": found.get("pck"),
-        "per_keypoint": found.get("per_keypoint", {}),
-        "evaluated": "central" if "central" in last else "clients",
-        "rounds": run.history[-1].round if run.history else 0,
+        "metric": run.headline,
+        "score": measured.score,
+        "parts": measured.parts,
+        "evaluated": "central" if last.evaluate.central else "clients",
+        "rounds": last.round,
         "seconds": run.seconds(),
-        "rejected": [item for this in run.history for item in this.rejected],
-        "before": headline(run.history[0].evaluate).get("per_keypoint", {}) if run.history else {},
-        "heatmap_accuracy": found.get("heatmap_accuracy"),
-        "auc": found.get("auc"),
-        "privacy": run.history[-1].privacy if run.history else {},
+        "rejected": [item.model_dump() for one in run.history for item in one.rejected],
+        "before": run.history[0].evaluate.headline.parts if run.history else {},
+        "more": measured.more,
+        "privacy": last.privacy,
         "clients": {
             name: {"label": info.label, "examples": info.examples, "test_examples": info.test_examples}
             for name, info in run.clients.items()
         },
-        "clients_pck": {name: values["pck"] for name, values in last.get("clients", {}).get("by_client", {}).items()},
-        "dataset": run.config.dataset.spec,
+        "clients_score": {name: one.score for name, one in clients.by_client.items()} if clients else {},
+        "dataset": run.spec.name,
+        "pck": measured.score,
+        "per_keypoint": measured.parts,
     }

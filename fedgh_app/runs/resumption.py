@@ -5,14 +5,13 @@ from __future__ import annotations
 import fcntl
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fedgh_app.server import privacy
 from fedgh_app.runtimes import processes
 from fedgh_app.runs import storage
 from fedgh_app.config.compose import quoted
@@ -90,7 +89,7 @@ def clear(directory: Path) -> None:
         for entry in directory.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
-            elif entry.name not in (LAUNCHER_LOCK, SERVER_LOCK, privacy.FILE):
+            elif entry.name not in (LAUNCHER_LOCK, SERVER_LOCK, storage.PRIVACY):
                 entry.unlink()
 
 
@@ -130,9 +129,9 @@ def _same_clients(overrides: Sequence[str]) -> tuple[str, ...]:
     return next((same for same in SAME_CLIENTS if runtime in same), (runtime,))
 
 
-def check_same(config: DictConfig, directory: Path) -> None:
+def check_same(config: DictConfig | Mapping[str, Any], directory: Path) -> None:
     """Refuse (UserError) a config that differs from the run's own in what may not change."""
-    before, now = (dict(_leaves(node)) for node in (OmegaConf.load(directory / "config.yaml"), config))
+    before, now = (dict(_leaves(node)) for node in (OmegaConf.load(directory / "config.yaml"), OmegaConf.create(config)))
     for key, value in before.items():
         may = {key, key.split(".")[0]} & {*MAY_CHANGE, "run_dir", "resume", "num_clients"}
         if not may and now.get(key) != value:

@@ -22,6 +22,9 @@ from fedgh_app.errors import UserError
 from fedgh_app.vision.files import replacing, synchronise
 
 
+PRIVACY = "privacy.json"
+
+
 def plain(value: Any) -> Any:
     """``value`` as JSON can hold it: arrays as lists, numbers as Python's own, NaN and infinities as null."""
     if isinstance(value, Mapping):
@@ -43,10 +46,10 @@ def write_json(path: Path, content: Any) -> None:
         draft.write_text(json.dumps(plain(content), indent=1) + "\n")
 
 
-def save_config(path: Path, config: DictConfig) -> None:
+def save_config(path: Path, config: DictConfig | Mapping[str, Any]) -> None:
     """Write a config as YAML, atomically."""
     with replacing(path) as draft:
-        OmegaConf.save(config, draft)
+        OmegaConf.save(OmegaConf.create(config), draft)  # type: ignore[call-overload]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,11 +10,12 @@ from flwr.app import Array, ArrayRecord
 
 from fedgh_app.errors import UserError, few, first_line
 from fedgh_app.runs import storage
-from fedgh_app.runs.outcome import headline
+from fedgh_app.runs.history import HISTORY, Round, scored
+from fedgh_app.runs.result import RESULT
 from fedgh_app.runs.resumption import check_same
-from fedgh_app.server.federation import GLOBAL, Federation, Round, tensors
+from fedgh_app.server.federation import GLOBAL, Federation, tensors
 
-FOLDER = "checkpoints"
+FOLDER, BEST = "checkpoints", "best.json"
 
 
 class Checkpoint:
@@ -29,19 +28,18 @@ class Checkpoint:
     def __init__(self, keep: int) -> None:
         self.keep = keep
 
-    def after_round(self, run: Federation, this: Round) -> None:
+    def after_round(self, run: Federation, current: Round) -> None:
         """Write ``checkpoints/round-NNNN.json`` and its tensors, and drop what is neither latest nor best."""
         folder = run.directory / FOLDER
         folder.mkdir(exist_ok=True)
-        save(run, folder, _stem(this.round), this.round)
+        save(run, folder, _stem(current.round), current.round)
         # Last, so that a checkpoint that was begun but not finished has no such file, and is none.
-        storage.save_state(folder / f"{_stem(this.round)}.json", {"round": this.round, **run.server_state()})
+        storage.save_state(folder / f"{_stem(current.round)}.json", {"round": current.round, **run.server_state()})
         run.settled = dict(run.accepted)
-        best = best_round(run)
-        if best == this.round:
-            pck = headline(this.evaluate)["pck"]
-            storage.write_json(folder / "best.json", {"round": this.round, "pck": pck})
-        kept = {best, *(this.round - back for back in range(self.keep))}
+        best = best_round(run.history)
+        if best == current.round:
+            storage.write_json(folder / BEST, {"round": best, "score": current.evaluate.headline.score})
+        kept = {best, *(current.round - back for back in range(self.keep))}
         for file in folder.glob("round-*"):
             if _round_of(file) not in kept:
                 file.unlink()
@@ -50,11 +48,10 @@ class Checkpoint:
         """Nothing: the last round's is written."""
 
 
-def best_round(run: Federation) -> int | None:
+def best_round(history: Sequence[Round]) -> int | None:
     """The round after training with the best headline, of equals the first; None where nothing was measured."""
-    found = {this.round: headline(this.evaluate).get("pck") for this in run.history if this.round}
-    known = {number: pck for number, pck in found.items() if pck is not None and math.isfinite(pck)}
-    return max(known, key=lambda number: (known[number], -number), default=None)
+    scores = {number: score for number, score in scored(history).items() if number}
+    return max(scores, key=lambda number: (scores[number], -number), default=None)
 
 
 def newest(directory: Path, rounds: int) -> Path:
@@ -68,15 +65,15 @@ def newest(directory: Path, rounds: int) -> Path:
             f"resume={directory}: found no checkpoint, expected the directory of a run with keep_checkpoints above 0 "
             "that came to its first one; nothing of this run can be kept"
         )
-    found = _newest_whole(files)
-    done = _round_of(found)
+    file = _newest_whole(files)
+    done = _round_of(file)
     # A run that was killed after its last round lacks what it writes at its end.
     if done > rounds or (done == rounds and _ended(directory, rounds)):
         raise UserError(
             f"rounds={rounds}: {directory} has {done} already; "
             f"expected more to resume it, such as rounds={done + rounds}"
         )
-    return found
+    return file
 
 
 def _newest_whole(files: Sequence[Path]) -> Path:
@@ -97,7 +94,7 @@ def _newest_whole(files: Sequence[Path]) -> Path:
 def _ended(directory: Path, rounds: int) -> bool:
     """Whether a run wrote its result, the last of its files, and of no fewer than ``rounds`` rounds."""
     try:
-        return int(storage.read_json(directory / "result.json")["rounds"]) >= rounds
+        return int(storage.read_json(directory / RESULT)["rounds"]) >= rounds
     except (OSError, ValueError, KeyError):
         return False
 
@@ -111,8 +108,8 @@ def take_up(run: Federation) -> int:
     Raises:
         UserError: the run has ended with all its rounds, its clients or its model are others, a file cannot be read.
     """
-    file = newest(run.directory, run.config.rounds)
-    check_same(run.config, run.directory)
+    file = newest(run.directory, run.settings.rounds)
+    check_same(run.values, run.directory)
     try:
         state = storage.load_state(file)
         server_round, of = int(state["round"]), dict(state["cohorts"])
@@ -127,29 +124,28 @@ def take_up(run: Federation) -> int:
             with contextlib.suppress(UserError):
                 storage.write_json(other, storage.read_json(other) | {"session": state["session"]})
         run.load_server_state(state, _models(run, file, sorted(set(of.values()))))
-        run.history = [Round(**line) for line in storage.read_lines(run.directory / "history.jsonl")]
-        run.history = [this for this in run.history if this.round <= server_round]
+        lines = storage.read_lines(run.directory / HISTORY)
+        run.history = [Round.model_validate(line) for line in lines if line["round"] <= server_round]
     except (UserError, OSError):
         raise
     # Each part takes up a state of its own, which may be another version's, or altered.
     except Exception as error:
         said = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{file}: cannot be taken up ({said}); expected a checkpoint of this run") from error
-    with storage.replacing(run.directory / "history.jsonl") as draft:
-        draft.write_text("".join(storage.line(vars(this)) for this in run.history))
+    with storage.replacing(run.directory / HISTORY) as draft:
+        draft.write_text("".join(storage.line(one.model_dump()) for one in run.history))
     return server_round
 
 
 def save(run: Federation, folder: Path, stem: str, rounds: int) -> list[Path]:
     """Write ``<stem>.safetensors``, or of clusters ``<stem>.<cluster>.safetensors`` each; return the files."""
     written = []
-    model = json.loads(json.dumps(storage.plain(dict(run.config.model))))
-    for cohort, arrays in run.cohorts.models.items() if _clustered(run) else [("", run.arrays)]:
+    for cohort, arrays in run.cohorts.models.items() if not run.topology.one_model else [("", run.arrays)]:
         written.append(folder / _name(stem, cohort))
         storage.save_model(
             written[-1],
             tensors(arrays),
-            model={**model, "num_keypoints": len(run.spec.keypoints)},
+            model=run.network,
             dataset=run.spec.name,
             rounds=rounds,
         )
@@ -160,17 +156,13 @@ def _models(run: Federation, file: Path, cohorts: list[str]) -> dict[str, ArrayR
     """The shared arrays by cohort, in the order in which the run's own model has them."""
     expected = run.cohorts.models[GLOBAL]
     models: dict[str, ArrayRecord] = {}
-    for cohort in cohorts if _clustered(run) else [""]:
+    for cohort in cohorts if not run.topology.one_model else [""]:
         path = file.with_name(_name(file.stem, cohort))
         stored, _ = storage.load_model(path)
         for key in stored.keys() ^ expected.keys():
             raise UserError(f"{path}: {key} is {'not ' if key in expected else ''}there; expected the model of the run")
         models[cohort] = ArrayRecord({key: Array(stored[key].numpy()) for key in expected})
-    return models if _clustered(run) else dict.fromkeys(cohorts, models[""])
-
-
-def _clustered(run: Federation) -> bool:
-    return bool(run.config.clustering.name != "none")
+    return models if not run.topology.one_model else dict.fromkeys(cohorts, models[""])
 
 
 def _name(stem: str, cohort: str) -> str:

@@ -39,11 +39,9 @@ class Objective:
     """The local objective. Most terms can be left out, so each objective states only what it adds.
 
     Attributes:
-        needs_control: whether the server must send its control variate.
         has_memory: whether the client keeps `next_memory` from one of its trainings to the next.
     """
 
-    needs_control: ClassVar[bool] = False
     has_memory: ClassVar[bool] = False
 
     def penalty(self, received: Received) -> Penalty | None:
@@ -142,7 +140,6 @@ class Scaffold(Objective):
     momentum and weight decay.
     """
 
-    needs_control: ClassVar[bool] = True
     has_memory: ClassVar[bool] = True
 
     def penalty(self, received: Received) -> Penalty | None:

@@ -45,6 +45,11 @@ class DatasetSpec:
     upper_body: tuple[int, ...] = ()
 
     @property
+    def predicts(self) -> tuple[str, ...]:
+        """What a head trained on it predicts: its keypoints."""
+        return self.keypoints
+
+    @property
     def num_keypoints(self) -> int:
         """J."""
         return len(self.keypoints)
