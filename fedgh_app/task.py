@@ -28,7 +28,7 @@ from fedgh_app.vision.training import Batch, Training
 TASKS = {"pose": "fedgh_app.pose.task:POSE"}
 
 Side = Literal["train", "test"]
-Purpose = Literal["train", "probe", "test"]
+Purpose = Literal["train", "probe", "test", "public"]
 Values = Mapping[str, Any]  # of a config, resolved
 
 
@@ -133,7 +133,11 @@ class Learner(Protocol):
     def batches(
         self, examples: Examples, indices: Sequence[int] | np.ndarray, purpose: Purpose, *, seed: int = 0
     ) -> Iterable[Batch]:
-        """Batches of these examples: ``train`` augmented and shuffled, ``probe`` shuffled alone, ``test`` in order."""
+        """Batches of these examples.
+
+        ``train`` is augmented and shuffled, ``probe`` shuffled alone; ``public``, whose labels are not read, and
+        ``test``, whose batches may be larger, come in order.
+        """
 
     def train(
         self,
@@ -150,6 +154,14 @@ class Learner(Protocol):
         self, examples: Examples, indices: Sequence[int] | np.ndarray, *, loss_alone: bool = False
     ) -> Evaluated:
         """Test the model on these examples; ``loss_alone`` spares what the loss does not need."""
+
+
+class Measurements(Protocol):
+    """`Scores` as they were written down: None where there was nothing to measure."""
+
+    score: float | None
+    parts: dict[str, float | None]
+    more: dict[str, float | None]
 
 
 class Card(Protocol):
@@ -212,6 +224,9 @@ class Task(Protocol):
     def model_arguments(self, spec: Spec) -> dict[str, Any]:
         """What a model must be told of the data set, beside its own config group."""
 
+    def other_arguments(self, spec: Spec) -> dict[str, Any]:
+        """The same for a data set that predicts something else: what a federation shares must not depend on it."""
+
     def learner(self, spec: Spec, model: nn.Module, parts: Parts) -> Learner:
         """``model`` with all that its training and testing on such data take."""
 
@@ -228,7 +243,7 @@ class Task(Protocol):
     def scores(self, tally: Tally) -> Scores:
         """What a tally comes to."""
 
-    def result(self, scores: Scores, clients: Mapping[str, float]) -> dict[str, Any]:
+    def result(self, scores: Measurements, clients: Mapping[str, float | None]) -> dict[str, Any]:
         """The task's own fields of ``result.json``, given a run's scores and the headline of each client."""
 
     def draw(self, learner: Learner, examples: Examples, file: Path) -> None:

@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fedgh_app.client.client import LocalTraining, TaskClient
-from fedgh_app.config.compose import fedgh_home
 from fedgh_app.config import instantiation
+from fedgh_app.config.compose import fedgh_home
 from fedgh_app.config.instantiation import instantiate, refusing
 from fedgh_app.config.settings import Settings
 from fedgh_app.data.federated import DataSet, FederatedData

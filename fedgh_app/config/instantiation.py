@@ -28,7 +28,8 @@ TARGETS = {
     "optimizer": ("torch.optim", "timm.optim"),
     "schedule": ("fedgh_app.vision.schedules",),
     "server_optimizer": ("torch.optim", "timm.optim"),
-    "objective": ("fedgh_app.vision.objectives",),
+    "objective": ("fedgh_app.vision.objectives", "fedgh_app.server.parts"),
+    "server_part": ("fedgh_app.server.parts",),
     "sharing": ("fedgh_app.vision.sharing",),
     "teacher": ("fedgh_app.pose.models.hhd",),
     "mode": ("fedgh_app.server.modes",),
@@ -37,6 +38,8 @@ TARGETS = {
     "callbacks": ("fedgh_app.callbacks",),
 }
 Builds = Mapping[str, tuple[str, ...]]
+# Nodes below a group that describe an object of another group; built by themselves, and no argument of the group's own.
+NESTED = {"topology": {"edge_strategy": "strategy"}, "objective": {"server_part": "server_part"}}
 HYDRA_KEYS = ("_target_", "_args_", "_recursive_", "_convert_", "_method_")
 
 
@@ -63,6 +66,7 @@ def instantiate(node: DictConfig, group: str, builds: Builds | None = None, **kw
         UserError: the class does not exist, or refuses its arguments.
     """
     made = _class_of(node, group, {**TARGETS, **(builds or {})})
+    node = DictConfig({key: value for key, value in node.items() if key not in NESTED.get(group, ())})
     try:
         return hydra.utils.instantiate(node, _convert_="all", _recursive_=False, **kwargs)
     # Whatever a constructor raises, it is the config's values that it was given.

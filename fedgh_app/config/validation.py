@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from fedgh_app.config.combinations import check_combinations
-from fedgh_app.config.instantiation import HYDRA_KEYS, TARGETS, check_target
+from fedgh_app.config.instantiation import HYDRA_KEYS, NESTED, TARGETS, check_target
 from fedgh_app.errors import UserError
 
 Groups = Mapping[str, Sequence[str]]
@@ -135,10 +135,6 @@ def _type_name(value: Any) -> str:
     return next((name for kind, name in names.items() if isinstance(value, kind)), type(value).__name__)
 
 
-# Nodes below a group that describe an object of another group.
-_NESTED = {"topology": {"edge_strategy": "strategy"}}
-
-
 def _check_targets(config: DictConfig) -> None:
     for key, value in config.items():
         if key == "hydra":
@@ -147,7 +143,7 @@ def _check_targets(config: DictConfig) -> None:
             value = {name: _checked_callback(str(name), node) for name, node in value.items()}
         else:
             value = _checked_target(str(key), value)
-        for name, group in _NESTED.get(str(key), {}).items():
+        for name, group in NESTED.get(str(key), {}).items():
             if name in value:
                 value = {**value, name: _checked_target(group, value[name])}
         _check_no_target(value, str(key))

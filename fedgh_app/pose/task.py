@@ -19,7 +19,7 @@ from fedgh_app.pose.evaluation.tally import BOUNDS, scores, tally
 from fedgh_app.pose.models.decoding import Decode, Integral, decoder
 from fedgh_app.pose.models.hhd import HHD, Guide
 from fedgh_app.pose.training import PoseBatch, evaluate, train
-from fedgh_app.task import Examples, Learner, Parts, Purpose, Spec, Trained, Values
+from fedgh_app.task import Examples, Learner, Measurements, Parts, Purpose, Spec, Trained, Values
 from fedgh_app.vision.objectives import Penalty
 from fedgh_app.vision.tally import Scores, Tally
 from fedgh_app.vision.training import Training
@@ -68,7 +68,7 @@ class PoseLearner:
             batch_size=4 * size if purpose == "test" else size,
             augmentation=self.parts.augmentation if purpose == "train" else None,
             seed=seed,
-            shuffle=purpose != "test",
+            shuffle=purpose in ("train", "probe"),
         )
 
     def train(
@@ -154,6 +154,10 @@ class PoseTask:
         """A map for each keypoint."""
         return {"num_keypoints": len(spec.predicts)}
 
+    def other_arguments(self, spec: Spec) -> dict[str, Any]:
+        """One map more."""
+        return {"num_keypoints": len(spec.predicts) + 1}
+
     def learner(self, spec: Spec, model: nn.Module, parts: Parts) -> PoseLearner:
         """``model`` as it finds the keypoints of ``spec``."""
         return PoseLearner(cast(DatasetSpec, spec), model, parts)
@@ -189,7 +193,7 @@ class PoseTask:
         """PCK, its area, heatmap accuracy."""
         return scores(tally)
 
-    def result(self, scores: Scores, clients: Mapping[str, float]) -> dict[str, Any]:
+    def result(self, scores: Measurements, clients: Mapping[str, float | None]) -> dict[str, Any]:
         """``pck``, ``per_keypoint``, ``auc``, ``heatmap_accuracy``, ``clients_pck``."""
         more = {"heatmap_accuracy": scores.more.get("heatmap_accuracy"), "auc": scores.more.get("auc")}
         return {"pck": scores.score, "per_keypoint": scores.parts, **more, "clients_pck": dict(clients)}

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fedgh_app import model_card
+from fedgh_app.assembly import server as assembly
 from fedgh_app.client_app import app as client_app
 from fedgh_app.config.compose import compose_config, join_overrides, quoted
 from fedgh_app.data import site
@@ -25,10 +26,11 @@ from fedgh_app.runs.history import Round, read_history
 from fedgh_app.runs.result import RESULT, Durations, Result
 from fedgh_app.runs.resumption import claimed, served
 from fedgh_app.runtimes.progress import Display
-from fedgh_app.server.client_evaluation import weighted_mean
+from fedgh_app.server.directory import failing_into
+from fedgh_app.server.evaluation import weighted_mean
 from fedgh_app.server.federation import Federation
-from fedgh_app.server.result import of_pose
-from fedgh_app.server_app import deal, failing_into, federate
+from fedgh_app.server.loop import federate
+from fedgh_app.server_app import deal
 
 # What a federation of one client is: the other choices of these groups say how several work together.
 ALONE = {
@@ -166,7 +168,9 @@ def _federate(
         speeds=config.runtime.get("speeds"),
     )
     with served(directory), failing_into(directory), _log_in(directory / LOG):
-        return federate(config, grid, directory, watch=display.update)
+        federation = assembly.federation(config, directory)
+        federate(federation, grid, assembly.callbacks(config), watch=display.update)
+        return federation
 
 
 @contextmanager

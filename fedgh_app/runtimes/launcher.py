@@ -24,7 +24,7 @@ from flwr.supercore.constant import NodeStatus
 from flwr.supercore.control import ControlHttpClient
 from omegaconf import DictConfig
 
-from fedgh_app import server_app
+from fedgh_app.assembly import server as assembly
 from fedgh_app.config.compose import ROOT, compose_config, join_overrides, quoted
 from fedgh_app.data import site
 from fedgh_app.errors import RunFailed, UserError, first_line
@@ -78,7 +78,7 @@ def launch(overrides: Sequence[str], directory: Path, *, quiet: bool = False) ->
         raise UserError(
             f"run_dir={directory}: holds a run already; expected a new or empty directory, or resume={directory}"
         )
-    server_app.check(config)
+    assembly.check(config)
     runtime = config.runtime.name
     if config.resume is not None:
         if runtime == "local":
@@ -89,7 +89,6 @@ def launch(overrides: Sequence[str], directory: Path, *, quiet: bool = False) ->
     if runtime == "centralised":
         return baselines.run_centralised(config, overrides, directory, quiet=quiet)
     if runtime == "deployment":
-        server_app.check_server_images(config)
         with resumption.claimed(directory, overrides) as mark, Display(config, directory, quiet=quiet) as display:
             _deploy(config, overrides, directory, display, mark)
         return storage.read_json(directory / RESULT)
