@@ -156,7 +156,7 @@ class Assembly(ClientAssembly):
         """Whether what is shared of the model is the same whatever a client predicts."""
         shapes = []
         for arguments in (self.task.model_arguments(spec), self.task.other_arguments(spec)):
-            model: nn.Module = instantiate(self.config.model, "model", self.task.builds, **arguments)
+            model: nn.Module = instantiate(self.config.model, "model", self.task.builds["model"], **arguments)
             local = set(self.sharing.local_keys(model))
             shapes.append({key: tensor.shape for key, tensor in model.state_dict().items() if key not in local})
         return shapes[0] == shapes[1]

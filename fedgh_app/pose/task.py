@@ -123,9 +123,6 @@ class PoseTask:
     bounds: Mapping[str, str] = BOUNDS
     commands = "fedgh_app.pose.commands"
 
-    def check(self, values: Values) -> None:
-        """Refuse (UserError) sizes of images and ways to read maps that there are not."""
-
     def check_opened(self, values: Values, file: Path) -> None:
         """Refuse (UserError) the config of a run without a size of images."""
         for group in values["dataset"].get("members", {"": values["dataset"]}).values():
@@ -212,4 +209,4 @@ class PoseTask:
         return card.card(values, specs)
 
 
-POSE = PoseTask()
+TASK = PoseTask()
