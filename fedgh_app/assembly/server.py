@@ -84,6 +84,11 @@ class Assembly(ClientAssembly):
         """What is done beside the rounds, in its order."""
         return [instantiate(node, "callbacks") for node in self.config.callbacks.values()]
 
+    @property
+    def strategy_name(self) -> str:
+        """What the strategy is called."""
+        return str(self.config.strategy._target_).rpartition(".")[2]
+
     @functools.cached_property
     def mode(self) -> Mode:
         """When the server goes on."""
