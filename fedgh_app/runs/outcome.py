@@ -5,100 +5,40 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
-from pydantic import AfterValidator, Field, TypeAdapter
-from typing_extensions import TypedDict
+from pydantic import BaseModel, ValidationError
 
+from fedgh_app.errors import UserError
 from fedgh_app.runs import storage
+from fedgh_app.runs.history import Round
 from fedgh_app.runs.opening import read_config
-from fedgh_app.runs.schema import checked
+from fedgh_app.runs.result import Result
 
 if TYPE_CHECKING:
     from fedgh_app.server.federation import Federation
+
+T = TypeVar("T", bound=BaseModel)
 
 # What a report needs of a config.
 GROUPS = ("dataset", "strategy", "runtime")
 WORDS = ("dataset.spec", "strategy._target_", "runtime.name")
 NUMBERS = ("seed", "rounds")
 
-# What is read of these files, which may hold more. They may be damaged, or of another version.
-_Share = Annotated[float, Field(ge=0, le=1 + 1e-9)]  # a mean of ones may be a little above
-_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-_Cosine = Annotated[float, Field(ge=-1.001, le=1.001)]
 
-
-class _Rejected(TypedDict):
-    round: int
-    client: str
-    reason: str
-
-
-class _Client(TypedDict):
-    label: str
-
-
-class _Privacy(TypedDict):
-    epsilon: NotRequired[_Seconds | None]
-
-
-class _Taken(TypedDict):
-    rounds: _Seconds
-
-
-class _Result(TypedDict):
-    pck: _Share | None
-    per_keypoint: dict[str, _Share | None]
-    evaluated: Literal["central", "clients"]
-    rounds: int
-    seconds: _Taken
-    rejected: list[_Rejected]
-    heatmap_accuracy: NotRequired[_Share | None]
-    clients: NotRequired[dict[str, _Client]]
-    clients_pck: NotRequired[dict[str, _Share | None]]
-    privacy: NotRequired[_Privacy | None]
-
-
-class _Found(TypedDict):
-    pck: NotRequired[_Share | None]
-
-
-class _FoundByClients(_Found):
-    weighted: NotRequired[_Found]
-
-
-class _Evaluation(TypedDict):
-    central: NotRequired[_Found]
-    clients: NotRequired[_FoundByClients]
-
-
-class _Diagnostics(TypedDict):
-    clients: NotRequired[list[str]]
-    cosines: NotRequired[list[list[_Cosine | None]] | None]
-
-
-def _square(found: _Diagnostics) -> _Diagnostics:
-    """Refuse a matrix of cosines that is not one row and one column for each client."""
-    names, cosines = found.get("clients") or [], found.get("cosines") or []
-    if cosines and {len(cosines), *map(len, cosines)} != {len(names)}:
-        raise ValueError(f"cosines: expected one row and one column for each of {len(names)} clients")
-    return found
-
-
-class _Line(TypedDict):
-    round: int
-    seconds: dict[str, _Seconds]
-    evaluate: _Evaluation
-    strategy: Annotated[_Diagnostics, AfterValidator(_square)]
-
-
-_RESULT, _LINE = TypeAdapter(_Result), TypeAdapter(_Line)
-
-
-def read_result(file: Path) -> dict[str, Any]:
+def read_result(file: Path) -> Result:
     """The content of a ``result.json``; UserError where it is damaged."""
-    return checked(_RESULT, storage.read_json(file), file, "the result of a run")
+    return _checked(Result, storage.read_json(file), file, "the result of a run")
+
+
+def _checked(kind: type[T], content: dict[str, Any], file: Path, what: str) -> T:
+    try:
+        return kind.model_validate(content, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(" ".join(f"{file}: {place}: {first['msg']}; expected {what}".split())) from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +55,7 @@ class Outcome:
     directory: Path
     config: DictConfig
     values: Mapping[str, Any]
-    result: Mapping[str, Any]
+    result: Result
 
     @classmethod
     def read(cls, directory: Path) -> Outcome:
@@ -124,13 +64,13 @@ class Outcome:
         result = read_result(directory / "result.json")
         values = _flat(OmegaConf.to_container(config))
         # Null says as many as there are; a run that was resumed has their number.
-        values["num_clients"] = values.get("num_clients") or len(result.get("clients", ())) or None
+        values["num_clients"] = values.get("num_clients") or len(result.clients) or None
         return cls(directory, config, values, result)
 
-    def history(self) -> list[dict[str, Any]]:
+    def history(self) -> list[Round]:
         """The lines of its ``history.jsonl``; none where clients trained alone. UserError where damaged."""
         file = self.directory / "history.jsonl"
-        return [checked(_LINE, line, file, "a run's history") for line in storage.read_lines(file)]
+        return [_checked(Round, line, file, "a run's history") for line in storage.read_lines(file)]
 
     def seeds(self) -> dict[str, Any]:
         """Everything in the config that is a seed."""

@@ -50,6 +50,11 @@ class DatasetSpec:
         return len(self.keypoints)
 
     @property
+    def predicts(self) -> tuple[str, ...]:
+        """What a head trained on this set predicts: its keypoints."""
+        return self.keypoints
+
+    @property
     def keypoint_index(self) -> dict[str, int]:
         """Index of each keypoint by its name."""
         return {name: index for index, name in enumerate(self.keypoints)}
