@@ -7,15 +7,16 @@ A task is one package beside ``pose/`` with a ``task.py``, and one row in `TASKS
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from fedgh_app.vision.card import Card
 from fedgh_app.vision.objectives import Penalty
 from fedgh_app.vision.tally import Scores, Tally
 from fedgh_app.vision.training import Batch, Training
@@ -149,21 +150,8 @@ class Task(Protocol):
     def draw(self, learner: Learner, examples: Examples, file: Path) -> None:
         """A picture of what the model finds on test images."""
 
-    def card(self, config: DictConfig, specs: Mapping[str, Spec]) -> Card:
-        """What a model card says of this task's model."""
-
-
-class Card(Protocol):
-    """The task's own words in a model card, each Markdown.
-
-    ``what`` finishes "A network (…)"; ``usage`` are commands and Python by the model's place; ``limits`` are its own.
-    """
-
-    what: str
-    data: Mapping[str, list[str]]  # further lines of each data set, by its name
-    usage: Callable[[str], list[str]]
-    measured: list[str]  # how the headline is defined, how it was read
-    limits: list[str]
+    def card(self, values: Mapping[str, Any], specs: Mapping[str, Spec]) -> Card:
+        """What a model card says of this task's model, given a run's config and its data sets by name."""
 
 
 def task_of(name: str) -> Task:

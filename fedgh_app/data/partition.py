@@ -13,7 +13,7 @@ import io
 import json
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,21 @@ class Dealt:
     config: DictConfig
     cache: CropCache
     parts: Partition
+
+
+def held(dealt: Mapping[str, Dealt]) -> tuple[list[Counter[str]], list[str], str | None]:
+    """Of each client of a federation how many crops of each attribute value it holds, its label, and the attribute.
+
+    Of a data set without an attribute its name counts; of several data sets no one attribute does.
+    """
+    counts = [
+        holdings(one.config, one.cache, part) or Counter({member: len(part)})
+        for member, one in dealt.items()
+        for part in one.parts.train
+    ]
+    attributes = [attribute_of(one.config, one.cache) for one in dealt.values()]
+    labels = [label for one in dealt.values() for label in one.parts.labels]
+    return counts, labels, attributes[0] if len(attributes) == 1 else None
 
 
 def natural_size(config: DictConfig, cache: CropCache) -> int | None:

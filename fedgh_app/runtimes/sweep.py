@@ -29,10 +29,13 @@ from typing_extensions import TypedDict
 from fedgh_app.config.compose import compose_config, expand_sweep, quoted
 from fedgh_app.errors import UserError, first_line
 from fedgh_app.runs import resumption, storage
+from fedgh_app.runs.outcome import read_result
+from fedgh_app.runs.result import RESULT, Result
 from fedgh_app.runs.resumption import key_of
 from fedgh_app.runs.schema import checked
 from fedgh_app.runtimes import processes
 from fedgh_app.runtimes.environment import environment
+from fedgh_app.words import short
 
 FILE = "sweep.json"
 # What is no part of what a job computes, nor says what clients it has.
@@ -269,32 +272,32 @@ class Sweep:
 
     def print_status(self, console: Console) -> None:
         """The table of all jobs."""
+        results = {job.number: self._result(job) for job in self.jobs if job.status == "completed"}
+        metrics = dict.fromkeys(short(result.metric) for result in results.values() if result)
         table = Table(title=f"sweep {escape(self.directory.name)}")
         table.add_column("job", justify="right")
         table.add_column("what differs", overflow="fold", min_width=16)
         table.add_column("status", overflow="fold")
-        table.add_column("PCK (%)", justify="right", no_wrap=True)
+        table.add_column(f"{escape(' / '.join(metrics)) or 'score'} (%)", justify="right", no_wrap=True)
         table.add_column("seconds", justify="right", no_wrap=True)
         colours = {"completed": "green", "failed": "red", "interrupted": "yellow"}
         for job in self.jobs:
             status = "skipped: completed before" if job.number in self.skipped else job.status
             told = escape(f"{status}: {job.reason}" if job.reason else status)
             colour = colours.get(job.status)
+            result = results.get(job.number)
             table.add_row(
                 str(job.number),
                 escape(" ".join(self.differing(job))),
                 f"[{colour}]{told}[/{colour}]" if colour else told,
-                self._pck(job),
+                "-" if result is None or result.score is None else f"{100 * result.score:.1f}",
                 f"{job.seconds:.0f}" if job.attempts else "-",
             )
         console.print(table)
 
-    def _pck(self, job: Job) -> str:
-        file = self.folder(job) / "result.json"
-        if job.status != "completed" or not file.exists():
-            return "-"
-        pck = storage.read_json(file).get("pck")
-        return "-" if pck is None else f"{100 * pck:.1f}"
+    def _result(self, job: Job) -> Result | None:
+        file = self.folder(job) / RESULT
+        return read_result(file) if file.exists() else None
 
     def _is_whole(self, job: Job) -> bool:
         """Whether a run came to its end though nobody noted it; the result is the last that it writes."""

@@ -12,7 +12,7 @@ from people import write_lspet
 
 from fedgh_app.client.boundary import Own, bounded
 from fedgh_app.config.compose import compose_config
-from fedgh_app.data import site
+from fedgh_app.data import partition, site
 from fedgh_app.errors import UserError
 from fedgh_app.plots.holdings import holdings
 from fedgh_app.runtimes import baselines
@@ -144,7 +144,7 @@ def test_no_single_model_is_trained_on_sets_with_different_keypoints(people: Pat
 
 
 def test_the_picture_shows_every_client_of_every_set(people: Path, tmp_path: Path) -> None:
-    holdings(site.deal(both(people), 5), tmp_path / "who.png", "arm_lspet")
+    holdings(*partition.held(site.deal(both(people), 5)), tmp_path / "who.png", "arm_lspet")
     image = cv2.imread(str(tmp_path / "who.png")).astype(int)
     colours = {tuple(pixel) for pixel in image.reshape(-1, 3)[::7].tolist() if max(pixel) - min(pixel) > 40}
     assert len(colours) >= 5  # four viewpoints and the people
