@@ -28,7 +28,7 @@ from fedgh_app.client.teacher import distillation_of, guide_of
 from fedgh_app.config.combinations import is_central
 from fedgh_app.config.compose import compose_config, run_name, split_overrides
 from fedgh_app.config.instantiation import build_optimizer, instantiate
-from fedgh_app.data import partition, site
+from fedgh_app.data import site
 from fedgh_app.errors import RunFailed, UserError, few, first_line
 from fedgh_app.grids.packing import PackingGrid
 from fedgh_app.grids.replies import CLAIM, Expected, finite, one_line
@@ -83,7 +83,7 @@ def deal(config: DictConfig, directory: Path, num_clients: int) -> None:
         return
     dealt = site.deal(config, num_clients)
     (directory / "plots").mkdir(parents=True, exist_ok=True)
-    holdings(*partition.held(dealt), directory / "plots" / "partition.png", str(config.dataset.spec))
+    holdings(dealt, directory / "plots" / "partition.png", str(config.dataset.spec))
 
 
 def run_directory(config: DictConfig) -> Path:

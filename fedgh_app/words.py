@@ -17,7 +17,7 @@ def plural(noun: str) -> str:
     """Of ``round`` ``rounds``, of ``class`` ``classes``, of ``identity`` ``identities``."""
     if noun.endswith("y") and noun[-2:-1] not in "aeiou":
         return f"{noun[:-1]}ies"
-    return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
+    return f"{noun}es" if noun.endswith(("s", "x", "sh", "tch")) else f"{noun}s"
 
 
 def short(metric: str) -> str:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from logging import INFO
-from typing import Any
 
 from flwr.common.logger import log
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from fedgh_app import model_card
@@ -20,17 +19,14 @@ from fedgh_app.config.instantiation import instantiate
 from fedgh_app.data import site
 from fedgh_app.errors import UserError
 from fedgh_app.plots import curves, timelines, updates
+from fedgh_app.plots.predictions import predictions
 from fedgh_app.pose.data.batches import Batches
 from fedgh_app.pose.evaluation.tally import tally
-from fedgh_app.pose.prediction.comparison import predictions
-from fedgh_app.pose.task import POSE
 from fedgh_app.pose.training import evaluate
 from fedgh_app.runs import storage
 from fedgh_app.runs.outcome import headline, result_of
-from fedgh_app.runs.result import Result
 from fedgh_app.server.checkpoints import Checkpoint, save
 from fedgh_app.server.federation import Callback, Federation, Round
-from fedgh_app.words import plural
 
 
 def usual_callbacks(config: DictConfig) -> Iterator[Callback]:
@@ -140,7 +136,7 @@ class Plots:
         title = f"{type(run.strategy).__name__} on {run.config.dataset.spec}"
         metric = site.headline(run.config)
         labels = {name: client.label for name, client in run.clients.items()}
-        curves.part_curves(run.history, folder / f"{plural(POSE.part)}.png", title, metric, POSE.part)
+        curves.keypoint_curves(run.history, folder / "keypoints.png", title, metric)
         curves.client_curves(run.history, labels, folder / "clients.png", title, metric)
         updates.cosine_matrices(run.history, labels, folder / "cosines.png", title)
         updates.weights_and_conflicts(run.history, labels, folder / "weights.png", title)
@@ -166,7 +162,4 @@ class ModelCard(Habit):
 
     def close(self, run: Federation, failure: str | None) -> None:
         """Write what is known by then."""
-        values: dict[str, Any] = OmegaConf.to_container(run.config, resolve=True)  # type: ignore[assignment]  # a dict of it is a dict
-        specs, kept = site.specs(run.config), instantiate(run.config.sharing, "sharing").kept
-        result, card = Result.model_validate(storage.plain(result_of(run))), POSE.card(values, specs)
-        model_card.write(model_card.Facts(run.directory, values, result, specs, card, kept, run.history, failure))
+        model_card.write(run.directory, run.config, storage.plain(result_of(run)), run.history, failure)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import hydra
 import typer
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -95,7 +96,7 @@ def _run_one(overrides: list[str], flags: list[str]) -> None:
     directory = Path(config.run_dir or f"runs/{run_name(config)}")
 
     # Only now: what is misspelt is told without waiting for torch.
-    from fedgh_app.runs.outcome import read_result
+    from fedgh_app.data import site
     from fedgh_app.runtimes.launcher import launch
     from fedgh_app.runtimes.progress import print_result
 
@@ -108,8 +109,9 @@ def _run_one(overrides: list[str], flags: list[str]) -> None:
         directory = Path(hydra_config.runtime.output_dir)
         task = [item for item in hydra_config.overrides.task if not item.startswith("run_dir=")]
         try:
-            launch(task, directory)
-            print_result(read_result(directory / "result.json"), directory, console)
+            result = launch(task, directory)
+            config = DictConfig(OmegaConf.load(directory / "config.yaml"))
+            print_result(result, directory, site.headline(config), console)
         except UserError as error:
             print(f"fedgh: {error}", file=sys.stderr)
             status = 2
@@ -409,7 +411,7 @@ def data_partition(
             holds = partition.contents(one.config, one.cache, train) or label
             table.add_row(str(table.row_count), *named, holds, str(len(train)), str(len(test)))
     console.print(table)
-    holdings(*partition.held(dealt), out, str(config.dataset.spec))
+    holdings(dealt, out, str(config.dataset.spec))
     console.print(f"plot: {out}")
 
 

@@ -295,10 +295,10 @@ REFUSALS = (
         "an edge round waits for the clients of the edge; expected mode=sync",
     ),
     Refusal(
-        "distillation.output=heatmaps",
+        "distillation.output=outputs",
         "sharing=fedpav",
-        _both(distils, fedpav, lambda config: config.distillation.output == "heatmaps"),
-        "the server has no client's head, so no heatmaps; expected distillation.output=features",
+        _both(distils, fedpav, lambda config: config.distillation.output == "outputs"),
+        "the server has no client's head, so no outputs; expected distillation.output=features",
     ),
     Refusal(
         "privacy",

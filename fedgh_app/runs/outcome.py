@@ -27,11 +27,6 @@ WORDS = ("dataset.spec", "strategy._target_", "runtime.name")
 NUMBERS = ("seed", "rounds")
 
 
-def read_result(file: Path) -> Result:
-    """The content of a ``result.json``; UserError where it is damaged."""
-    return _checked(Result, storage.read_json(file), file, "the result of a run")
-
-
 def _checked(kind: type[T], content: dict[str, Any], file: Path, what: str) -> T:
     try:
         return kind.model_validate(content, strict=True)
@@ -61,7 +56,7 @@ class Outcome:
     def read(cls, directory: Path) -> Outcome:
         """That of a run directory; UserError where a file of it is damaged."""
         config = read_config(directory, GROUPS, WORDS, NUMBERS)
-        result = read_result(directory / "result.json")
+        result = Result.read(directory)
         values = _flat(OmegaConf.to_container(config))
         # Null says as many as there are; a run that was resumed has their number.
         values["num_clients"] = values.get("num_clients") or len(result.clients) or None

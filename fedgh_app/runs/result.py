@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, ValidationError
 
+from fedgh_app.errors import UserError
+from fedgh_app.runs import storage
 from fedgh_app.runs.history import Record, Rejected, Seconds, Share
 
 RESULT = "result.json"
@@ -60,3 +63,16 @@ class Result(Record):
     clients_score: dict[str, Share] = {}
     privacy: dict[str, float | None] = {}
     dataset: str = ""
+
+    @classmethod
+    def read(cls, directory: Path) -> Result:
+        """From a run directory; UserError where the file is damaged."""
+        file = directory / RESULT
+        try:
+            return cls.model_validate(storage.read_json(file), strict=True)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            raise UserError(
+                " ".join(f"{file}: {place}: {first['msg']}; expected the result of a run".split())
+            ) from None

@@ -12,12 +12,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fedgh_app.server import privacy
-from fedgh_app.runtimes import processes
-from fedgh_app.runs import storage
 from fedgh_app.config.compose import quoted
 from fedgh_app.errors import UserError
 from fedgh_app.grids.screening import STOP_FILE
+from fedgh_app.runs import storage
+from fedgh_app.runtimes import processes
+from fedgh_app.server import privacy
 
 LAUNCH_FILE = "launch.json"
 LAUNCHER_LOCK, SERVER_LOCK = ".lock", ".server.lock"

@@ -17,8 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fedgh_app.errors import first_line
-from fedgh_app.errors import UserError
+from fedgh_app.errors import UserError, first_line
 from fedgh_app.vision.files import replacing, synchronise
 
 

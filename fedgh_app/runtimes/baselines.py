@@ -6,14 +6,12 @@ All three go through the same round loop, strategies and client as a simulation.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from fedgh_app import model_card
 from fedgh_app.client_app import app as client_app
@@ -21,17 +19,11 @@ from fedgh_app.config.compose import compose_config, join_overrides, quoted
 from fedgh_app.data import site
 from fedgh_app.errors import UserError
 from fedgh_app.grids.inprocess import InProcessGrid
-from fedgh_app.model_card import Facts
 from fedgh_app.runs import storage
-from fedgh_app.runs.history import HISTORY, Round
-from fedgh_app.runs.outcome import read_result
-from fedgh_app.runs.result import RESULT, Result
 from fedgh_app.runs.resumption import claimed, served
 from fedgh_app.runtimes.progress import Display
 from fedgh_app.server.federation import Federation
 from fedgh_app.server_app import deal, failing_into, federate
-from fedgh_app.task import Task, task_of
-from fedgh_app.vision.tally import Scores
 
 # What a federation of one client is: the other choices of these groups say how several work together.
 ALONE = {
@@ -72,8 +64,7 @@ def run_centralised(
     config = compose_config(alone)
     site.open_data(config)
     title = f"centralised on {config.dataset.spec}"
-    display = Display(directory, title=title, rounds=config.rounds, metric=site.headline(config), quiet=quiet)
-    with claimed(directory, overrides), display:
+    with claimed(directory, overrides), Display(config, directory, title=title, quiet=quiet) as display:
         _federate(config, alone, directory, [{"name": "centralised", "partition-id": 0, "num-partitions": 1}], display)
     return storage.read_json(directory / "result.json")
 
@@ -101,19 +92,13 @@ def run_local(config: DictConfig, overrides: Sequence[str], directory: Path, *, 
         folder.mkdir(parents=True)
         alone = [*_alone(config, overrides, "num_clients", "run_dir"), f"run_dir={quoted(folder)}"]
         own = compose_config(alone)
-        metric = site.headline(own)
-        with Display(folder, title=f"{label} alone", rounds=own.rounds, metric=metric, quiet=quiet) as display:
+        with Display(own, folder, title=f"{label} alone", quiet=quiet) as display:
             _federate(own, alone, folder, [{"partition-id": i, "num-partitions": count}], display)
-        last = Round.model_validate(storage.read_lines(folder / HISTORY)[-1])
-        results[str(i)] = (read_result(folder / RESULT), last)
-    specs = site.specs(config)
-    task = task_of(next(iter(specs)))
-    result = _merged(results, task)
-    values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]  # a dict of it is a dict
-    model_card.write(Facts(directory, values, result, specs, task.card(values, specs)))
-    content = result.model_dump()
-    storage.write_json(directory / RESULT, content)
-    return content
+        results[str(i)] = (storage.read_json(folder / "result.json"), storage.read_lines(folder / "history.jsonl")[-1])
+    result = _merged(results)
+    model_card.write(directory, config, result)
+    storage.write_json(directory / "result.json", result)
+    return result
 
 
 def without(overrides: Sequence[str], *groups: str) -> list[str]:
@@ -135,51 +120,36 @@ def _alone(config: DictConfig, overrides: Sequence[str], *dropped: str) -> list[
     return [*kept, *(f"{group}={choice}" for group, choice in choices.items())]
 
 
-def _merged(results: Mapping[str, tuple[Result, Round]], task: Task) -> Result:
-    """One result of the clients' own; a part or client that could not be tested is in no mean.
-
-    Args:
-        results: by client, what it came to alone, and its last round.
-        task: whose own fields the result has.
-    """
-    tested = {name: last.evaluate.clients for name, (_, last) in results.items() if last.evaluate.clients}
-    sizes = {name: sum(own.examples for own in one.by_client.values()) for name, one in tested.items()}
-
-    def mean(scores: Iterable[float | None]) -> float | None:
-        known = {name: score for name, score in zip(tested, scores, strict=True) if score is not None}
-        total = sum(sizes[name] for name in known)
-        return sum(sizes[name] * score for name, score in known.items()) / total if total else None
-
-    def means(tables: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
-        return {name: mean(table.get(name) for table in tables) for name in dict.fromkeys(chain(*tables))}
-
-    alone = [result for result, _ in results.values()]
-    parts, more = means([one.parts for one in tested.values()]), means([one.more for one in tested.values()])
-    score, clients = mean(one.score for one in tested.values()), {name: one.score for name, one in tested.items()}
-    own = task.result(Scores(_number(score), _numbers(parts), _numbers(more)), _numbers(clients))
-    merged = {
-        **alone[0].model_dump(),
-        **own,
-        "score": score,
-        "parts": parts,
-        "before": {},
-        "more": more,
-        "evaluated": "clients",
-        "seconds": {key: sum(getattr(one.seconds, key) for one in alone) for key in ("total", "rounds")},
-        "rejected": [item.model_dump() for one in alone for item in one.rejected],
-        "clients": {name: next(iter(one.clients.values())).model_dump() for name, (one, _) in results.items()},
-        "clients_score": clients,
-        "central_score": {name: one.score for name, (one, _) in results.items()},
+def _merged(results: Mapping[str, tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
+    """One result of the clients' own; a keypoint or client that could not be tested is in no mean."""
+    tested = {
+        name: line["evaluate"]["clients"] for name, (_, line) in results.items() if line["evaluate"].get("clients")
     }
-    return Result.model_validate(merged)
+    sizes = {name: sum(values["examples"] for values in found["by_client"].values()) for name, found in tested.items()}
 
+    def mean(values: Iterable[float | None]) -> float | None:
+        known = {name: value for name, value in zip(tested, values, strict=True) if value is not None}
+        total = sum(sizes[name] for name in known)
+        return sum(sizes[name] * value for name, value in known.items()) / total if total else None
 
-def _number(score: float | None) -> float:
-    return math.nan if score is None else score
-
-
-def _numbers(scores: Mapping[str, float | None]) -> dict[str, float]:
-    return {name: _number(score) for name, score in scores.items()}
+    first = next(iter(results.values()))[0]
+    keypoints = list(dict.fromkeys(name for found in tested.values() for name in found["per_keypoint"]))
+    return {
+        **first,
+        "pck": mean(found["pck"] for found in tested.values()),
+        "per_keypoint": {
+            name: mean(found["per_keypoint"].get(name) for found in tested.values()) for name in keypoints
+        },
+        "evaluated": "clients",
+        "seconds": {key: sum(result["seconds"][key] for result, _ in results.values()) for key in ("total", "rounds")},
+        "rejected": [item for result, _ in results.values() for item in result["rejected"]],
+        "before": {},
+        "heatmap_accuracy": mean(found["heatmap_accuracy"] for found in tested.values()),
+        "auc": mean(found["auc"] for found in tested.values()),
+        "clients": {name: next(iter(result["clients"].values())) for name, (result, _) in results.items()},
+        "clients_pck": {name: found["pck"] for name, found in tested.items()},
+        "central_pck": {name: result["pck"] for name, (result, _) in results.items()},
+    }
 
 
 def _federate(

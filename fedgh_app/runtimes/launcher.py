@@ -26,7 +26,6 @@ from flwr.supercore.control import ControlHttpClient
 from omegaconf import DictConfig
 
 from fedgh_app import server_app
-from fedgh_app.config.changes import class_of
 from fedgh_app.config.compose import ROOT, compose_config, join_overrides, quoted
 from fedgh_app.data import site
 from fedgh_app.errors import RunFailed, UserError, first_line
@@ -89,7 +88,7 @@ def launch(overrides: Sequence[str], directory: Path, *, quiet: bool = False) ->
         return baselines.run_centralised(config, overrides, directory, quiet=quiet)
     if runtime == "deployment":
         server_app.check_server_images(config)
-        with resumption.claimed(directory, overrides) as mark, _display(config, directory, quiet) as display:
+        with resumption.claimed(directory, overrides) as mark, Display(config, directory, quiet=quiet) as display:
             _deploy(config, overrides, directory, display, mark)
         return storage.read_json(directory / "result.json")
     nodes = sum(site.clients_of(config).values())
@@ -97,17 +96,12 @@ def launch(overrides: Sequence[str], directory: Path, *, quiet: bool = False) ->
         overrides.append(f"num_clients={nodes}")  # the server then waits for all of them
     if config.partition._target_ is not None:
         site.deal(config, nodes)
-    with resumption.claimed(directory, overrides) as mark, _display(config, directory, quiet) as display:
+    with resumption.claimed(directory, overrides) as mark, Display(config, directory, quiet=quiet) as display:
         if runtime == "inprocess":
             baselines.run_inprocess(config, overrides, directory, nodes, display)
         else:
             _simulate(config, overrides, directory, nodes, display, mark)
     return storage.read_json(directory / "result.json")
-
-
-def _display(config: DictConfig, directory: Path, quiet: bool) -> Display:
-    title = f"{class_of(config.strategy)} on {config.dataset.spec}"
-    return Display(directory, title=title, rounds=config.rounds, metric=site.headline(config), quiet=quiet)
 
 
 def absolute_paths(config: DictConfig) -> list[str]:

@@ -29,7 +29,6 @@ from typing_extensions import TypedDict
 from fedgh_app.config.compose import compose_config, expand_sweep, quoted
 from fedgh_app.errors import UserError, first_line
 from fedgh_app.runs import resumption, storage
-from fedgh_app.runs.outcome import read_result
 from fedgh_app.runs.result import RESULT, Result
 from fedgh_app.runs.resumption import key_of
 from fedgh_app.runs.schema import checked
@@ -296,8 +295,7 @@ class Sweep:
         console.print(table)
 
     def _result(self, job: Job) -> Result | None:
-        file = self.folder(job) / RESULT
-        return read_result(file) if file.exists() else None
+        return Result.read(self.folder(job)) if (self.folder(job) / RESULT).exists() else None
 
     def _is_whole(self, job: Job) -> bool:
         """Whether a run came to its end though nobody noted it; the result is the last that it writes."""

@@ -24,9 +24,9 @@ from fedgh_app.errors import UserError
 from fedgh_app.pose.data.batches import Batches
 from fedgh_app.pose.data.cache import open_cache
 from fedgh_app.pose.data.records import load_spec
-from fedgh_app.pose.training import embed
 from fedgh_app.server.federation import Federation, Round, Update, tensors
 from fedgh_app.vision.distillation import distil, soft_targets
+from fedgh_app.vision.training import embed
 from strategies.randomness import generator
 
 
@@ -88,19 +88,19 @@ class ServerDistillation:
 
     Args:
         every: rounds between two distillations; 10 in the paper.
-        output: what the models are compared in: ``heatmaps``, or, as in the paper, L2-normalised ``features`` of the
+        output: what the models are compared in: ``outputs``, or, as in the paper, L2-normalised ``features`` of the
             backbone, for clients whose heads stay with them.
         learning_rate_factor: on the rate that clients train with in this round; 0.01 in the paper.
         images: the public images; None to check the other arguments only.
     """
 
     def __init__(
-        self, images: PublicImages | None, every: int = 10, output: str = "heatmaps", learning_rate_factor: float = 0.01
+        self, images: PublicImages | None, every: int = 10, output: str = "outputs", learning_rate_factor: float = 0.01
     ) -> None:
         if not isinstance(every, int) or every < 1:
             raise UserError(f"distillation.every={every}: expected a whole number of at least 1")
-        if output not in ("heatmaps", "features"):
-            raise UserError(f"distillation.output={output}: expected heatmaps or features")
+        if output not in ("outputs", "features"):
+            raise UserError(f"distillation.output={output}: expected outputs or features")
         if not learning_rate_factor > 0:
             raise UserError(f"distillation.learning_rate_factor={learning_rate_factor}: expected a number above 0")
         self.images = images

@@ -39,10 +39,12 @@ class Objective:
     """The local objective. Most terms can be left out, so each objective states only what it adds.
 
     Attributes:
+        needs_start: whether the model as it was received is needed: of all but the loss alone.
         needs_control: whether the server must send its control variate.
         has_memory: whether the client keeps `next_memory` from one of its trainings to the next.
     """
 
+    needs_start: ClassVar[bool] = True
     needs_control: ClassVar[bool] = False
     has_memory: ClassVar[bool] = False
 
@@ -70,6 +72,8 @@ class Objective:
 @dataclass(frozen=True)
 class Plain(Objective):
     """The loss alone (McMahan et al., "Communication-Efficient Learning of Deep Networks ...", AISTATS 2017)."""
+
+    needs_start: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)

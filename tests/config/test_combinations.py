@@ -57,7 +57,7 @@ REFUSED = {
     ("clustering=finch", "topology=edge_cloud"): ["clustering=finch", "topology=edge_cloud"],
     ("clustering=finch", "server_optimizer"): ["clustering=finch", "server_optimizer=adam"],
     ("topology=edge_cloud", "mode=async"): ["topology=edge_cloud", "mode=async"],
-    ("distillation.output=heatmaps", "sharing=fedpav"): ["distillation=server", "sharing=fedpav"],
+    ("distillation.output=outputs", "sharing=fedpav"): ["distillation=server", "sharing=fedpav"],
     ("init", "sharing=fedbn"): ["init=model.safetensors", "sharing=fedbn"],
     ("model.norm=group", "sharing=fedbn"): ["model.norm=group", "sharing=fedbn"],
     ("dataset with members", "sharing other than fedpav"): ["dataset=arm_lspet"],
@@ -107,7 +107,7 @@ AXES: dict[str, dict[str, list[str]]] = {
     "sharing": {name: [f"sharing={name}"] for name in ("all", "fedbn", "fedpav")},
     "distillation": {
         "none": [],
-        "heatmaps": ["distillation=server", "distillation.every=1", "distillation.images=8"],
+        "outputs": ["distillation=server", "distillation.every=1", "distillation.images=8"],
         "features": [
             "distillation=server",
             "distillation.every=1",

@@ -8,7 +8,6 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from fedgh_app.config.compose import compose_config
-from fedgh_app.data import site
 from fedgh_app.model_card import Facts, render, write
 from fedgh_app.pose.data.records import load_spec
 from fedgh_app.pose.task import POSE
@@ -53,7 +52,7 @@ def result(parts: Scores, **changes: Any) -> Result:
 def facts(folder: Path, overrides: list[str], came_to: Result, history: list[Round], **more: Any) -> Facts:
     config = compose_config(overrides)
     values: Any = OmegaConf.to_container(config, resolve=True)
-    specs = site.specs(config)
+    specs = {str(name): load_spec(str(name)) for name in config.dataset.get("members", [config.dataset.spec])}
     return Facts(folder, values, came_to, specs, POSE.card(values, specs), history=history, **more)
 
 
@@ -175,7 +174,8 @@ def test_a_thousand_clients_are_told_by_quartiles(home: Path, tmp_path: Path) ->
 
 
 def test_a_run_that_failed_says_so_even_before_its_first_round(home: Path, tmp_path: Path) -> None:
-    nothing = result(GOOD, score=None, parts={}, before={}, clients_score={}, rounds=0, evaluated="clients")
+    changes: dict[str, Any] = {"score": None, "before": {}, "clients_score": {}, "rounds": 0, "evaluated": "clients"}
+    nothing = result(GOOD, **changes).model_copy(update={"parts": {}})
     write(facts(tmp_path, [], nothing, [], failure="client 3:\nout of memory."))
     card = (tmp_path / "MODEL_CARD.md").read_text()
     assert "> **This run failed:** client 3: out of memory. What is here is the model after round 0." in card

@@ -14,8 +14,9 @@ from fedgh_app.pose.evaluation.tally import tally
 from fedgh_app.pose.models import PoseNet
 from fedgh_app.pose.models.decoding import Integral, quarter
 from fedgh_app.pose.models.losses import HeatmapCrossEntropy, HeatmapMSE, IntegralLoss
-from fedgh_app.pose.training import cosine_distance, embed, evaluate, find_keypoints, predict, train
+from fedgh_app.pose.training import evaluate, find_keypoints, train
 from fedgh_app.vision.objectives import Dyn, Plain, Prox, Received, Scaffold
+from fedgh_app.vision.training import cosine_distance, embed, predict
 
 CONF = Path(__file__).parents[2] / "conf"
 SIZE = 32

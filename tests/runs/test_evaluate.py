@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from fedgh_app.runs.evaluation import configured, evaluate_run
 from omegaconf import DictConfig, OmegaConf
 from written_run import write_run
 
@@ -22,7 +23,6 @@ from fedgh_app.pose.data.batches import Batches
 from fedgh_app.pose.data.records import load_spec
 from fedgh_app.pose.evaluation.tally import tally
 from fedgh_app.pose.training import evaluate
-from fedgh_app.runs.evaluation import configured, evaluate_run
 from fedgh_app.runs.opening import Run, load_run
 
 FILES = ["errors.png", "evaluation.json", "predictions.json", "worst.png"]

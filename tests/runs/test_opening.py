@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import copy
-import functools
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from written_run import composed, write_run
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
+from written_run import write_run
 
-from fedgh_app.config.compose import compose_config
-from fedgh_app.data import site
 from fedgh_app.errors import UserError
 from fedgh_app.runs import storage
 from fedgh_app.runs.opening import load_run

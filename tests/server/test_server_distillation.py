@@ -49,7 +49,7 @@ def test_images_that_are_not_there_are_named(toy: list[str], tmp_path: Path) -> 
         PublicImages(config, config.distillation.public, 8, "distillation.public")
 
 
-@pytest.mark.parametrize("output", ["heatmaps", "features"])
+@pytest.mark.parametrize("output", ["outputs", "features"])
 def test_it_distils_in_every_nth_round_and_says_so(output: str, toy: list[str], tmp_path: Path) -> None:
     done, _ = run([*toy, *PUBLIC, f"distillation.output={output}"], tmp_path / "with")
     run([*toy, "rounds=4"], tmp_path / "without")
@@ -80,7 +80,7 @@ def test_the_clients_agreement_is_a_fixed_point(toy: list[str], tmp_path: Path) 
     ("options", "words"),
     [
         ({"every": 0}, "distillation.every=0: expected a whole number of at least 1"),
-        ({"output": "logits"}, "distillation.output=logits: expected heatmaps or features"),
+        ({"output": "logits"}, "distillation.output=logits: expected outputs or features"),
         ({"learning_rate_factor": 0}, "distillation.learning_rate_factor=0: expected a number above 0"),
     ],
 )

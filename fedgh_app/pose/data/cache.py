@@ -21,13 +21,13 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 
-from fedgh_app.pose.data import crops as cropping
-from fedgh_app.vision.cores import usable_cores
 from fedgh_app.errors import UserError
-from fedgh_app.vision.images import read_image
-from fedgh_app.pose.readers import annotation_file, read_records
+from fedgh_app.pose.data import crops as cropping
 from fedgh_app.pose.data.records import BadRecord, DatasetSpec, PoseRecord
 from fedgh_app.pose.data.split import split_records
+from fedgh_app.pose.readers import annotation_file, read_records
+from fedgh_app.vision.cores import usable_cores
+from fedgh_app.vision.images import read_image
 
 # Raise it whenever the code would make other crops from the same files.
 VERSION = 2
