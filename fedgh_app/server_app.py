@@ -23,7 +23,7 @@ from flwr.serverapp import Grid, ServerApp
 from omegaconf import DictConfig
 from safetensors import SafetensorError
 
-from fedgh_app.callbacks.usual import usual_callbacks
+from fedgh_app.callbacks.callback import Callback, callbacks_of
 from fedgh_app.client.teacher import distillation_of, guide_of
 from fedgh_app.config.combinations import is_central
 from fedgh_app.config.compose import compose_config, run_name, split_overrides
@@ -32,20 +32,22 @@ from fedgh_app.data import site
 from fedgh_app.errors import RunFailed, UserError, few, first_line
 from fedgh_app.grids.packing import PackingGrid
 from fedgh_app.grids.replies import CLAIM, Expected, finite, one_line
-from fedgh_app.grids.screening import STOP_FILE, Rejected, ScreeningGrid
+from fedgh_app.grids.screening import Rejected, ScreeningGrid
 from fedgh_app.plots.holdings import holdings
 from fedgh_app.pose.data.records import DatasetSpec
 from fedgh_app.pose.evaluation.tally import Count, Tally
-from fedgh_app.runs import storage
-from fedgh_app.runs.outcome import result_of
+from fedgh_app.runs import processes, storage
+from fedgh_app.runs.directory import PLOTS, STOP
+from fedgh_app.runs.history import HISTORY, Round
+from fedgh_app.runs.records import FAILURE, Failure
 from fedgh_app.runs.resumption import served
-from fedgh_app.runtimes import processes
 from fedgh_app.server import checkpoints, privacy
 from fedgh_app.server.client_evaluation import evaluate_clients
 from fedgh_app.server.distillation import PublicImages, ServerDistillation
-from fedgh_app.server.federation import Callback, ClientInfo, Cohorts, Federation, Round, Topology
+from fedgh_app.server.federation import ClientInfo, Cohorts, Federation, Topology
 from fedgh_app.server.modes import CONTROL, OUTLIERS, PRIVACY
 from fedgh_app.server.outliers import Outliers
+from fedgh_app.server.result import result_of
 from fedgh_app.server.topologies import EdgeCloud, Finch, Flat, edges_of
 from fedgh_app.vision.cores import usable_cores
 from strategies.scaffold import ControlVariate
@@ -69,7 +71,7 @@ def main(grid: Grid, context: Context) -> None:
         patience = config.runtime.get("node_timeout")
         try:
             # The simulation engine registers its nodes after it has started this thread.
-            nodes = wait_for_nodes(grid, config.num_clients, patience, directory / STOP_FILE)
+            nodes = wait_for_nodes(grid, config.num_clients, patience, directory / STOP)
             deal(config, directory, len(nodes))
             federate(config, grid, directory)
         finally:
@@ -82,8 +84,8 @@ def deal(config: DictConfig, directory: Path, num_clients: int) -> None:
     if config.partition._target_ is None:
         return
     dealt = site.deal(config, num_clients)
-    (directory / "plots").mkdir(parents=True, exist_ok=True)
-    holdings(dealt, directory / "plots" / "partition.png", str(config.dataset.spec))
+    (directory / PLOTS).mkdir(parents=True, exist_ok=True)
+    holdings(dealt, directory / PLOTS / "partition.png", str(config.dataset.spec))
 
 
 def run_directory(config: DictConfig) -> Path:
@@ -97,7 +99,7 @@ def run_directory(config: DictConfig) -> Path:
 @contextmanager
 def failing_into(directory: Path) -> Iterator[None]:
     """Leave ``failure.json`` with one line where the block raises, for whoever started the run."""
-    (directory / "failure.json").unlink(missing_ok=True)
+    (directory / FAILURE).unlink(missing_ok=True)
     try:
         yield
     except BaseException as error:
@@ -106,11 +108,8 @@ def failing_into(directory: Path) -> Iterator[None]:
             line = "stopped"
         # A disk that is full takes not even this; whoever started the run then has the engine's word.
         with contextlib.suppress(OSError):
-            storage.write_json(
-                directory / "failure.json",
-                {"error": line, "kind": type(error).__name__, "user": isinstance(error, UserError)},
-            )
-        (directory / STOP_FILE).unlink(missing_ok=True)  # it has been heeded; a run that is resumed is to go on
+            Failure(error=line, kind=type(error).__name__, user=isinstance(error, UserError)).write(directory)
+        (directory / STOP).unlink(missing_ok=True)  # it has been heeded; a run that is resumed is to go on
         raise
 
 
@@ -180,6 +179,7 @@ def check(config: DictConfig) -> None:
     if config.topology.name == "edge_cloud":
         instantiate(config.topology.edge_strategy, "strategy")
     distillation_of(config)
+    callbacks_of(config)
     for where in ("central", "local"):
         privacy.mechanism(config, where)
     if config.teacher.get("run") is not None:
@@ -218,7 +218,7 @@ def federate(
         config: the composed config.
         grid: Flower's, or `fedgh_app.grids.inprocess.InProcessGrid`.
         directory: the run directory.
-        callbacks: None for the usual ones.
+        callbacks: None for those of the config.
         watch: called after every round, for whoever shows progress in this process.
 
     Returns:
@@ -228,7 +228,7 @@ def federate(
         RunFailed: too few good replies.
         UserError: clients that do not fit the config, or not the checkpoint.
     """
-    if config.resume is None and (directory / "history.jsonl").exists():
+    if config.resume is None and (directory / HISTORY).exists():
         raise UserError(f"run_dir={directory}: holds a run already; expected a new or empty directory")
     site.limit_threads(config.runtime.client_cpus)
     spec = first_spec(config)
@@ -237,7 +237,7 @@ def federate(
     simulated = config.runtime.name == "simulation"
     # Enough for each process of the simulation to have its next client ready.
     at_once = 4 * max(1, usable_cores() // config.runtime.client_cpus) if simulated else None
-    screen = ScreeningGrid(grid, stop_file=directory / STOP_FILE, simulated=simulated, at_once=at_once)
+    screen = ScreeningGrid(grid, stop_file=directory / STOP, simulated=simulated, at_once=at_once)
     clients = query(screen, config, spec)
     screen.expected = functools.partial(expected_reply, clients)
     screen.knows = functools.partial(known_client, clients)
@@ -246,15 +246,15 @@ def federate(
     first = 0
     if config.resume is not None:
         first = checkpoints.take_up(run) + 1
-        screen.rejected = [Rejected(**item) for this in run.history for item in this.rejected]
-    storage.save_config(directory / "config.yaml", config)
-    hooks = list(usual_callbacks(config) if callbacks is None else callbacks)
+        screen.rejected = [Rejected(**dict(item)) for this in run.history for item in this.rejected]
+    storage.save_config(directory, config)
+    hooks = callbacks_of(config) if callbacks is None else list(callbacks)
     failure: str | None = "stopped"
     try:
         for server_round in range(first, config.rounds + 1):
             if server_round and run.rounds_started is None:
                 run.rounds_started = time.perf_counter()
-            this = Round(server_round)
+            this = Round(round=server_round)
             with this.timed("total"):
                 if server_round:
                     screen.round = server_round
@@ -286,7 +286,7 @@ def federate(
             except Exception as error:
                 log(ERROR, "%s failed at the end of the run", type(hook).__name__, exc_info=error)
     # The last file: a run that was killed before it goes on, if only to write what is written at the end.
-    storage.write_json(directory / "result.json", result)
+    result.write(directory)
     return run
 
 

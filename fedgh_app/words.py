@@ -8,6 +8,11 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
+def percentage(value: float | None) -> str:
+    """``57.3``, or a dash."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
 def count(number: int, noun: str) -> str:
     """``1 round``, ``2 rounds``."""
     return f"{number} {noun if number == 1 else plural(noun)}"

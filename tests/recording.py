@@ -8,14 +8,16 @@ from typing import Any
 
 from flwr.app import Message
 
-from fedgh_app.callbacks.usual import CentralEvaluation, History, Model
+from fedgh_app.callbacks.callback import Callback
+from fedgh_app.callbacks.central_evaluation import CentralEvaluation
+from fedgh_app.callbacks.checkpoint import Checkpoint
+from fedgh_app.callbacks.history import History
+from fedgh_app.callbacks.model import Model
 from fedgh_app.client_app import app as client_app
-from fedgh_app.config.combinations import is_central
 from fedgh_app.config.compose import compose_config, join_overrides
 from fedgh_app.data import partition, site
 from fedgh_app.grids.inprocess import InProcessGrid
-from fedgh_app.server.checkpoints import Checkpoint
-from fedgh_app.server.federation import Callback, Federation
+from fedgh_app.server.federation import Federation
 from fedgh_app.server_app import federate
 
 
@@ -62,5 +64,5 @@ def run(
         examples_per_second=config.runtime.examples_per_second,
         speeds=config.runtime.speeds,
     )
-    central = [CentralEvaluation()] if is_central(config) else []
-    return federate(config, grid, directory, [*central, History(), Checkpoint(keep), Model(), *more]), grid
+    central = CentralEvaluation(config.evaluate.central_every)
+    return federate(config, grid, directory, [central, History(), Checkpoint(keep), Model(), *more]), grid

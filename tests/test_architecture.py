@@ -44,14 +44,14 @@ LEVELS = (
     ("runtimes",),
     ("server_app", "client_app"),
     ("callbacks",),
-    ("model_card", "plots"),
     ("server", "client"),
+    ("model_card", "plots"),
     ("runs", "grids", "data"),
     ("config",),
     ("task",),
     ("pose",),
     ("vision",),
-    ("errors",),
+    ("errors", "words"),
 )
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 

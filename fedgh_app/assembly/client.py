@@ -13,13 +13,14 @@ from torch import nn
 
 from fedgh_app.client.client import LocalTraining, TaskClient
 from fedgh_app.config.compose import fedgh_home
+from fedgh_app.config import instantiation
 from fedgh_app.config.instantiation import instantiate, refusing
 from fedgh_app.config.settings import Settings
 from fedgh_app.data.federated import DataSet, FederatedData
 from fedgh_app.data.partition import Partitioning
 from fedgh_app.data.site import Site
 from fedgh_app.errors import UserError
-from fedgh_app.runs.opening import load_run, trained
+from fedgh_app.runs.opening import load_run
 from fedgh_app.runs.storage import load_model
 from fedgh_app.task import Learner, Parts, Spec, Task, Values, task_of
 from fedgh_app.vision.objectives import Objective
@@ -140,8 +141,7 @@ class ClientAssembly:
         """The configured model for what ``spec`` predicts, with initial weights that depend on the seed alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.settings.seed, "model"))
-            model: nn.Module = instantiate(self.config.model, "model", self.task, **self.task.model_arguments(spec))
-        return model
+            return instantiation.build_model(self.config.model, self.task, spec)
 
     def initial_state(self, spec: Spec) -> dict[str, torch.Tensor]:
         """The state dict that round 1 starts from: fresh, or the model that ``init`` names.
@@ -162,12 +162,12 @@ class ClientAssembly:
     @functools.cached_property
     def loss(self) -> Any:
         """The loss."""
-        return instantiate(self.config.loss, "loss", self.task)
+        return instantiate(self.config.loss, "loss", self.task.builds)
 
     @functools.cached_property
     def augmentation(self) -> Any:
         """What training images go through."""
-        return instantiate(self.config.augmentation, "augmentation", self.task)
+        return instantiate(self.config.augmentation, "augmentation", self.task.builds)
 
     @functools.cached_property
     def objective(self) -> Objective:
@@ -218,7 +218,7 @@ class ClientAssembly:
     def distillation(self) -> Any:
         """How models in training are guided by a teacher; None without one."""
         node = DictConfig({key: value for key, value in self.config.teacher.items() if key != "run"})
-        return None if node._target_ is None else instantiate(node, "teacher", self.task)
+        return None if node._target_ is None else instantiate(node, "teacher", self.task.builds)
 
     def guide(self, spec: Spec) -> Any:
         """The teacher beside models that are trained on such data; None where there is none.
@@ -231,7 +231,7 @@ class ClientAssembly:
             path = self.config.teacher.run
             if path is None:
                 raise UserError("teacher.run=null: expected a path, or a node config that says teacher=PATH")
-            teacher = trained(load_run(Path(path).expanduser()))
+            teacher = load_run(Path(path).expanduser())
             place(teacher.model, self.device)
             groups = self.values["model"], spec, self.values["dataset"]
             self._guides[spec.name] = self.task.guide(self.distillation, teacher, *groups)

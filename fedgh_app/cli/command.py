@@ -24,6 +24,7 @@ from rich.table import Table
 
 from fedgh_app.config.compose import CONF, compose_config, expand_sweep, fedgh_home, groups, quoted, run_name
 from fedgh_app.errors import RunFailed, UserError
+from fedgh_app.runs.directory import CONFIG, LOG
 from fedgh_app.runtimes import deploy
 
 if TYPE_CHECKING:
@@ -87,9 +88,10 @@ def _run_one(overrides: list[str], flags: list[str]) -> None:
     config = compose_config(overrides)
     if config.resume is not None:
         from fedgh_app.runs.resumption import resumed
+        from fedgh_app.runs.sweep import SWEEP
 
         directory = Path(config.resume).expanduser().resolve()
-        if (directory / "sweep.json").exists():
+        if (directory / SWEEP).exists():
             raise UserError(f"resume={directory}: holds a sweep; expected fedgh run -m to go on with it")
         overrides = resumed(directory, overrides)
         config = compose_config(overrides)
@@ -97,6 +99,7 @@ def _run_one(overrides: list[str], flags: list[str]) -> None:
 
     # Only now: what is misspelt is told without waiting for torch.
     from fedgh_app.data import site
+    from fedgh_app.runs.checkpoints import index_files
     from fedgh_app.runtimes.launcher import launch
     from fedgh_app.runtimes.progress import print_result
 
@@ -110,7 +113,7 @@ def _run_one(overrides: list[str], flags: list[str]) -> None:
         task = [item for item in hydra_config.overrides.task if not item.startswith("run_dir=")]
         try:
             result = launch(task, directory)
-            config = DictConfig(OmegaConf.load(directory / "config.yaml"))
+            config = DictConfig(OmegaConf.load(directory / CONFIG))
             print_result(result, directory, site.headline(config), console)
         except UserError as error:
             print(f"fedgh: {error}", file=sys.stderr)
@@ -118,9 +121,9 @@ def _run_one(overrides: list[str], flags: list[str]) -> None:
             with contextlib.suppress(OSError):
                 directory.rmdir()  # Hydra made it; nothing was written
         except RunFailed as error:
-            goes_on = any((directory / "checkpoints").glob("round-*.json"))
+            goes_on = bool(index_files(directory))
             hint = f"; to go on: fedgh run resume={quoted(directory)}" if goes_on else ""
-            print(f"fedgh: {error} (log: {directory / 'flower.log'}{hint})", file=sys.stderr)
+            print(f"fedgh: {error} (log: {directory / LOG}{hint})", file=sys.stderr)
             status = 1
 
     sys.argv = ["fedgh run", *flags, *overrides, f"hydra.run.dir={quoted(directory)}"]
@@ -197,6 +200,7 @@ def report(
 ) -> None:
     """Compare runs: mean ± standard deviation over seeds, for each strategy. Of a sweep also as a page to read."""
     from fedgh_app.reports.settings import compare, print_report, settings_of
+    from fedgh_app.runs.result import RESULT
 
     settings = settings_of(runs)
     rows = compare(settings, baseline)
@@ -204,7 +208,7 @@ def report(
         print(json.dumps(rows, indent=1))
     else:
         print_report(rows, console)
-        if out is None and len(runs) == 1 and not (runs[0] / "result.json").exists():
+        if out is None and len(runs) == 1 and not (runs[0] / RESULT).exists():
             out = runs[0]
     if out is not None:
         from fedgh_app.reports.page import write

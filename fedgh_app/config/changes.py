@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from fedgh_app.config.compose import compose_config, groups
 
 # What a run is told by elsewhere, or what says nothing about its model.
-TOLD = ("dataset", "runtime", "tracking", "run_dir", "seed", "rounds", "num_clients", "resume", "keep_checkpoints")
+TOLD = ("dataset", "runtime", "tracking", "callbacks", "keep_checkpoints")
+TOLD += ("run_dir", "seed", "rounds", "num_clients", "resume")
 
 
 def changes(config: Mapping[str, Any], *without: str) -> list[str]:
@@ -38,7 +39,7 @@ def _group(key: str, node: Mapping[str, Any], usual: Mapping[str, Any], config: 
     Those that follow from the run's seed and data set are not.
     """
     follow = {"seed": config["seed"], "partition_by": config["dataset"].get("natural_attribute")}
-    told = {name: value for name, value in node.items() if not name.startswith("_") and name != "name"}
+    told = {name: value for name, value in node.items() if not str(name).startswith("_") and name != "name"}
     values = {name: value for name, value in told.items() if value not in (usual.get(name), follow.get(name))}
     if not values and class_of(node) == class_of(usual):
         return []

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import DictConfig
 
 from fedgh_app.errors import UserError, first_line
+
+if TYPE_CHECKING:  # what is misspelt is told without waiting for torch
+    from torch import nn
+
+    from fedgh_app.task import Spec, Task
 
 # Overrides reach the machines of other people: a `_target_` stands only where an object is built, and names a class
 # under these modules. A function, or something that a module merely imports, could do anything.
@@ -28,32 +34,35 @@ TARGETS = {
     "mode": ("fedgh_app.server.modes",),
     "selection": ("fedgh_app.server.selection",),
     "partition": ("flwr_datasets.partitioner",),
+    "callbacks": ("fedgh_app.callbacks",),
 }
+Builds = Mapping[str, tuple[str, ...]]
 HYDRA_KEYS = ("_target_", "_args_", "_recursive_", "_convert_", "_method_")
 
 
-def check_target(group: str, target: Any) -> None:
+def check_target(group: str, target: Any, targets: Builds | None = None) -> None:
     """Refuse (UserError) a ``_target_`` that this group may not build."""
     if target is None and group in ("partition", "server_optimizer", "teacher"):
         return  # every site holds its own data, no server optimizer, no teacher: nothing to build
     module, _, name = str(target).rpartition(".")
-    allowed = TARGETS[group]
+    allowed = (targets or TARGETS)[group]
     if not name[:1].isupper() or not _is_under(module, allowed):
         raise UserError(f"{group}._target_={target}: expected a class under {' or '.join(allowed)}")
 
 
-def instantiate(node: DictConfig, group: str, **kwargs: Any) -> Any:
+def instantiate(node: DictConfig, group: str, builds: Builds | None = None, **kwargs: Any) -> Any:
     """Build the object that a group describes (``hydra.utils.instantiate``), from an allowed class only.
 
     Args:
         node: the group's config, with a ``_target_``.
         group: its name, for error messages and for what it may build.
+        builds: what the groups of a task may build; see `fedgh_app.task.Task.builds`.
         kwargs: further arguments for the constructor.
 
     Raises:
         UserError: the class does not exist, or refuses its arguments.
     """
-    made = _class_of(node, group)
+    made = _class_of(node, group, {**TARGETS, **(builds or {})})
     try:
         return hydra.utils.instantiate(node, _convert_="all", _recursive_=False, **kwargs)
     # Whatever a constructor raises, it is the config's values that it was given.
@@ -64,17 +73,17 @@ def instantiate(node: DictConfig, group: str, **kwargs: Any) -> Any:
         raise UserError(f"{group}: {first_line(cause)}{_accepted(made, cause)}") from None
 
 
-def _class_of(node: DictConfig, group: str) -> type:
+def _class_of(node: DictConfig, group: str, targets: Builds) -> type:
     """The class that ``_target_`` names, defined where it may be; UserError for anything else."""
     target = str(node._target_)
-    check_target(group, target)
+    check_target(group, target, targets)
     module, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UserError(f"{group}._target_={target}: {first_line(error)}") from None
-    if not inspect.isclass(found) or not _is_under(found.__module__, TARGETS[group]):
-        raise UserError(f"{group}._target_={target}: expected a class of {' or '.join(TARGETS[group])}")
+    if not inspect.isclass(found) or not _is_under(found.__module__, targets[group]):
+        raise UserError(f"{group}._target_={target}: expected a class of {' or '.join(targets[group])}")
     return found
 
 
@@ -82,16 +91,19 @@ def _is_under(module: str, packages: Iterable[str]) -> bool:
     return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
-def build_optimizer(config: DictConfig, parameters: Iterable[Any], factor: float = 1.0) -> Any:
-    """The configured torch optimizer over ``parameters``, its learning rate times ``factor``.
+def build_model(node: DictConfig, task: Task, spec: Spec) -> nn.Module:
+    """The network of a ``model`` group for what ``spec`` predicts, drawn from PyTorch's global generator."""
+    made: nn.Module = instantiate(node, "model", task.builds, **task.model_arguments(spec))
+    return made
 
-    Raises UserError where it refuses its arguments.
-    """
-    make = instantiate(config.optimizer, "optimizer")
+
+@contextmanager
+def refusing(group: str) -> Iterator[None]:
+    """Whatever the block raises is what a group's values are refused for (UserError)."""
     try:
-        return make(parameters, lr=config.optimizer.lr * factor)
+        yield
     except Exception as error:
-        raise UserError(f"optimizer: {first_line(error)}") from None
+        raise UserError(f"{group}: {first_line(error)}") from None
 
 
 def _accepted(made: type, cause: BaseException) -> str:

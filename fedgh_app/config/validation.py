@@ -143,7 +143,10 @@ def _check_targets(config: DictConfig) -> None:
     for key, value in config.items():
         if key == "hydra":
             continue
-        value = _checked_target(str(key), value)
+        if key == "callbacks":  # a table of objects, each under a name of its own
+            value = {name: _checked_callback(str(name), node) for name, node in value.items()}
+        else:
+            value = _checked_target(str(key), value)
         for name, group in _NESTED.get(str(key), {}).items():
             if name in value:
                 value = {**value, name: _checked_target(group, value[name])}
@@ -156,6 +159,12 @@ def _checked_target(group: str, node: Any) -> Any:
         return node
     check_target(group, node.get("_target_"))
     return {name: item for name, item in node.items() if name != "_target_"}
+
+
+def _checked_callback(name: str, node: Any) -> Any:
+    if not isinstance(node, DictConfig):
+        raise UserError(f"callbacks.{name}={node}: expected a _target_ and its arguments")
+    return _checked_target("callbacks", node)
 
 
 def _check_no_target(node: Any, path: str) -> None:

@@ -58,7 +58,9 @@ class DataSet:
 
     def natural_size(self) -> int | None:
         """The number of clients that the partition fixes; None where any number will do."""
-        return self.num_clients or (self.partitioning and self.partitioning.natural_size(self.examples))
+        if self.num_clients is not None or self.partitioning is None:
+            return self.num_clients
+        return self.partitioning.natural_size(self.examples)
 
 
 # Flower calls a ClientApp anew for every message: what was opened stays open in its process.

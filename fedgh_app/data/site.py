@@ -101,8 +101,8 @@ def _dealt(data: FederatedData, node_config: NodeConfig, name: str, speed: float
             f"client {name}: its node config says dataset={node_config['dataset']}, but part {part} of the "
             f"partition is of {held}; expected partition=site for nodes that hold their own data"
         )
-    sides = (np.asarray(side, dtype=np.int64) for side in (train, test))
-    return Site(name, label, held, data.sets[held].examples, *sides, speed)
+    own, tests = (np.asarray(side, dtype=np.int64) for side in (train, test))
+    return Site(name, label, held, data.sets[held].examples, own, tests, speed)
 
 
 def _speed(data: FederatedData, node_config: NodeConfig, name: str) -> float:

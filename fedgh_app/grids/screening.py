@@ -25,7 +25,6 @@ from fedgh_app.grids.wrapped import WrappedGrid
 # Between two looks for replies, each a request to the SuperLink: a fiftieth of the wait so far, in these bounds.
 POLL_FRACTION = 0.02
 POLL_SECONDS, POLL_SECONDS_AT_MOST = 0.05, 0.5
-STOP_FILE = "stop"
 
 # Said by the simulation engine of a process that it does not replace: whoever is next sent to it fails too.
 _DEAD_ACTOR = re.compile(r"<class 'ray\.exceptions\.(\w*(Actor|Worker|Node|Raylet)\w*|OutOfMemory)Error'>")

@@ -8,14 +8,13 @@ from __future__ import annotations
 from fedgh_app.model_card.facts import Facts
 from fedgh_app.model_card.limits import limits
 from fedgh_app.model_card.sections import data, results, title, training, use
+from fedgh_app.runs.directory import MODEL_CARD
 from fedgh_app.vision.files import replacing
-
-FILE = "MODEL_CARD.md"
 
 
 def write(run: Facts) -> None:
     """Write the card into the run directory."""
-    with replacing(run.directory / FILE) as draft:
+    with replacing(run.directory / MODEL_CARD) as draft:
         draft.write_text(render(run), encoding="utf-8")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from fedgh_app.config.changes import changes, class_of
 from fedgh_app.errors import few
 from fedgh_app.model_card.facts import Facts
+from fedgh_app.runs.directory import MODEL, PLOTS
 from fedgh_app.words import cell, count, percent, plain, plural, short
 
 MOST_CLIENTS = 24  # rows of a table; of more clients it tells quartiles
@@ -67,7 +68,7 @@ def use(run: Facts) -> Iterator[str]:
             trained = few([run.client(name) for name in members], most=MOST_CLIENTS)
             yield f"| `model.{cluster}.safetensors` | {cell(trained)} |"
     if files and not run.kept:
-        named = "RUN" if files[0].name == "model.safetensors" else f"RUN/{files[0].name}"
+        named = "RUN" if files[0].name == MODEL else f"RUN/{files[0].name}"
         yield from () if not run.clusters else ("",)
         yield from ("`RUN` is this directory.", "")
         yield from (line.replace("RUN", named) for line in run.card.usage)
@@ -160,7 +161,7 @@ def results(run: Facts) -> Iterator[str]:
         yield ""
     yield from run.card.measured
     yield ""
-    if (run.directory / "plots" / "predictions.png").exists():
+    if (run.directory / PLOTS / "predictions.png").exists():
         yield "![Predictions and truth on test images](plots/predictions.png)"
         yield ""
 

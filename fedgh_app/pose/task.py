@@ -16,7 +16,6 @@ from fedgh_app.pose.card import card
 from fedgh_app.pose.data.batches import Batches
 from fedgh_app.pose.data.cache import CropCache, open_cache
 from fedgh_app.pose.data.records import DatasetSpec, load_spec
-from fedgh_app.pose.evaluation.pictures import predictions
 from fedgh_app.pose.evaluation.tally import BOUNDS, scores, tally
 from fedgh_app.pose.models.decoding import Decode, Integral, decoder
 from fedgh_app.pose.models.hhd import HHD, Guide
@@ -199,6 +198,8 @@ class PoseTask:
 
     def draw(self, learner: Learner, examples: Examples, file: Path) -> None:
         """Predicted and true keypoints on test images."""
+        from fedgh_app.pose.evaluation.pictures import predictions  # which no client needs
+
         pose = cast(PoseLearner, learner)
         predictions(pose.model, cast(CropCache, examples), file, pose.decode, pose.flip_permutation)
 

@@ -27,12 +27,11 @@ from fedgh_app.reports.settings import (
     part_word,
     short_metric,
 )
-from fedgh_app.runs import storage
 from fedgh_app.runs.outcome import Outcome
+from fedgh_app.runs.records import LAUNCH, TRACKING, Launch, Tracking
 from fedgh_app.runs.result import RESULT
-from fedgh_app.runs.resumption import LAUNCH_FILE, noted
-from fedgh_app.runtimes.sweep import FILE as SWEEP_FILE
-from fedgh_app.runtimes.sweep import Job, Sweep, command
+from fedgh_app.runs.sweep import SWEEP, Job
+from fedgh_app.runtimes.sweep import Sweep, command
 from fedgh_app.words import count, plural
 
 FIGURES = "report-figures"
@@ -44,7 +43,7 @@ def content_of(settings: Sequence[Setting], folders: Sequence[Path], baseline: s
     rows = compare(settings, baseline)
     against = baseline_of(settings, baseline) if baseline is not None else None
     gained = differences(settings, against) if against else {}
-    sweeps = [Sweep.read(folder.resolve()) for folder in folders if (folder / SWEEP_FILE).exists()]
+    sweeps = [Sweep.read(folder.resolve()) for folder in folders if (folder / SWEEP).exists()]
     metrics, short = {row["metric"] for row in rows}, short_metric(rows)
     metric = metrics.pop() if len(metrics) == 1 else short
     shown = _shown(settings, against)
@@ -159,9 +158,8 @@ def _commands(sweeps: Sequence[Sweep], settings: Sequence[Setting]) -> list[str]
     of_sweeps = {sweep.directory for sweep in sweeps}
     told = [f"fedgh run -m {shlex.join(sweep.overrides)}" for sweep in sweeps]
     for run in (run for setting in settings for run in setting.runs):
-        file = run.directory / LAUNCH_FILE
-        if run.directory.resolve().parent not in of_sweeps and file.exists():
-            told.append(f"fedgh run {shlex.join(map(str, noted(run.directory)['overrides']))}")
+        if run.directory.resolve().parent not in of_sweeps and (run.directory / LAUNCH).exists():
+            told.append(f"fedgh run {shlex.join(Launch.read(run.directory).overrides)}")
     return told
 
 
@@ -187,15 +185,15 @@ def _summary(settings: Sequence[Setting], sweeps: Sequence[Sweep]) -> str:
 def _line(setting: Setting, run: Outcome) -> dict[str, Any]:
     """A run's line in the list of all of them."""
     seeds = {key: value for key, value in run.seeds().items() if key == "seed" or value != run.values["seed"]}
-    file = run.directory / "tracking.json"
-    tracked = storage.read_json(file) if file.exists() else {}
+    tracked = Tracking.read(run.directory) if (run.directory / TRACKING).exists() else None
+    url = tracked.url if tracked and (tracked.url or "").startswith("https://") else None
     return {
         "name": run.directory.name,
         "setting": setting.title,
         "seed": ", ".join(str(value) if key == "seed" else f"{key}={value}" for key, value in seeds.items()),
         "result": run.result,
-        "url": tracked.get("url") if str(tracked.get("url")).startswith("https://") else None,
-        "sync": tracked.get("sync"),
+        "url": url,
+        "sync": tracked.sync if tracked else None,
     }
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 from fedgh_app.reports.comparison import FEWEST_FOR_RANKS, Difference
 from fedgh_app.reports.settings import Setting
+from fedgh_app.runs.sweep import Machine
 from fedgh_app.words import count
 
 
@@ -93,11 +93,11 @@ def _cosines(without: Sequence[str], only: str) -> str:
     )
 
 
-def environment(machine: Mapping[str, Any]) -> str:
+def environment(machine: Machine) -> str:
     """On what a sweep was run."""
-    versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
-    commit = machine.get("commit") or ""
+    versions = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
+    commit = machine.commit or ""
     if commit:
         commit = f", commit {commit.rstrip('+')}" + (" with changes" if commit.endswith("+") else "")
-    cores = count(machine["cores"], "core")
-    return f"Run on {machine['system']} with {cores}, Python {machine['python']}, {versions}{commit}."
+    cores = count(machine.cores, "core")
+    return f"Run on {machine.system} with {cores}, Python {machine.python}, {versions}{commit}."

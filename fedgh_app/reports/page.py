@@ -14,8 +14,9 @@ from fedgh_app.errors import UserError
 from fedgh_app.reports.content import FIGURES, content_of
 from fedgh_app.reports.figures import FAINT, INK, PAPER
 from fedgh_app.reports.pictures import dash
-from fedgh_app.reports.settings import Setting, Spread, p_text, percent_text, readable, spread_text
+from fedgh_app.reports.settings import Setting, Spread, p_text, readable, spread_text
 from fedgh_app.vision.files import replacing
+from fedgh_app.words import percentage
 
 
 def write(settings: Sequence[Setting], folders: Sequence[Path], out: Path, baseline: str | None = None) -> list[Path]:
@@ -65,7 +66,7 @@ def _render(name: str, content: Mapping[str, Any]) -> str:
     environment.filters |= {
         "cell": _cell,
         "data": _data_uri,
-        "percent": lambda value: dash(percent_text(value)),
+        "percent": lambda value: dash(percentage(value)),
         "epsilon": lambda value: dash("-" if value is None else f"{value:.3g}"),
         "readable": readable,
         "p": lambda value: dash(p_text(value)),

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from fedgh_app.reports import figures
 from fedgh_app.reports.comparison import Difference
 from fedgh_app.reports.figures import MINUS, Cosines, Curve
-from fedgh_app.reports.settings import Row, Setting, difference_texts, percent_text
+from fedgh_app.reports.settings import Row, Setting, difference_texts
+from fedgh_app.words import percentage
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def _picture(name: str, figure: Figure, alt: str, caption: str = "", when: str =
 
 def outcomes_picture(settings: Sequence[Setting], rows: Sequence[Row], metric: str) -> Picture:
     """Every run a dot."""
-    means = "; ".join(f"{row['setting']} {percent_text(row['score'] and row['score']['mean'])} %" for row in rows)
+    means = "; ".join(f"{row['setting']} {percentage(row['score'] and row['score']['mean'])} %" for row in rows)
     alt = f"{metric} of every run as a dot, a line for each setting, its mean marked: {means}."
     return _picture("outcomes", figures.outcomes(settings, metric), alt)
 

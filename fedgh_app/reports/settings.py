@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 from fedgh_app.errors import UserError
 from fedgh_app.runs.outcome import Outcome, is_seed
 from fedgh_app.runs.result import RESULT
-from fedgh_app.words import short
+from fedgh_app.words import percentage, short
 
 if TYPE_CHECKING:
     from fedgh_app.reports.comparison import Difference
@@ -304,15 +304,10 @@ def readable(key: str) -> str:
 def spread_text(spread: Spread | None) -> str:
     """``57.3 ± 1.2`` in percent; without the second number for one run."""
     if spread is None:
-        return percent_text(None)
+        return percentage(None)
     if spread["std"] is None:
-        return percent_text(spread["mean"])
+        return percentage(spread["mean"])
     return f"{100 * spread['mean']:.1f} ± {100 * spread['std']:.1f}"
-
-
-def percent_text(value: float | None) -> str:
-    """``57.3``, or a dash."""
-    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def difference_texts(gained: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, Self
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator
+
+from fedgh_app.runs import storage
+from fedgh_app.runs.records import Measurable, Record, Seconds, Share
+from fedgh_app.vision.files import replacing
+from fedgh_app.vision.tally import Scores
 
 HISTORY = "history.jsonl"
 
-# A mean of ones may be a little above 1. JSON has no nan: what was not measured is null in a file, None when read.
-Share = Annotated[float, Field(ge=0, le=1 + 1e-9)] | None
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class Record(BaseModel):
-    """What a file of a run directory holds. Keys that are not known are passed over: another version may write more."""
-
-    model_config = ConfigDict(extra="ignore", ser_json_inf_nan="null")
+Number = Annotated[float | None, Measurable]
 
 
 class Rejected(Record):
@@ -31,14 +29,23 @@ class Rejected(Record):
 
 
 class Measured(Record):
-    """One evaluation; `fedgh_app.vision.tally.Scores` says what the scores are."""
+    """One evaluation; `fedgh_app.vision.tally.Scores` says what the scores are.
+
+    Attributes:
+        examples: how many were tested.
+    """
 
     score: Share = None
     parts: dict[str, Share] = {}
     more: dict[str, Share] = {}
     labelled: dict[str, int] = {}
-    loss: float | None = None
+    loss: Number = None
     examples: int = 0
+
+    @classmethod
+    def of(cls, scores: Scores, **beside: Any) -> Self:
+        """What a tally came to, and the other fields."""
+        return cls(**{**vars(scores), **beside})
 
 
 class MeasuredByClients(Measured):
@@ -52,7 +59,7 @@ class MeasuredByClients(Measured):
     """
 
     weighted: Measured = Measured()
-    std: float | None = None
+    std: Number = None
     worst_client: str | None = None
     worst: Share = None
     by_client: dict[str, Measured] = {}
@@ -75,6 +82,25 @@ class Evaluations(Record):
         return self.clients.model_copy(update={"score": weighted.score, "parts": weighted.parts, "more": weighted.more})
 
 
+def _square(diagnostics: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a matrix of cosines that is not one row and one column for each client."""
+    names, cosines = diagnostics.get("clients") or [], diagnostics.get("cosines") or []
+    for given in (names, cosines, *cosines):
+        if not isinstance(given, list):
+            raise ValueError("clients and cosines: expected a list of names and a list of lists")
+    if any(not isinstance(name, str) for name in names):
+        raise ValueError("clients: expected a list of names")
+    if cosines and {len(cosines), *map(len, cosines)} != {len(names)}:
+        raise ValueError(f"cosines: expected one row and one column for each of {len(names)} clients")
+    if any(value is not None and not _is_cosine(value) for row in cosines for value in row):
+        raise ValueError("cosines: expected numbers from -1 to 1, or null")
+    return diagnostics
+
+
+def _is_cosine(value: Any) -> bool:
+    return type(value) in (int, float) and not abs(value) > 1.001
+
+
 class Round(Record):
     """What happened in one round; round 0 is the evaluation before training.
 
@@ -89,10 +115,12 @@ class Round(Record):
         clusters, selection, distillation, privacy: filled by the axes that are on.
     """
 
+    EXPECTED: ClassVar[str] = "a run's history"
+
     round: int
     train: dict[str, Any] = {}
     evaluate: Evaluations = Evaluations()
-    strategy: dict[str, Any] = {}
+    strategy: Annotated[dict[str, Any], AfterValidator(_square)] = {}
     seconds: dict[str, Seconds] = {}
     bytes: dict[str, int] = {}
     rejected: list[Rejected] = []
@@ -101,14 +129,6 @@ class Round(Record):
     selection: dict[str, Any] = {}
     distillation: dict[str, Any] = {}
     privacy: dict[str, Any] = {}
-
-    @model_validator(mode="after")
-    def _square(self) -> Self:
-        """Refuse a matrix of cosines that is not one row and one column for each client."""
-        names, cosines = self.strategy.get("clients") or [], self.strategy.get("cosines") or []
-        if cosines and {len(cosines), *map(len, cosines)} != {len(names)}:
-            raise ValueError(f"cosines: expected one row and one column for each of {len(names)} clients")
-        return self
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -119,7 +139,23 @@ class Round(Record):
         finally:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
 
+    def append(self, directory: Path) -> None:
+        """Write it after the lines that the run directory has; it is on the disk afterwards."""
+        storage.append_line(directory / HISTORY, self)
+
+
+def read_history(directory: Path) -> list[Round]:
+    """All rounds of a run; none where clients trained alone. UserError where the file is damaged."""
+    return [Round.checked(line, directory / HISTORY) for line in storage.read_lines(directory / HISTORY)]
+
+
+def write_history(directory: Path, rounds: Iterable[Round]) -> None:
+    """Write these rounds in the place of those that the run directory has, atomically."""
+    with replacing(directory / HISTORY) as draft:
+        draft.write_text("".join(map(storage.line, rounds)))
+
 
 def scored(history: Sequence[Round]) -> dict[int, float]:
     """The headline by round, of the rounds that were evaluated."""
-    return {one.round: one.evaluate.headline.score for one in history if one.evaluate.headline.score is not None}
+    scores = {each.round: each.evaluate.headline.score for each in history}
+    return {number: score for number, score in scores.items() if score is not None}

@@ -11,10 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
+from fedgh_app.config import instantiation
 from fedgh_app.config.combinations import keeps_nothing
 from fedgh_app.config.compose import groups
-from fedgh_app.config.instantiation import instantiate
 from fedgh_app.errors import UserError, first_line
+from fedgh_app.runs.directory import CONFIG, MODEL
+from fedgh_app.runs.result import RESULT
 from fedgh_app.runs.storage import load_model
 from fedgh_app.task import Trained, Values, spec_of, task_of
 
@@ -34,12 +36,12 @@ def load_run(path: Path | str) -> Trained:
         raise UserError(f"{path}: no such run directory")
     directory = path if path.is_dir() else _directory_of(path)
     config = read_config(directory, GROUPS, WORDS, NUMBERS)
-    file = path if path.is_file() else directory / "model.safetensors"
+    file = path if path.is_file() else directory / MODEL
     if not keeps_nothing(config):
         raise UserError(
             f"{directory}: each client of this run kept a part of the model ({_sharing(config)}), so no file in it "
             "holds a whole one; "
-            "what each reached is in its result.json, and a run with sharing=all has a model"
+            f"what each reached is in its {RESULT}, and a run with sharing=all has a model"
         )
     if not file.exists():
         raise UserError(f"{file}: no such file; {_instead(directory)}")
@@ -47,21 +49,21 @@ def load_run(path: Path | str) -> Trained:
     name = str(metadata.get("dataset", config.dataset.spec))
     task, spec = task_of(name), spec_of(name)
     values: Values = OmegaConf.to_container(config)  # type: ignore[assignment]  # a dict of it is a dict
-    task.check_opened(values, directory / "config.yaml")
+    task.check_opened(values, directory / CONFIG)
     if "weights" in config.model:
         config.model.weights = None  # where the backbone started matters no more, and may be gone
     with torch.random.fork_rng(devices=[]):
-        model: nn.Module = instantiate(config.model, "model", task, **task.model_arguments(spec))
+        model = instantiation.build_model(config.model, task, spec)
     _load(model, state, file)
-    loss = instantiate(config.loss, "loss", task)
+    loss = instantiation.instantiate(config.loss, "loss", task.builds)
     return Trained(directory, file, task, spec, model.eval(), loss, values, metadata)
 
 
 def _directory_of(file: Path) -> Path:
     """The run directory of a model file: beside it, or above its ``checkpoints/``."""
-    folders = [folder for folder in (file.parent, file.parent.parent) if (folder / "config.yaml").is_file()]
+    folders = [folder for folder in (file.parent, file.parent.parent) if (folder / CONFIG).is_file()]
     if not folders:
-        raise UserError(f"{file}: no config.yaml beside it; expected a run directory, or a model in one")
+        raise UserError(f"{file}: no {CONFIG} beside it; expected a run directory, or a model in one")
     return folders[0]
 
 
@@ -77,9 +79,9 @@ def read_config(directory: Path, held: Sequence[str], words: Sequence[str], numb
     Raises:
         UserError: there is no config, it cannot be read, or something in it is missing or of another kind.
     """
-    file = directory / "config.yaml"
+    file = directory / CONFIG
     if not file.is_file():
-        raise UserError(f"{directory}: holds no config.yaml; expected a run directory, as fedgh run writes it")
+        raise UserError(f"{directory}: holds no {CONFIG}; expected a run directory, as fedgh run writes it")
     try:
         config = OmegaConf.load(file)
         OmegaConf.resolve(config)
@@ -119,7 +121,5 @@ def _load(model: nn.Module, state: Mapping[str, torch.Tensor], file: Path) -> No
         found = tuple(state[key].shape) if key in state else "nothing"
         expected = tuple(own[key].shape) if key in own else "nothing"
         if found != expected:
-            raise UserError(
-                f"{file}: found {key} of shape {found}, expected {expected}, as config.yaml says of the model"
-            )
+            raise UserError(f"{file}: found {key} of shape {found}, expected {expected}, as {CONFIG} says of the model")
     model.load_state_dict(dict(state))

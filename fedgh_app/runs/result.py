@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, Field
 
-from fedgh_app.errors import UserError
-from fedgh_app.runs import storage
-from fedgh_app.runs.history import Record, Rejected, Seconds, Share
+from fedgh_app.runs.history import Rejected
+from fedgh_app.runs.records import Epsilon, Record, RecordFile, Seconds, Share
 
 RESULT = "result.json"
 
@@ -18,8 +16,8 @@ class ClientFacts(Record):
     """What a client said of itself at the start."""
 
     label: str
-    examples: int
-    test_examples: int
+    examples: Annotated[int, Field(ge=0)]
+    test_examples: Annotated[int, Field(ge=0)]
 
 
 class Durations(Record):
@@ -29,13 +27,13 @@ class Durations(Record):
     rounds: Seconds
 
 
-class Result(Record):
+class Result(RecordFile):
     """What a run came to, beside fields of the task's own.
 
     Attributes:
         metric: name of the headline, such as PCK@0.2.
         part: what a part is called.
-        score: the headline, 0 to 1; null where nothing was measured.
+        score: the headline, 0 to 1; None where nothing was measured.
         parts: the headline of each part: a keypoint, a class.
         before: likewise, before training.
         more: further metrics of the task.
@@ -47,7 +45,9 @@ class Result(Record):
         dataset: its name.
     """
 
-    model_config = ConfigDict(extra="allow", ser_json_inf_nan="null")
+    NAME = RESULT
+    EXPECTED = "the result of a run"
+    model_config = ConfigDict(extra="allow")
 
     metric: str
     part: str = "part"
@@ -61,18 +61,5 @@ class Result(Record):
     rejected: list[Rejected]
     clients: dict[str, ClientFacts] = {}
     clients_score: dict[str, Share] = {}
-    privacy: dict[str, float | None] = {}
+    privacy: dict[str, Epsilon] = {}
     dataset: str = ""
-
-    @classmethod
-    def read(cls, directory: Path) -> Result:
-        """From a run directory; UserError where the file is damaged."""
-        file = directory / RESULT
-        try:
-            return cls.model_validate(storage.read_json(file), strict=True)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False)[0]
-            place = ".".join(map(str, first["loc"]))
-            raise UserError(
-                " ".join(f"{file}: {place}: {first['msg']}; expected the result of a run".split())
-            ) from None

@@ -6,7 +6,7 @@ All three go through the same round loop, strategies and client as a simulation.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,14 @@ from fedgh_app.data import site
 from fedgh_app.errors import UserError
 from fedgh_app.grids.inprocess import InProcessGrid
 from fedgh_app.runs import storage
+from fedgh_app.runs.directory import CLIENTS, LOG
+from fedgh_app.runs.history import Round, read_history
+from fedgh_app.runs.result import RESULT, Durations, Result
 from fedgh_app.runs.resumption import claimed, served
 from fedgh_app.runtimes.progress import Display
+from fedgh_app.server.client_evaluation import weighted_mean
 from fedgh_app.server.federation import Federation
+from fedgh_app.server.result import of_pose
 from fedgh_app.server_app import deal, failing_into, federate
 
 # What a federation of one client is: the other choices of these groups say how several work together.
@@ -66,7 +71,7 @@ def run_centralised(
     title = f"centralised on {config.dataset.spec}"
     with claimed(directory, overrides), Display(config, directory, title=title, quiet=quiet) as display:
         _federate(config, alone, directory, [{"name": "centralised", "partition-id": 0, "num-partitions": 1}], display)
-    return storage.read_json(directory / "result.json")
+    return storage.read_json(directory / RESULT)
 
 
 def run_local(config: DictConfig, overrides: Sequence[str], directory: Path, *, quiet: bool = False) -> dict[str, Any]:
@@ -84,20 +89,21 @@ def run_local(config: DictConfig, overrides: Sequence[str], directory: Path, *, 
     count = sum(site.clients_of(config).values())
     labels = [label for dealt in site.deal(config, count).values() for label in dealt.parts.labels]
     directory.mkdir(parents=True, exist_ok=True)
-    storage.save_config(directory / "config.yaml", config)
+    storage.save_config(directory, config)
     deal(config, directory, count)
     results = {}
     for i, label in enumerate(labels):
-        folder = directory / "clients" / str(i)
+        folder = directory / CLIENTS / str(i)
         folder.mkdir(parents=True)
         alone = [*_alone(config, overrides, "num_clients", "run_dir"), f"run_dir={quoted(folder)}"]
         own = compose_config(alone)
         with Display(own, folder, title=f"{label} alone", quiet=quiet) as display:
             _federate(own, alone, folder, [{"partition-id": i, "num-partitions": count}], display)
-        results[str(i)] = (storage.read_json(folder / "result.json"), storage.read_lines(folder / "history.jsonl")[-1])
-    result = _merged(results)
+        results[str(i)] = (Result.read(folder), read_history(folder)[-1])
+    merged = _merged(results)
+    result: dict[str, Any] = storage.plain(merged)
     model_card.write(directory, config, result)
-    storage.write_json(directory / "result.json", result)
+    merged.write(directory)
     return result
 
 
@@ -120,36 +126,29 @@ def _alone(config: DictConfig, overrides: Sequence[str], *dropped: str) -> list[
     return [*kept, *(f"{group}={choice}" for group, choice in choices.items())]
 
 
-def _merged(results: Mapping[str, tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
+def _merged(results: Mapping[str, tuple[Result, Round]]) -> Result:
     """One result of the clients' own; a keypoint or client that could not be tested is in no mean."""
-    tested = {
-        name: line["evaluate"]["clients"] for name, (_, line) in results.items() if line["evaluate"].get("clients")
-    }
-    sizes = {name: sum(values["examples"] for values in found["by_client"].values()) for name, found in tested.items()}
-
-    def mean(values: Iterable[float | None]) -> float | None:
-        known = {name: value for name, value in zip(tested, values, strict=True) if value is not None}
-        total = sum(sizes[name] for name in known)
-        return sum(sizes[name] * value for name, value in known.items()) / total if total else None
-
+    tested = {name: last.evaluate.clients for name, (_, last) in results.items() if last.evaluate.clients}
+    # A federation of one client: all its test images are that client's.
+    headline = weighted_mean(tested)
+    clients = {name: measured.score for name, measured in tested.items()}
+    own = {**of_pose(headline, clients), "central_pck": {name: result.score for name, (result, _) in results.items()}}
     first = next(iter(results.values()))[0]
-    keypoints = list(dict.fromkeys(name for found in tested.values() for name in found["per_keypoint"]))
-    return {
-        **first,
-        "pck": mean(found["pck"] for found in tested.values()),
-        "per_keypoint": {
-            name: mean(found["per_keypoint"].get(name) for found in tested.values()) for name in keypoints
-        },
-        "evaluated": "clients",
-        "seconds": {key: sum(result["seconds"][key] for result, _ in results.values()) for key in ("total", "rounds")},
-        "rejected": [item for result, _ in results.values() for item in result["rejected"]],
-        "before": {},
-        "heatmap_accuracy": mean(found["heatmap_accuracy"] for found in tested.values()),
-        "auc": mean(found["auc"] for found in tested.values()),
-        "clients": {name: next(iter(result["clients"].values())) for name, (result, _) in results.items()},
-        "clients_pck": {name: found["pck"] for name, found in tested.items()},
-        "central_pck": {name: result["pck"] for name, (result, _) in results.items()},
-    }
+    durations = [result.seconds for result, _ in results.values()]
+    return Result(
+        metric=first.metric,
+        score=headline.score,
+        parts=headline.parts,
+        more=headline.more,
+        evaluated="clients",
+        rounds=first.rounds,
+        seconds=Durations(total=sum(each.total for each in durations), rounds=sum(each.rounds for each in durations)),
+        rejected=[item for result, _ in results.values() for item in result.rejected],
+        clients={name: next(iter(result.clients.values())) for name, (result, _) in results.items()},
+        clients_score=clients,
+        dataset=first.dataset,
+        **own,
+    )
 
 
 def _federate(
@@ -166,7 +165,7 @@ def _federate(
         examples_per_second=config.runtime.get("examples_per_second", 100.0),
         speeds=config.runtime.get("speeds"),
     )
-    with served(directory), failing_into(directory), _log_in(directory / "flower.log"):
+    with served(directory), failing_into(directory), _log_in(directory / LOG):
         return federate(config, grid, directory, watch=display.update)
 
 

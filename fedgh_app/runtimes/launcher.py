@@ -7,7 +7,6 @@ status and from ``result.json`` (`superlink`: whose SuperLink it is).
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import subprocess
 import tempfile
@@ -29,8 +28,12 @@ from fedgh_app import server_app
 from fedgh_app.config.compose import ROOT, compose_config, join_overrides, quoted
 from fedgh_app.data import site
 from fedgh_app.errors import RunFailed, UserError, first_line
-from fedgh_app.grids.screening import STOP_FILE
 from fedgh_app.runs import resumption, storage
+from fedgh_app.runs.checkpoints import newest
+from fedgh_app.runs.directory import CLIENTS, LOG, STOP
+from fedgh_app.runs.history import HISTORY
+from fedgh_app.runs.records import FAILURE, Failure
+from fedgh_app.runs.result import RESULT
 from fedgh_app.runtimes import baselines
 from fedgh_app.runtimes.progress import Display
 from fedgh_app.runtimes.superlink import (
@@ -43,7 +46,6 @@ from fedgh_app.runtimes.superlink import (
     private_superlink,
     script,
 )
-from fedgh_app.server import checkpoints
 from fedgh_app.vision.cores import usable_cores
 
 APP_FILES = ("fedgh_app", "strategies", "conf", "datasets", "pyproject.toml", "README.md", "LICENSE")
@@ -71,7 +73,7 @@ def launch(overrides: Sequence[str], directory: Path, *, quiet: bool = False) ->
     config = compose_config(overrides)
     overrides += absolute_paths(config)
     config = compose_config(overrides)
-    held = any((directory / name).exists() for name in ("history.jsonl", "result.json", "clients"))
+    held = any((directory / name).exists() for name in (HISTORY, RESULT, CLIENTS))
     if held and config.resume is None:
         raise UserError(
             f"run_dir={directory}: holds a run already; expected a new or empty directory, or resume={directory}"
@@ -81,7 +83,7 @@ def launch(overrides: Sequence[str], directory: Path, *, quiet: bool = False) ->
     if config.resume is not None:
         if runtime == "local":
             raise UserError("runtime=local: it is one run for each client, which cannot be resumed; expected a new run")
-        checkpoints.newest(directory, config.rounds)
+        newest(directory, config.rounds)
     if runtime == "local":
         return baselines.run_local(config, overrides, directory, quiet=quiet)
     if runtime == "centralised":
@@ -90,7 +92,7 @@ def launch(overrides: Sequence[str], directory: Path, *, quiet: bool = False) ->
         server_app.check_server_images(config)
         with resumption.claimed(directory, overrides) as mark, Display(config, directory, quiet=quiet) as display:
             _deploy(config, overrides, directory, display, mark)
-        return storage.read_json(directory / "result.json")
+        return storage.read_json(directory / RESULT)
     nodes = sum(site.clients_of(config).values())
     if config.num_clients is None:
         overrides.append(f"num_clients={nodes}")  # the server then waits for all of them
@@ -101,7 +103,7 @@ def launch(overrides: Sequence[str], directory: Path, *, quiet: bool = False) ->
             baselines.run_inprocess(config, overrides, directory, nodes, display)
         else:
             _simulate(config, overrides, directory, nodes, display, mark)
-    return storage.read_json(directory / "result.json")
+    return storage.read_json(directory / RESULT)
 
 
 def absolute_paths(config: DictConfig) -> list[str]:
@@ -177,14 +179,14 @@ def _run_on(
                     control.StopRun(StopRunRequest(run_id=run_id))
                 raise
     finally:
-        _keep_log(superlink, run_id, directory / "flower.log")
+        _keep_log(superlink, run_id, directory / LOG)
 
 
 def _ask_to_stop(directory: Path) -> None:
     """Let the ServerApp end the run itself, which writes model and plots and finishes W&B, but wait only so long."""
-    (directory / STOP_FILE).touch()
+    (directory / STOP).touch()
     end = time.monotonic() + STOP_SECONDS
-    while not (directory / "failure.json").exists() and time.monotonic() < end:
+    while not (directory / FAILURE).exists() and time.monotonic() < end:
         time.sleep(0.1)
 
 
@@ -228,14 +230,14 @@ def _await_sites(control: ControlHttpClient, config: DictConfig, display: Displa
 
 def _watch(superlink: SuperLink, control: ControlHttpClient, run_id: int, directory: Path, display: Display) -> None:
     """Show progress until Flower says that the run has finished; raise if it did not complete."""
-    before = _written(directory / "result.json")  # of a run that had ended and now goes on
+    before = _written(directory / RESULT)  # of a run that had ended and now goes on
     asked = heard = time.monotonic()
     while True:
         display.update()
         time.sleep(0.25)
-        ended = _written(directory / "result.json") != before or (directory / "failure.json").exists()
+        ended = _written(directory / RESULT) != before or (directory / FAILURE).exists()
         if superlink.process is not None and superlink.process.poll() is not None:
-            raise RunFailed(f"the SuperLink ended with status {superlink.process.returncode}; see flower.log")
+            raise RunFailed(f"the SuperLink ended with status {superlink.process.returncode}; see {LOG}")
         if not ended and time.monotonic() - asked < STATUS_SECONDS:
             continue
         asked = time.monotonic()
@@ -252,7 +254,7 @@ def _watch(superlink: SuperLink, control: ControlHttpClient, run_id: int, direct
         if row.status_text.startswith("finished"):
             break
     display.update()
-    if row.status_text != "finished:completed" or _written(directory / "result.json") == before:
+    if row.status_text != "finished:completed" or _written(directory / RESULT) == before:
         _raise_failure(directory, f"the server's process ended without a word ({row.details or row.status_text})")
 
 
@@ -261,9 +263,10 @@ def _written(file: Path) -> float | None:
 
 
 def _raise_failure(directory: Path, otherwise: str) -> None:
-    file = directory / "failure.json"
-    failure = json.loads(file.read_text()) if file.exists() else {"error": otherwise.splitlines()[0], "user": False}
-    raise (UserError if failure["user"] else RunFailed)(failure["error"])
+    if not (directory / FAILURE).exists():
+        raise RunFailed(otherwise.splitlines()[0])
+    failure = Failure.read(directory)
+    raise (UserError if failure.user else RunFailed)(failure.error)
 
 
 def _stage(folder: Path) -> Path:

@@ -20,9 +20,11 @@ from rich.progress import (
 from rich.table import Table
 
 from fedgh_app.runs import storage
+from fedgh_app.runs.directory import MODEL, PLOTS
 from fedgh_app.runs.history import HISTORY, Rejected, Round
+from fedgh_app.runs.records import TRACKING, Tracking
 from fedgh_app.runs.result import RESULT, Result
-from fedgh_app.words import short
+from fedgh_app.words import percentage, short
 
 MOST_CLIENTS = 24  # rows of the table by client
 
@@ -71,7 +73,7 @@ class Display:
         self.file = history.stat().st_ino
         lines, self.read = storage.read_on(history, 0 if kept else self.read)
         for line in [] if kept else lines:
-            ended = Round.model_validate(line)
+            ended = Round.checked(line, history)
             self.console.print(_line(ended, self.metric), soft_wrap=True, highlight=False)
             self.progress.update(self.task, completed=ended.round, description=self.title)
 
@@ -111,15 +113,14 @@ def print_result(result: Result, directory: Path, console: Console | None = None
         console.print(_rejected(result.rejected))
     rejected = f"rejected replies: {len(result.rejected)}"
     console.print(f"rounds: {result.rounds} in {result.seconds.rounds:.0f} s; {rejected}")
-    for name in (RESULT, HISTORY, "model.safetensors"):
+    for name in (RESULT, HISTORY, MODEL):
         if (directory / name).exists():
             console.print(f"  {escape(str(directory / name))}", soft_wrap=True)
-    for plot in sorted((directory / "plots").glob("*.png")):
+    for plot in sorted((directory / PLOTS).glob("*.png")):
         console.print(f"  {escape(str(plot))}", soft_wrap=True)
-    tracked = directory / "tracking.json"
-    if tracked.exists():
-        said = storage.read_json(tracked)
-        line = f"W&B run is offline; upload it with: {said['sync']}" if said["sync"] else f"W&B run: {said['url']}"
+    if (directory / TRACKING).exists():
+        tracked = Tracking.read(directory)
+        line = f"W&B run is offline; upload it with: {tracked.sync}" if tracked.sync else f"W&B run: {tracked.url}"
         console.print(escape(line), soft_wrap=True)
 
 
@@ -131,11 +132,11 @@ def _by_part(result: Result) -> Table:
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
     for name, score in result.parts.items():
-        table.add_row(escape(name), _percent(result.before.get(name)), _percent(score))
+        table.add_row(escape(name), percentage(result.before.get(name)), percentage(score))
     table.add_section()
     before = [score for score in result.before.values() if score is not None]
     mean = sum(before) / len(before) if before else None
-    table.add_row("mean", _percent(mean), f"[bold]{_percent(result.score)}[/bold]")
+    table.add_row("mean", percentage(mean), f"[bold]{percentage(result.score)}[/bold]")
     return table
 
 
@@ -152,7 +153,7 @@ def _by_client(result: Result) -> Table:
     for name, score in scores.items():
         client = result.clients.get(name)
         holds, images = (client.label, str(client.examples)) if client else ("-", "-")
-        table.add_row(escape(name), escape(holds), images, _percent(score))
+        table.add_row(escape(name), escape(holds), images, percentage(score))
     return table
 
 
@@ -167,7 +168,3 @@ def _rejected(items: Sequence[Rejected]) -> Table:
     for (client, reason), numbers in sorted(rounds.items()):
         table.add_row(escape(client), ", ".join(map(str, numbers)), escape(reason))
     return table
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"

@@ -9,7 +9,8 @@ from typing import Any
 from fedgh_app.grids.screening import ScreeningGrid
 from fedgh_app.pose.evaluation.metrics import spread
 from fedgh_app.pose.evaluation.tally import Tally
-from fedgh_app.server.federation import Federation, Round
+from fedgh_app.runs.history import Measured, MeasuredByClients, Round
+from fedgh_app.server.federation import Federation
 from fedgh_app.server.modes import book, evaluation_messages, reply_metrics
 from fedgh_app.server.selection import draw
 from strategies.randomness import generator
@@ -33,7 +34,7 @@ def evaluate_clients(run: Federation, grid: ScreeningGrid, this: Round) -> None:
         if len({run.clients[name].keypoints for name in able}) == 1:  # Flower averages only what all reported
             run.client_strategy.aggregate_evaluate(this.round, replies)
     book(grid, this)
-    this.evaluate["clients"] = summary_of_clients(reply_metrics(grid, replies))
+    this.evaluate.clients = summary_of_clients(reply_metrics(grid, replies))
 
 
 def drawn(run: Federation, names: Sequence[str], server_round: int) -> list[str]:
@@ -45,51 +46,47 @@ def drawn(run: Federation, names: Sequence[str], server_round: int) -> list[str]
     return sorted(draw(dict.fromkeys(names, 1.0), max(1, round(fraction * len(names))), source))
 
 
-def summary_of_clients(metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Metrics of each client, of all their test images pooled, and how the clients differ."""
+def summary_of_clients(metrics: Mapping[str, Mapping[str, Any]]) -> MeasuredByClients | None:
+    """Metrics of each client, of all their test images pooled, and how the clients differ; None where nobody tested."""
     tallies = {name: Tally.from_scalars(values) for name, values in metrics.items()}
     if not tallies:
-        return {}
+        return None
     each = {
-        name: {
-            **tallies[name].summary(),
-            "loss": metrics[name]["loss"],
-            "examples": metrics[name]["num-examples"],
-        }
-        for name in tallies
+        name: Measured.of(tally.scores(), loss=metrics[name]["loss"], examples=metrics[name]["num-examples"])
+        for name, tally in tallies.items()
     }
-    pooled = sum(tallies.values(), Tally({}))
     terms = sum(values["loss-terms"] for values in metrics.values())
     weighed = sum(values["loss-terms"] * values["loss"] for values in metrics.values())
-    differ = spread({name: values["pck"] for name, values in each.items()})
-    return {
-        **pooled.summary(),
-        "loss": weighed / terms if terms else float("nan"),
-        "weighted": weighted_mean(each),
-        "std_pck": differ.std,
-        "worst_client": differ.worst_client,
-        "worst_pck": differ.worst,
-        "by_client": each,
-    }
+    differ = spread({name: math.nan if found.score is None else found.score for name, found in each.items()})
+    return MeasuredByClients.of(
+        sum(tallies.values(), Tally({})).scores(),
+        loss=weighed / terms if terms else None,
+        examples=sum(found.examples for found in each.values()),
+        weighted=weighted_mean(each),
+        std=differ.std,
+        worst_client=differ.worst_client,
+        worst=differ.worst,
+        by_client=each,
+    )
 
 
-def weighted_mean(each: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean of the clients' own results, weighted by their test examples; each keypoint over the clients that have it.
+def weighted_mean(each: Mapping[str, Measured]) -> Measured:
+    """Mean of the clients' own results, weighted by their test examples; each part over the clients that have it.
 
     The headline of a federation without a model of all clients. A client that a number does not exist for is not in
     its mean.
     """
 
-    def mean(found: Iterable[float]) -> float:
-        sizes = (values["examples"] for values in each.values())
-        known = [(size, value) for size, value in zip(sizes, found, strict=True) if not math.isnan(value)]
+    def mean(values: Iterable[float | None]) -> float | None:
+        sizes = (found.examples for found in each.values())
+        known = [(size, value) for size, value in zip(sizes, values, strict=True) if value is not None]
         total = sum(examples for examples, _ in known)
-        return sum(examples * value for examples, value in known) / total if total else math.nan
+        return sum(examples * value for examples, value in known) / total if total else None
 
-    keypoints = dict.fromkeys(name for values in each.values() for name in values["per_keypoint"])
-    return {
-        **{key: mean(values[key] for values in each.values()) for key in ("pck", "auc", "heatmap_accuracy")},
-        "per_keypoint": {
-            name: mean(values["per_keypoint"].get(name, math.nan) for values in each.values()) for name in keypoints
-        },
-    }
+    parts = dict.fromkeys(part for found in each.values() for part in found.parts)
+    more = dict.fromkeys(name for found in each.values() for name in found.more)
+    return Measured(
+        score=mean(found.score for found in each.values()),
+        parts={part: mean(found.parts.get(part) for found in each.values()) for part in parts},
+        more={name: mean(found.more.get(name) for found in each.values()) for name in more},
+    )

@@ -1,5 +1,4 @@
-"""What a federation is while it runs: its clients, the models they are sent, its rounds, its axes; and what a callback
-may hook into."""
+"""What a federation is while it runs: its clients, the models they are sent, its rounds, its axes."""
 
 from __future__ import annotations
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from fedgh_app.config.combinations import is_central
 from fedgh_app.pose.data.records import DatasetSpec
+from fedgh_app.runs.history import Round
 
 if TYPE_CHECKING:
     from fedgh_app.grids.screening import ScreeningGrid
@@ -55,37 +55,6 @@ class Update:
     start: ArrayRecord
     staleness: int = 0
     scale: float = 1.0
-
-
-@dataclass
-class Round:
-    """What happened in one round; round 0 is the evaluation before training. One line of ``history.jsonl``.
-
-    ``rejected`` holds the replies that no strategy saw, ``absent`` who could not be asked as the round began, and why.
-    ``clusters`` (who is in which), ``selection``, ``distillation`` and ``privacy`` are filled by the axes that are on.
-    """
-
-    round: int
-    train: dict[str, Any] = field(default_factory=dict)
-    evaluate: dict[str, Any] = field(default_factory=dict)
-    strategy: dict[str, Any] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    bytes: dict[str, int] = field(default_factory=dict)
-    rejected: list[dict[str, Any]] = field(default_factory=list)
-    absent: dict[str, str] = field(default_factory=dict)
-    clusters: dict[str, list[str]] = field(default_factory=dict)
-    selection: dict[str, Any] = field(default_factory=dict)
-    distillation: dict[str, Any] = field(default_factory=dict)
-    privacy: dict[str, Any] = field(default_factory=dict)
-
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Add the block's wall time to ``seconds[phase]``."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
 
 
 class Cohorts:
@@ -205,7 +174,7 @@ class Federation:
         """Go on from what `server_state` returned, and the models of the cohorts that it names."""
         self.id, self.session = str(state["id"]), int(state["session"])
         self.strategy.load_state_dict(state["strategy"])
-        if "edge" in state:
+        if state["edge"]:
             self.client_strategy.load_state_dict(state["edge"])
         for name, part in self._stateful():
             part.load_state_dict(state["axes"][name])
@@ -255,13 +224,3 @@ class Mode(Protocol):
 
     def idle(self, run: Federation) -> list[str]:
         """Names of the clients that nobody waits for."""
-
-
-class Callback(Protocol):
-    """Something done after every round, round 0 included."""
-
-    def after_round(self, run: Federation, this: Round) -> None:
-        """Called when the round's numbers are in; may add to them."""
-
-    def close(self, run: Federation, failure: str | None) -> None:
-        """Called once at the end, with the reason where the run failed."""

@@ -12,7 +12,8 @@ from flwr.common.logger import log
 
 from fedgh_app.errors import RunFailed, UserError
 from fedgh_app.grids.screening import POLL_SECONDS, ScreeningGrid, Traffic
-from fedgh_app.server.federation import Federation, Round, Update
+from fedgh_app.runs.history import Rejected, Round
+from fedgh_app.server.federation import Federation, Update
 from fedgh_app.server.selection import Candidate
 from strategies.updates import labels
 
@@ -302,7 +303,7 @@ def nodes_of(grid: ScreeningGrid, names: Iterable[str]) -> list[int]:
 def book(grid: ScreeningGrid, this: Round) -> None:
     """Note on the round what the grid rejected in it, and the bytes it moved since they were last noted."""
     found = [item for item in grid.rejected if item.round == this.round]
-    this.rejected = [vars(item) for item in sorted(found, key=lambda item: item.client)]
+    this.rejected = [Rejected(**vars(item)) for item in sorted(found, key=lambda item: item.client)]
     this.bytes["down"] = this.bytes.get("down", 0) + grid.traffic.down
     this.bytes["up"] = this.bytes.get("up", 0) + grid.traffic.up
     grid.traffic = Traffic()
@@ -310,7 +311,7 @@ def book(grid: ScreeningGrid, this: Round) -> None:
 
 def too_few(this: Round, found: int, expected: int) -> RunFailed:
     """The error of a round that cannot go on."""
-    told = [f"client {item['client']}: {item['reason']}" for item in this.rejected]
+    told = [f"client {item.client}: {item.reason}" for item in this.rejected]
     told += [f"client {name}: {reason}" for name, reason in this.absent.items()]
     more = [f"and {len(told) - MOST_TOLD} more"] if len(told) > MOST_TOLD else []
     reasons = "; ".join([*told[:MOST_TOLD], *more])

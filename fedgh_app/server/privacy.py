@@ -12,11 +12,10 @@ from flwr.app import Array
 from omegaconf import DictConfig
 
 from fedgh_app.errors import RunFailed, UserError
-from fedgh_app.runs import storage
+from fedgh_app.runs.records import PRIVACY, PrivacyAccount
 from strategies.gaussian import GaussianMechanism
 from strategies.updates import parameters_of
 
-FILE = "privacy.json"
 # Node config of a site: it trains only where its own update gets at least this noise multiplier before it is sent.
 DEMAND = "noise-multiplier"
 
@@ -104,15 +103,16 @@ class Account:
         # whether the client's update, of length C, is in it.
         self.multiplier = config.privacy.noise_multiplier / (2 if config.privacy.name == "local" else 1)
         self.delta = float(config.privacy.delta)
-        self.file = directory / FILE
+        self.directory = directory
         self.asked: Counter[str] = Counter()
-        if self.file.exists():
-            self._take(_read(self.file))
+        if (directory / PRIVACY).exists():
+            self._take(PrivacyAccount.read(directory).asked)
 
     def spend(self, clients: Iterable[str]) -> None:
         """Note, in the file first, that these clients are about to be asked for an update."""
         self.asked.update(clients)
-        storage.write_json(self.file, {**self.spent(), "asked": dict(sorted(self.asked.items()))})
+        account = {**self.spent(), "asked": dict(sorted(self.asked.items()))}
+        PrivacyAccount.model_validate(account).write(self.directory)
 
     def spent(self) -> dict[str, float | int]:
         """``epsilon`` of the client asked most often and its number of ``releases``; ``epsilon_round`` of one release
@@ -136,12 +136,3 @@ class Account:
 
     def _take(self, asked: Mapping[str, int]) -> None:
         self.asked |= Counter({client: int(count) for client, count in asked.items()})
-
-
-def _read(file: Path) -> dict[str, int]:
-    try:
-        return {str(client): int(count) for client, count in storage.read_json(file)["asked"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{file}: cannot be read ({type(error).__name__}); expected what the run has spent of its clients' privacy"
-        ) from None

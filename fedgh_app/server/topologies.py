@@ -73,7 +73,7 @@ class Finch:
                 # Where the members stand now, each as much as it has examples; their updates go on from there.
                 base = mean([run.cohorts[name] for name in members], [run.clients[name].examples for name in members])
                 if own:
-                    part = Round(this.round)
+                    part = Round(round=this.round)
                     base = combine(part, run.strategy, base, replies_of(own, base), labels_of(own))
                     parts.append(part)
                 models[cluster] = distilled(run, this, base, own, cluster)
@@ -137,7 +137,7 @@ class EdgeCloud:
                 self._reply(edge, run.cohorts.models[edge], MetricRecord({**reports[edge], "num-examples": count}))
                 for edge, count in asked.items()
             ]
-            part = Round(this.round)
+            part = Round(round=this.round)
             arrays = combine(part, run.strategy, cloud, replies, list(asked))
             optimizer = run.axes.get("server_optimizer")
             arrays = optimizer.step(cloud, arrays) if optimizer is not None else arrays
@@ -155,7 +155,7 @@ class EdgeCloud:
             own = [update for update in updates if self.of[update.client] == edge]
             if own:
                 base = run.cohorts.models[edge]
-                part = parts[edge] = Round(this.round)
+                part = parts[edge] = Round(round=this.round)
                 arrays = combine(part, run.client_strategy, base, replies_of(own, base), labels_of(own))
                 run.cohorts.models[edge] = arrays
         return parts

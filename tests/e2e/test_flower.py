@@ -16,8 +16,8 @@ from flwr.cli.build import build_fab_from_disk
 from servers import SCRIPTS, environment, fedgh, left_behind, start_fedgh, survivors, wait
 
 from fedgh_app.runs import storage
+from fedgh_app.runs.processes import MARK
 from fedgh_app.runtimes.launcher import _stage
-from fedgh_app.runtimes.processes import MARK
 from fedgh_app.runtimes.superlink import free_port
 from fedgh_app.server.privacy import epsilon
 

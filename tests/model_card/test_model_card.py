@@ -60,6 +60,7 @@ def card_of(folder: Path, overrides: list[str], came_to: Result, history: list[R
     return render(facts(folder, overrides, came_to, history, **more))
 
 
+NAN = float("nan")
 GOOD: Scores = {"shoulder": 0.9, "elbow": 0.95, "wrist": 0.85}
 STEADY = [Round(round=n, evaluate=measured(score, GOOD)) for n, score in enumerate((0.1, 0.899))]
 
@@ -147,13 +148,13 @@ def test_several_data_sets_are_each_named_with_their_licence(home: Path, tmp_pat
 
 def test_what_could_not_be_measured_is_no_number(home: Path, tmp_path: Path) -> None:
     # Nobody's wrist is labelled in a test image, and none of the second client's keypoints.
-    parts: Scores = {"shoulder": 0.9, "elbow": 0.8, "wrist": None}
+    parts: Scores = {"shoulder": 0.9, "elbow": 0.8, "wrist": NAN}
     changes = {"before": parts, "clients": {name: client(name, 9, 60) for name in ("0", "1")}}
     for central in (True, False):
-        rounds = [Round(round=n, evaluate=measured(0.85, parts, central, **{"0": 0.85, "1": None})) for n in (0, 1)]
+        rounds = [Round(round=n, evaluate=measured(0.85, parts, central, **{"0": 0.85, "1": NAN})) for n in (0, 1)]
         evaluated = "central" if central else "clients"
-        came_to = result(parts, evaluated=evaluated, clients_score={"0": 0.85, "1": None}, **changes)
-        write(facts(tmp_path, [], Result.model_validate_json(came_to.model_dump_json()), rounds))
+        came_to = result(parts, evaluated=evaluated, clients_score={"0": 0.85, "1": NAN}, **changes)
+        write(facts(tmp_path, [], came_to, rounds))
         card = (tmp_path / "MODEL_CARD.md").read_text()
         assert "nan" not in card and "None" not in card
         assert "| wrist | 50 | - | - |" in card and "| 1 | 1 | 9 | 60 | - |" in card

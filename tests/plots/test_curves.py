@@ -29,7 +29,7 @@ def test_curves_follow_the_numbers(tmp_path: Path) -> None:
 
 def test_what_was_not_measured_leaves_a_gap(tmp_path: Path) -> None:
     made = []
-    for n, score in enumerate([0.1, None, None, 0.4]):
+    for n, score in enumerate([0.1, None, float("nan"), 0.4]):
         pooled = Measured(score=score, parts={"hip": score})
         clients = MeasuredByClients(weighted=pooled, by_client={"0": pooled})
         made.append(Round(round=n, evaluate=Evaluations(clients=clients)))

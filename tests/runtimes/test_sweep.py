@@ -19,8 +19,8 @@ import pytest
 from rich.console import Console
 
 from fedgh_app.errors import UserError
-from fedgh_app.runs import resumption, storage
-from fedgh_app.runtimes import processes, sweep
+from fedgh_app.runs import processes, resumption, storage
+from fedgh_app.runtimes import sweep
 from fedgh_app.runtimes.sweep import Sweep
 
 # Does by its seed what a job may do; notes with what it was called.

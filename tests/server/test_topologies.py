@@ -82,7 +82,7 @@ def federation(examples: Mapping[str, int], moves: Mapping[str, float], strategy
 def test_flat() -> None:
     """w = 0 + (1·4 + 3·8) / 4 = 7."""
     run = federation({"a": 1, "b": 3}, {"a": 4.0, "b": 8.0}, FedAvg())
-    this = Round(1)
+    this = Round(round=1)
     Flat().run_round(run, None, this)
     assert value(run.arrays) == 7
     assert this.train["clients"].keys() == {"a", "b"}
@@ -94,9 +94,9 @@ def test_a_server_optimizer_takes_the_step_after_any_weighting() -> None:
     w = 3.5 + 6.65 = 10.15."""
     run = federation({"a": 1, "b": 3}, {"a": 4.0, "b": 8.0}, FedAvg())
     run.axes["server_optimizer"] = ServerOptimizer(lambda p: torch.optim.SGD(p, lr=0.5, momentum=0.9))
-    Flat().run_round(run, None, Round(1))
+    Flat().run_round(run, None, Round(round=1))
     assert value(run.arrays) == pytest.approx(3.5)
-    Flat().run_round(run, None, Round(2))
+    Flat().run_round(run, None, Round(round=2))
     assert value(run.arrays) == pytest.approx(10.15)
 
 
@@ -109,7 +109,7 @@ def test_edges_then_the_cloud() -> None:
     run.client_strategy = FedAvg()
     run.client_strategy.client_names = dict(run.strategy.client_names)
     topology = EdgeCloud(2, {"a": "edge-0", "b": "edge-0", "c": "edge-1"})
-    this = Round(1)
+    this = Round(round=1)
     topology.run_round(run, None, this)
     assert value(run.arrays) == 8
     assert run.mode.seen == [(1, {"a": 0, "b": 0, "c": 0}), (2, {"a": 7, "b": 7, "c": 1})]
@@ -117,7 +117,7 @@ def test_edges_then_the_cloud() -> None:
     assert this.strategy["c"] == {"a": 0.25, "b": 0.75, "c": 1.0}
     assert this.strategy["cosines"] == [[1, 1, None], [1, 1, None], [None, None, 1]]
     assert this.strategy["edges"] == {"edge-0": ["a", "b"], "edge-1": ["c"]}
-    topology.run_round(run, None, Round(2))
+    topology.run_round(run, None, Round(round=2))
     assert value(run.arrays) == 16
     assert [draw for draw, _ in run.mode.seen] == [1, 2, 3, 4]
 
@@ -126,7 +126,7 @@ def test_the_edges_may_weigh_otherwise_than_the_cloud() -> None:
     run = federation({"a": 1, "b": 1, "c": 2}, {"a": 4.0, "b": 8.0, "c": -1.0}, FedAW())
     run.client_strategy = FedAvg()
     run.client_strategy.client_names = dict(run.strategy.client_names)
-    this = Round(1)
+    this = Round(round=1)
     EdgeCloud(1, {"a": "left", "b": "left", "c": "right"}).run_round(run, None, this)
     # At the edge the mean, 6. In the cloud the right edge stands against the mean update and counts for less.
     assert this.strategy["c"] == {"a": 0.5, "b": 0.5, "c": 1.0}
@@ -154,14 +154,14 @@ def test_clusters_have_models_of_their_own(monkeypatch: pytest.MonkeyPatch) -> N
     sizes, moves = {"a": 1, "b": 3, "c": 1, "d": 1, "e": 4}, {"a": 4.0, "b": 8.0, "c": -2.0, "d": -4.0, "e": 7.0}
     run = federation(sizes, moves, FedAvg())
     topology = Finch(Opinions())
-    this = Round(1)
+    this = Round(round=1)
     topology.run_round(run, None, this)
     assert this.clusters == {"cluster-0": ["a", "b", "e"], "cluster-1": ["c", "d"]}
     assert {name: value(run.cohorts[name]) for name in "abcde"} == {"a": 7, "b": 7, "c": -3, "d": -3, "e": 7}
     with pytest.raises(ValueError, match="2 models"):
         _ = run.arrays
     run.mode.moves = {**moves, "b": -9.0}
-    this = Round(2)
+    this = Round(round=2)
     topology.run_round(run, None, this)
     assert this.clusters == {"cluster-0": ["a", "e"], "cluster-1": ["b", "c", "d"]}
     assert {name: value(run.cohorts[name]) for name in "bcd"} == dict.fromkeys("bcd", pytest.approx(-3.6))
@@ -172,9 +172,9 @@ def test_who_did_not_train_is_placed_by_its_latest_embedding(monkeypatch: pytest
     names = {"a": 1, "b": 1, "c": 1, "d": 1}
     run = federation(names, {"a": 4.0, "b": 8.0, "c": -2.0, "d": -4.0}, FedAvg())
     topology = Finch(Opinions())
-    topology.run_round(run, None, Round(1))
+    topology.run_round(run, None, Round(round=1))
     run.mode.moves = {"a": 1.0, "b": 1.0}
-    this = Round(2)
+    this = Round(round=2)
     topology.run_round(run, None, this)
     assert this.clusters == {"cluster-0": ["a", "b"], "cluster-1": ["c", "d"]}
     assert {name: value(run.cohorts[name]) for name in "abcd"} == {"a": 7, "b": 7, "c": -3, "d": -3}
@@ -187,7 +187,7 @@ def test_a_stale_update_counts_for_what_its_scale_leaves() -> None:
     fresh = Update("b", reply(2, model(26.0), 1), base)
     strategy = FedAvg()
     strategy.client_names = {1: "a", 2: "b"}
-    this = Round(1)
+    this = Round(round=1)
     arrays = combine(this, strategy, base, replies_of([stale, fresh], base), labels_of([stale, fresh]))
     assert value(arrays) == 24
 
@@ -234,11 +234,11 @@ def test_a_rule_that_cannot_aggregate_ends_the_run_in_one_line() -> None:
             raise ValueError("3 replies, expected at least 7")
 
     with pytest.raises(RunFailed, match="round 2: Picky: 3 replies, expected at least 7"):
-        combine(Round(2), Picky(), model(0.0), [], [])
+        combine(Round(round=2), Picky(), model(0.0), [], [])
 
 
 def part(names: Sequence[str], loss: float, conflicting: float) -> Round:
-    this = Round(1)
+    this = Round(round=1)
     this.train = {"clients": {name: {"num-examples": 2, "loss": loss} for name in names}}
     this.strategy = {
         "clients": list(names),
@@ -253,7 +253,7 @@ def part(names: Sequence[str], loss: float, conflicting: float) -> Round:
 
 
 def test_what_several_aggregations_tell_becomes_one_account() -> None:
-    this = Round(1)
+    this = Round(round=1)
     merge(this, [part("ac", 1.0, 1.0), part("bde", 4.0, 0.0)])
     assert list(this.train["clients"]) == ["a", "b", "c", "d", "e"]
     assert this.train["loss"] == pytest.approx((2 * 1 + 3 * 4) / 5)
@@ -272,7 +272,7 @@ def test_a_cluster_goes_on_from_where_it_stands_when_a_stale_update_arrives(monk
     stale = Update("a", reply(1, model(14.0), 1), model(10.0), staleness=3, scale=0.5)
     fresh = Update("b", reply(2, model(26.0), 1), base)
     run.mode = SimpleNamespace(updates=lambda *_: [stale, fresh])
-    Finch(Opinions()).run_round(run, None, Round(4))
+    Finch(Opinions()).run_round(run, None, Round(round=4))
     assert value(run.arrays) == 24
 
 
@@ -290,5 +290,5 @@ def test_an_edge_round_that_fails_leaves_the_model_of_the_last_whole_round() -> 
 
     run.mode = SimpleNamespace(updates=updates)
     with pytest.raises(RunFailed, match="stopped"), run.cohorts.restored_on_failure():
-        topology.run_round(run, None, Round(1))
+        topology.run_round(run, None, Round(round=1))
     assert value(run.arrays) == 0

@@ -44,7 +44,7 @@ def predictor(
 
 
 def export(run: Trained, path: Path, *, decoding: str | None = None) -> Agreement:
-    """Write the run's model to an ONNX file, with what says where it comes from; see `fedgh_app.pose.prediction.export`.
+    """Write the run's model to an ONNX file, with what says where it comes from; see `export.export`.
 
     Raises UserError where the export's packages are missing, the file cannot be written, or it disagrees with PyTorch.
     """
