@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # What differs between runs of one setting, beside every key that ends in "seed".
 SEEDED = ("run_dir", "resume", "round_timeout", "keep_checkpoints")
-ELSEWHERE = ("runtime.", "tracking.")  # where a run ran, and where its numbers went
+ELSEWHERE = ("runtime.", "tracking.", "callbacks.")  # where a run ran, and where its numbers went
 # Which keys say what was chosen in a group.
 CHOICES = ("_target_", "name", "spec")
 

@@ -149,7 +149,7 @@ def test_several_data_sets_are_each_named_with_their_licence(home: Path, tmp_pat
 def test_what_could_not_be_measured_is_no_number(home: Path, tmp_path: Path) -> None:
     # Nobody's wrist is labelled in a test image, and none of the second client's keypoints.
     parts: Scores = {"shoulder": 0.9, "elbow": 0.8, "wrist": NAN}
-    changes = {"before": parts, "clients": {name: client(name, 9, 60) for name in ("0", "1")}}
+    changes = {"score": 0.85, "before": parts, "clients": {name: client(name, 9, 60) for name in ("0", "1")}}
     for central in (True, False):
         rounds = [Round(round=n, evaluate=measured(0.85, parts, central, **{"0": 0.85, "1": NAN})) for n in (0, 1)]
         evaluated = "central" if central else "clients"

@@ -116,7 +116,7 @@ def test_a_run_from_before_a_group_existed_is_compared(tmp_path: Path) -> None:
         for key in ("clustering", "sharing", "loss", "batch_size") if seed == 0 else ():
             del config[key]
         OmegaConf.save(config, file)
-    storage.write_json(tmp_path / "0" / "launch.json", {"overrides": ["seed=0"]})
+    storage.write_json(tmp_path / "0" / "launch.json", {"overrides": ["seed=0"], "mark": "", "directory": ""})
     (file,) = [file for file in write(settings_of([tmp_path]), [tmp_path], tmp_path / "out") if file.suffix == ".md"]
     assert "fedgh run seed=0" in file.read_text()
 

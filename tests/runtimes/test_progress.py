@@ -107,7 +107,7 @@ def test_the_result_names_its_metric(tmp_path: Path) -> None:
     print_result(RESULT, tmp_path, Console(file=said, width=120))
     told = " ".join(said.getvalue().split())
     table = "PCKh@0.5 on the clients' own test images"
-    for words in (table, "keypoint", "│ PCKh ", "elbow", "25.0", "75.0", "arm front", "2 in 7 s"):
+    for words in (table, "keypoint", "┃ PCKh ┃", "elbow", "25.0", "75.0", "arm front", "2 in 7 s"):
         assert words in told
 
 
