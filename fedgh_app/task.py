@@ -8,7 +8,7 @@ knows nothing of configs: it is handed plain values, and the parts that the conf
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedgh_app.vision.card import Card
 from fedgh_app.vision.objectives import Penalty
 from fedgh_app.vision.specs import TASKS, task_name
 from fedgh_app.vision.tally import Scores, Tally
@@ -157,16 +158,6 @@ class Measurements(Protocol):
     score: float | None
     parts: dict[str, float | None]
     more: dict[str, float | None]
-
-
-class Card(Protocol):
-    """The task's own words in a model card, as lines of Markdown."""
-
-    what: str  # finishes "A network …"
-    data: Mapping[str, Sequence[str]]  # further lines of each data set
-    usage: Callable[[str], Sequence[str]]  # commands and Python, given the place of the model
-    measured: Sequence[str]  # how the headline is defined and was read off the model
-    limits: Sequence[str]
 
 
 class Score(Protocol):

@@ -45,15 +45,15 @@ LEVELS = (
     ("server_app", "client_app"),
     ("assembly",),
     ("callbacks",),
-    ("model_card", "plots"),
     ("server", "client"),
+    ("model_card", "plots"),
     ("grids", "data"),
     ("runs",),
     ("config",),
     ("task",),
     ("pose",),
     ("vision",),
-    ("errors",),
+    ("errors", "words"),
 )
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 

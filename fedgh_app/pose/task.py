@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fedgh_app.errors import UserError
+from fedgh_app.pose.card import card
 from fedgh_app.pose.data.batches import Batches
 from fedgh_app.pose.data.cache import CropCache, open_cache
 from fedgh_app.pose.data.records import DatasetSpec, load_spec
@@ -20,6 +21,7 @@ from fedgh_app.pose.models.decoding import Decode, Integral, decoder
 from fedgh_app.pose.models.hhd import HHD, Guide
 from fedgh_app.pose.training import PoseBatch, evaluate, train
 from fedgh_app.task import Examples, Learner, Measurements, Parts, Purpose, Spec, Trained, Values
+from fedgh_app.vision.card import Card
 from fedgh_app.vision.objectives import Penalty
 from fedgh_app.vision.tally import Scores, Tally
 from fedgh_app.vision.training import Training
@@ -202,11 +204,9 @@ class PoseTask:
         pose = cast(PoseLearner, learner)
         predictions(pose.model, cast(CropCache, examples), file, pose.decode, pose.flip_permutation)
 
-    def card(self, values: Values, specs: Mapping[str, Spec]) -> Any:
+    def card(self, values: Values, specs: Mapping[str, Spec]) -> Card:
         """What the network is, how it is used and was measured."""
-        from fedgh_app.pose import card
-
-        return card.card(values, specs)
+        return card(values, cast(Mapping[str, DatasetSpec], specs))
 
 
 TASK = PoseTask()
