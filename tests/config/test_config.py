@@ -188,6 +188,14 @@ def test_a_sweep_is_expanded_as_hydra_does(overrides: list[str]) -> None:
     assert expand_sweep(overrides) == expected
 
 
+def test_a_sweep_over_the_choices_of_a_group() -> None:
+    assert expand_sweep(["strategy=glob(fed*, exclude=[fedm*, fedt*])"]) == [
+        [f"strategy={name}"] for name in ("fedavg", "fedaw", "fedcdw", "feddyn", "fedgh")
+    ]
+    with pytest.raises(UserError, match=r"^strategy=glob\(x\*\): fits no choice"):
+        expand_sweep(["strategy=glob(x*)"])
+
+
 def test_a_sweep_over_an_interval_is_an_error() -> None:
     with pytest.raises(UserError, match=r"^optimizer\.lr=interval\(0, *1\): expected values"):
         expand_sweep(["optimizer.lr=interval(0,1)"])
