@@ -20,7 +20,7 @@ from pathlib import Path
 import httpx
 import tomli_w
 
-from fedgh_app.runtimes import processes
+from fedgh_app.runs import processes
 from fedgh_app.runtimes.deploy import make_keys
 from fedgh_app.runtimes.superlink import free_port
 

@@ -138,15 +138,15 @@ app = faulty_app(app, {dict(plan)!r})
 
 def fill_disk(app: Path, server_round: int) -> None:
     """While the staged app writes the checkpoint of a round, no file can grow beyond 100 bytes."""
-    with (app / "fedgh_app" / "checkpoints.py").open("a") as file:
+    with (app / "fedgh_app" / "callbacks" / "checkpoint.py").open("a") as file:
         file.write(f"""
 import resource
 
-def full(self, run, this, write=Checkpoint.after_round):
-    if this.round == {server_round}:
+def full(self, federation, current, write=Checkpoint.after_round):
+    if current.round == {server_round}:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
     try:
-        write(self, run, this)
+        write(self, federation, current)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from shipped import unit_command
 
 from benchmarks.loopback import SCRIPTS
-from fedgh_app.runtimes import processes
+from fedgh_app.runs import processes
 from fedgh_app.runtimes.deploy import make_keys
 from fedgh_app.runtimes.superlink import free_port
 

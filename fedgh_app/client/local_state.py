@@ -11,15 +11,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from omegaconf import DictConfig
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fedgh_app.config.compose import fedgh_home
+from fedgh_app.config.settings import Settings
 from fedgh_app.errors import RunFailed, UserError, first_line
-from fedgh_app.runs.storage import read_tensors
-from fedgh_app.vision.files import replacing
+from fedgh_app.runs.directory import CLIENTS
+from fedgh_app.vision.tensors import read_tensors, write_tensors
 
 
 class LocalState:
@@ -112,13 +111,8 @@ class LocalState:
         if _age_of(file) > (self.session, self.draw):
             return
         file.parent.mkdir(parents=True, exist_ok=True)
-        flat = {
-            f"{number}/{key}": value.contiguous()
-            for number, tensors in self.versions.items()
-            for key, value in tensors.items()
-        }
-        with replacing(file) as draft:
-            save_file(flat, draft, metadata={key: str(value) for key, value in about.items()})
+        flat = {f"{number}/{key}": value for number, tensors in self.versions.items() for key, value in tensors.items()}
+        write_tensors(file, flat, {key: str(value) for key, value in about.items()})
 
 
 def _age_of(file: Path) -> tuple[int, int]:
@@ -130,11 +124,11 @@ def _age_of(file: Path) -> tuple[int, int]:
     return int(about["session"]), int(about["draw"])
 
 
-def file_of(config: DictConfig, run: str, client: str) -> Path:
+def file_of(settings: Settings, run: str, client: str) -> Path:
     """Where a client keeps its own state of a run: in the run directory if this machine has it, else in FEDGH_HOME.
 
     Args:
-        config: the run's config.
+        settings: the run's.
         run: id of the run, as the server says it.
         client: the client's name.
 
@@ -145,6 +139,6 @@ def file_of(config: DictConfig, run: str, client: str) -> Path:
     known = "".join(c if c.isalnum() or c in "-_" else "_" for c in client)
     # Names that differ only in what a path cannot hold stay apart.
     safe = f"{known}-{hashlib.sha256(client.encode()).hexdigest()[:8]}.safetensors"
-    if config.run_dir is not None and config.runtime.name in ("simulation", "inprocess"):
-        return Path(config.run_dir) / "clients" / safe
-    return fedgh_home() / "clients" / run / safe
+    if settings.run_dir is not None and settings.runtime.name in ("simulation", "inprocess"):
+        return Path(settings.run_dir) / CLIENTS / safe
+    return fedgh_home() / CLIENTS / run / safe

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import DictConfig
@@ -13,24 +14,33 @@ from omegaconf import DictConfig
 from fedgh_app.config.choices import FACTS
 from fedgh_app.errors import UserError, first_line
 
+if TYPE_CHECKING:  # what is misspelt is told without waiting for torch
+    from torch import nn
+
+    from fedgh_app.task import Spec, Task
+
 # Overrides reach the machines of other people: a `_target_` stands only where an object is built, and names a class
 # under these modules; no module: of those that the task at hand allows (`Task.builds`), which `instantiate` is told. A
 # function, or something that a module merely imports, could do anything.
 TARGETS = {
     "strategy": ("strategies",),
-    "model": ("fedgh_app.pose.models",),
-    "loss": ("fedgh_app.pose.models.losses",),
-    "augmentation": ("fedgh_app.pose.data.augmentation",),
+    "model": (),
+    "loss": (),
+    "augmentation": (),
     "optimizer": ("torch.optim", "timm.optim"),
     "schedule": ("fedgh_app.vision.schedules",),
     "server_optimizer": ("torch.optim", "timm.optim"),
-    "objective": ("fedgh_app.vision.objectives",),
+    "objective": ("fedgh_app.vision.objectives", "fedgh_app.server.parts"),
+    "server_part": ("fedgh_app.server.parts",),
     "sharing": ("fedgh_app.vision.sharing",),
-    "teacher": ("fedgh_app.pose.models.hhd",),
+    "teacher": (),
     "mode": ("fedgh_app.server.modes",),
     "selection": ("fedgh_app.server.selection",),
     "partition": ("flwr_datasets.partitioner",),
+    "callbacks": ("fedgh_app.callbacks",),
 }
+# Nodes below a group that describe an object of another group; built by themselves, and no argument of the group's own.
+NESTED = {"topology": {"edge_strategy": "strategy"}, "objective": {"server_part": "server_part"}}
 HYDRA_KEYS = ("_target_", "_args_", "_recursive_", "_convert_", "_method_")
 
 
@@ -57,7 +67,7 @@ def instantiate(node: DictConfig, group: str, allowed: Sequence[str] = (), /, **
         UserError: the class does not exist, or refuses its arguments.
     """
     made = _class_of(node, group, allowed or TARGETS[group])
-    values = DictConfig({key: value for key, value in node.items() if key not in FACTS})
+    values = DictConfig({key: value for key, value in node.items() if key not in (*FACTS, *NESTED.get(group, ()))})
     try:
         return hydra.utils.instantiate(values, _convert_="all", _recursive_=False, **kwargs)
     # Whatever a constructor raises, it is the config's values that it was given.
@@ -92,16 +102,19 @@ def _is_under(module: str, packages: Iterable[str]) -> bool:
     return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
-def build_optimizer(config: DictConfig, parameters: Iterable[Any], factor: float = 1.0) -> Any:
-    """The configured torch optimizer over ``parameters``, its learning rate times ``factor``.
+def build_model(node: DictConfig, task: Task, spec: Spec) -> nn.Module:
+    """The network of a ``model`` group for what ``spec`` predicts, drawn from PyTorch's global generator."""
+    made: nn.Module = instantiate(node, "model", task.builds["model"], **task.model_arguments(spec))
+    return made
 
-    Raises UserError where it refuses its arguments.
-    """
-    make = instantiate(config.optimizer, "optimizer")
+
+@contextmanager
+def refusing(group: str) -> Iterator[None]:
+    """Whatever the block raises is what a group's values are refused for (UserError)."""
     try:
-        return make(parameters, lr=config.optimizer.lr * factor)
+        yield
     except Exception as error:
-        raise UserError(f"optimizer: {first_line(error)}") from None
+        raise UserError(f"{group}: {first_line(error)}") from None
 
 
 def _accepted(made: type, cause: BaseException) -> str:

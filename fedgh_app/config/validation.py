@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,10 +12,10 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig
 
 from fedgh_app.config.choices import FACTS
-from fedgh_app.config.instantiation import HYDRA_KEYS, TARGETS, check_target
+from fedgh_app.config.instantiation import HYDRA_KEYS, NESTED, TARGETS, check_target
 from fedgh_app.config.settings import Settings, held_to, types_of
 from fedgh_app.errors import UserError
-from fedgh_app.pose import checks
+from fedgh_app.vision.specs import TASKS, task_name
 
 Groups = Mapping[str, Sequence[str]]
 
@@ -94,13 +95,22 @@ def check_config(base: DictConfig, config: DictConfig) -> None:
     _check_facts(base, config)
     _check_targets(config)
     Settings.of(config)
-    checks.check(config)
+    _check_by_task(config)
     _check_teacher(config)
     if config.partition.get("partition_by", "") is None:
         raise UserError(
             f"partition.partition_by=null: data set {config.dataset.spec} records no attribute to part by; "
             "expected partition=iid, partition=size_skewed, or an attribute's name"
         )
+
+
+def _check_by_task(config: DictConfig) -> None:
+    """Have the task of each data set check what only it can tell wrong (``checks.py`` in its package)."""
+    members = config.dataset.get("members") or {"": config.dataset}
+    for task in dict.fromkeys(task_name(str(node.spec)) for node in members.values()):
+        package = TASKS[task].rpartition(".")[0]
+        if package and importlib.util.find_spec(f"{package}.checks"):
+            importlib.import_module(f"{package}.checks").check(config)
 
 
 def _check_facts(base: DictConfig, config: DictConfig) -> None:
@@ -112,16 +122,15 @@ def _check_facts(base: DictConfig, config: DictConfig) -> None:
                 raise UserError(f"{group!s}.{key}={value}: expected {group!s}=CHOICE to choose another")
 
 
-# Nodes below a group that describe an object of another group.
-_NESTED = {"topology": {"edge_strategy": "strategy"}}
-
-
 def _check_targets(config: DictConfig) -> None:
     for key, value in config.items():
         if key == "hydra":
             continue
-        value = _checked_target(str(key), value)
-        for name, group in _NESTED.get(str(key), {}).items():
+        if key == "callbacks":  # a table of objects, each under a name of its own
+            value = {name: _checked_callback(str(name), node) for name, node in value.items()}
+        else:
+            value = _checked_target(str(key), value)
+        for name, group in NESTED.get(str(key), {}).items():
             if name in value:
                 value = {**value, name: _checked_target(group, value[name])}
         _check_no_target(value, str(key))
@@ -133,6 +142,12 @@ def _checked_target(group: str, node: Any) -> Any:
         return node
     check_target(group, node.get("_target_"))
     return {name: item for name, item in node.items() if name != "_target_"}
+
+
+def _checked_callback(name: str, node: Any) -> Any:
+    if not isinstance(node, DictConfig):
+        raise UserError(f"callbacks.{name}={node}: expected a _target_ and its arguments")
+    return _checked_target("callbacks", node)
 
 
 def _check_no_target(node: Any, path: str) -> None:

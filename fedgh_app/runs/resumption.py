@@ -5,21 +5,19 @@ from __future__ import annotations
 import fcntl
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from fedgh_app.server import privacy
-from fedgh_app.runtimes import processes
-from fedgh_app.runs import storage
 from fedgh_app.config.compose import quoted
 from fedgh_app.errors import UserError
-from fedgh_app.grids.screening import STOP_FILE
+from fedgh_app.runs import processes
+from fedgh_app.runs.directory import CONFIG, STOP
+from fedgh_app.runs.records import FAILURE, LAUNCH, PRIVACY, Launch
 
-LAUNCH_FILE = "launch.json"
 LAUNCHER_LOCK, SERVER_LOCK = ".lock", ".server.lock"
 
 # What is no part of what a run computes, or says how long it goes on.
@@ -31,6 +29,7 @@ MAY_CHANGE = (
     "round_timeout",
     "min_clients",
     "keep_checkpoints",
+    "callbacks",
     "dataset.root",
 )
 SAME_CLIENTS = (("simulation", "inprocess"), ("deployment",))
@@ -53,11 +52,11 @@ def claimed(directory: Path, overrides: Sequence[str]) -> Iterator[str]:
         end_processes(directory)
         with served(directory):
             pass  # a server that nobody here started, such as plain `flwr run`'s, is not disturbed
-        for name in ("failure.json", STOP_FILE):
+        for name in (FAILURE, STOP):
             (directory / name).unlink(missing_ok=True)
         mark = secrets.token_hex(8)
         kept = [item for item in overrides if key_of(item) not in ("run_dir", "resume")]
-        storage.write_json(directory / LAUNCH_FILE, {"overrides": kept, "mark": mark, "directory": str(directory)})
+        Launch(overrides=kept, mark=mark, directory=str(directory)).write(directory)
         yield mark
 
 
@@ -78,8 +77,8 @@ def locked(directory: Path, what: str, name: str = LAUNCHER_LOCK) -> Iterator[No
 def end_processes(directory: Path) -> None:
     """End what a launcher left of a run when it was killed itself."""
     # A copy of a run directory knows the mark of the original, whose processes are not its own to end.
-    if (directory / LAUNCH_FILE).exists() and (before := noted(directory))["directory"] == str(directory):
-        processes.end_marked(str(before["mark"]))
+    if (directory / LAUNCH).exists() and (before := Launch.read(directory)).directory == str(directory):
+        processes.end_marked(before.mark)
 
 
 def clear(directory: Path) -> None:
@@ -90,7 +89,7 @@ def clear(directory: Path) -> None:
         for entry in directory.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
-            elif entry.name not in (LAUNCHER_LOCK, SERVER_LOCK, privacy.FILE):
+            elif entry.name not in (LAUNCHER_LOCK, SERVER_LOCK, PRIVACY):
                 entry.unlink()
 
 
@@ -106,10 +105,12 @@ def resumed(directory: Path, changes: Sequence[str]) -> list[str]:
 
     Raises UserError where no run was started there, or a change would make it another run.
     """
-    started = noted(directory)["overrides"]
+    if not (directory / LAUNCH).exists():
+        raise UserError(f"resume={directory}: found no {LAUNCH}, expected the directory of an earlier fedgh run")
+    started = Launch.read(directory).overrides
     for item in started:  # Hydra builds what its own keys say, from whoever wrote the file
-        if not isinstance(item, str) or key_of(item).startswith(("hydra", "-")):
-            raise UserError(f"{directory / LAUNCH_FILE}: found {item!r}, expected overrides of the run alone")
+        if key_of(item).startswith(("hydra", "-")):
+            raise UserError(f"{directory / LAUNCH}: found {item!r}, expected overrides of the run alone")
     changes = [item for item in changes if key_of(item) != "resume"]
     for item in changes:
         if key_of(item) not in MAY_CHANGE and key_of(item).split(".")[0] not in MAY_CHANGE:
@@ -130,9 +131,10 @@ def _same_clients(overrides: Sequence[str]) -> tuple[str, ...]:
     return next((same for same in SAME_CLIENTS if runtime in same), (runtime,))
 
 
-def check_same(config: DictConfig, directory: Path) -> None:
+def check_same(values: Mapping[str, Any], directory: Path) -> None:
     """Refuse (UserError) a config that differs from the run's own in what may not change."""
-    before, now = (dict(_leaves(node)) for node in (OmegaConf.load(directory / "config.yaml"), config))
+    written = OmegaConf.to_container(OmegaConf.load(directory / CONFIG))
+    before, now = (dict(_leaves(node)) for node in (written, values))
     for key, value in before.items():
         may = {key, key.split(".")[0]} & {*MAY_CHANGE, "run_dir", "resume", "num_clients"}
         if not may and now.get(key) != value:
@@ -140,24 +142,11 @@ def check_same(config: DictConfig, directory: Path) -> None:
 
 
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, DictConfig):
-        for key in node:
-            yield from _leaves(node[key], f"{path}.{key!s}" if path else str(key))
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _leaves(value, f"{path}.{key!s}" if path else str(key))
     else:
-        yield path, OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
-
-
-def noted(directory: Path) -> dict[str, Any]:
-    """What the launcher noted of a run; UserError where it did not, or the file is damaged."""
-    file = directory / LAUNCH_FILE
-    if not file.exists():
-        raise UserError(f"resume={directory}: found no {LAUNCH_FILE}, expected the directory of an earlier fedgh run")
-    try:
-        found = storage.read_json(file)
-        # Earlier versions noted less: without the mark, nothing that such a run left can be told from other processes.
-        return {"overrides": list(found["overrides"]), "mark": found.get("mark"), "directory": found.get("directory")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: cannot be read ({type(error).__name__}); expected what fedgh run wrote") from None
+        yield path, node
 
 
 def key_of(override: str) -> str:

@@ -1,52 +1,30 @@
-"""Files of a run directory: written whole or not at all, and never unpickled.
+"""JSON, models and the state of a server in files: written whole or not at all, and never unpickled.
 
-A model is one safetensors file whose metadata tell how to rebuild it.
+A model is one safetensors file whose metadata tell how to rebuild it. Equal models are equal files.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from omegaconf import OmegaConf
+from safetensors import SafetensorError
 
-from fedgh_app.errors import first_line
-from fedgh_app.errors import UserError
+from fedgh_app.errors import UserError, first_line
+from fedgh_app.runs.directory import CHECKPOINTS, CONFIG, MODEL
 from fedgh_app.vision.files import replacing, synchronise
+from fedgh_app.vision.json import plain, write_json
+from fedgh_app.vision.tensors import read_tensors, write_tensors
 
 
-def plain(value: Any) -> Any:
-    """``value`` as JSON can hold it: arrays as lists, numbers as Python's own, NaN and infinities as null."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [plain(item) for item in value]
-    if isinstance(value, np.ndarray | torch.Tensor):
-        return plain(value.tolist())
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` as JSON, atomically."""
-    with replacing(path) as draft:
-        draft.write_text(json.dumps(plain(content), indent=1) + "\n")
-
-
-def save_config(path: Path, config: DictConfig) -> None:
-    """Write a config as YAML, atomically."""
-    with replacing(path) as draft:
-        OmegaConf.save(config, draft)
+def save_config(directory: Path, values: Mapping[str, Any]) -> None:
+    """Write the config of a run as YAML, atomically."""
+    with replacing(directory / CONFIG) as draft:
+        OmegaConf.save(OmegaConf.create(dict(values)), draft)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -56,12 +34,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _parsed(path: Path, text: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({first_line(error)})") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: found a JSON {type(found).__name__}, expected an object")
-    return found
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: found a JSON {type(content).__name__}, expected an object")
+    return content
 
 
 def append_line(path: Path, content: Any) -> None:
@@ -102,18 +80,16 @@ def save_model(path: Path, state: Mapping[str, torch.Tensor], *, model: Any, dat
         rounds: rounds that the model was trained for.
     """
     metadata = {
-        "model": json.dumps(OmegaConf.to_container(model) if OmegaConf.is_config(model) else model),
+        "model": json.dumps(OmegaConf.to_container(model) if OmegaConf.is_config(model) else model, sort_keys=True),
         "dataset": dataset,
         "rounds": str(rounds),
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    with replacing(path) as draft:
-        save_file(tensors, draft, metadata=metadata)
+    write_tensors(path, state, metadata)
 
 
 def clear_drafts(directory: Path) -> None:
     """Remove what a run left half-written when it was killed, in its directory and among its checkpoints."""
-    for file in (*directory.glob(".*.part"), *(directory / "checkpoints").glob(".*.part")):
+    for file in (*directory.glob(".*.part"), *(directory / CHECKPOINTS).glob(".*.part")):
         file.unlink(missing_ok=True)
 
 
@@ -138,7 +114,7 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
     def outline(value: Any, name: str) -> Any:
         if isinstance(value, torch.Tensor):
-            tensors[name] = value.detach().cpu().contiguous().clone()
+            tensors[name] = value.detach().clone()  # the library refuses tensors that share their memory
             return TENSOR + name
         if isinstance(value, Mapping):
             # A list of pairs would lose nothing either, but nobody could read it; torch's optimizers number theirs.
@@ -150,14 +126,13 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
     written = outline(state, "")
     if tensors:
-        with replacing(path.with_name(f"{path.stem}.state.safetensors")) as draft:
-            save_file(tensors, draft)
+        write_tensors(_beside(path), tensors)
     write_json(path, written)
 
 
 def load_state(path: Path) -> dict[str, Any]:
     """What `save_state` wrote; UserError for anything else."""
-    beside = path.with_name(f"{path.stem}.state.safetensors")
+    beside = _beside(path)
     tensors = read_tensors(beside)[0] if beside.exists() else {}
 
     def restore(value: Any) -> Any:
@@ -180,13 +155,8 @@ def load_state(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not the state of a run ({first_line(error)})") from None
 
 
-def read_tensors(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The tensors of a safetensors file, and its metadata; UserError where it is none."""
-    try:
-        with safe_open(file, framework="pt") as stored:
-            return {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata() or {}  # noqa: SIM118  # cannot be iterated
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file}: not a safetensors file ({first_line(error)})") from None
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.state.safetensors")
 
 
 def load_model(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -194,7 +164,7 @@ def load_model(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
     Raises UserError if there is none, or if it is not a safetensors file.
     """
-    file = path / "model.safetensors" if path.is_dir() else path
+    file = path / MODEL if path.is_dir() else path
     if not file.exists():
-        raise UserError(f"{file}: no such file; expected a run directory or a model.safetensors")
+        raise UserError(f"{file}: no such file; expected a run directory or a {MODEL}")
     return read_tensors(file)

@@ -7,14 +7,12 @@ status and from ``result.json`` (`superlink`: whose SuperLink it is).
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import httpx
 import tomli_w
@@ -25,13 +23,18 @@ from flwr.supercore.constant import NodeStatus
 from flwr.supercore.control import ControlHttpClient
 from omegaconf import DictConfig
 
-from fedgh_app import server_app
+from fedgh_app.assembly.server import Assembly
 from fedgh_app.config.compose import ROOT, compose_config, join_overrides, quoted
-from fedgh_app.data import site
+from fedgh_app.config.settings import Runtime, Settings
 from fedgh_app.errors import RunFailed, UserError, first_line
-from fedgh_app.grids.screening import STOP_FILE
-from fedgh_app.runs import resumption, storage
+from fedgh_app.runs import resumption
+from fedgh_app.runs.checkpoints import newest
+from fedgh_app.runs.directory import CLIENTS, LOG, STOP
+from fedgh_app.runs.history import HISTORY
+from fedgh_app.runs.records import FAILURE, Failure
+from fedgh_app.runs.result import RESULT, Result
 from fedgh_app.runtimes import baselines
+from fedgh_app.runtimes.baselines import display_of
 from fedgh_app.runtimes.progress import Display
 from fedgh_app.runtimes.superlink import (
     START_SECONDS,
@@ -43,7 +46,6 @@ from fedgh_app.runtimes.superlink import (
     private_superlink,
     script,
 )
-from fedgh_app.server import checkpoints
 from fedgh_app.vision.cores import usable_cores
 
 APP_FILES = ("fedgh_app", "strategies", "conf", "datasets", "pyproject.toml", "README.md", "LICENSE")
@@ -51,7 +53,7 @@ STATUS_SECONDS = 3.0  # between two questions about the run's status; each is a 
 SILENCE_SECONDS = 60.0
 
 
-def launch(overrides: Sequence[str], directory: Path, *, quiet: bool = False) -> dict[str, Any]:
+def launch(overrides: Sequence[str], directory: Path, *, quiet: bool = False) -> Result:
     """Run one federation (or baseline) to its end.
 
     Args:
@@ -60,7 +62,7 @@ def launch(overrides: Sequence[str], directory: Path, *, quiet: bool = False) ->
         quiet: no live progress.
 
     Returns:
-        The content of ``result.json``.
+        What it came to.
 
     Raises:
         UserError: bad input; nothing was started.
@@ -71,37 +73,40 @@ def launch(overrides: Sequence[str], directory: Path, *, quiet: bool = False) ->
     config = compose_config(overrides)
     overrides += absolute_paths(config)
     config = compose_config(overrides)
-    held = any((directory / name).exists() for name in ("history.jsonl", "result.json", "clients"))
+    held = any((directory / name).exists() for name in (HISTORY, RESULT, CLIENTS))
     if held and config.resume is None:
         raise UserError(
             f"run_dir={directory}: holds a run already; expected a new or empty directory, or resume={directory}"
         )
-    server_app.check(config)
-    runtime = config.runtime.name
-    if config.resume is not None:
-        if runtime == "local":
+    assembly = Assembly(config)
+    assembly.check()
+    settings = assembly.settings
+    if settings.resume is not None:
+        if settings.runtime.name == "local":
             raise UserError("runtime=local: it is one run for each client, which cannot be resumed; expected a new run")
-        checkpoints.newest(directory, config.rounds)
-    if runtime == "local":
-        return baselines.run_local(config, overrides, directory, quiet=quiet)
-    if runtime == "centralised":
-        return baselines.run_centralised(config, overrides, directory, quiet=quiet)
-    if runtime == "deployment":
-        server_app.check_server_images(config)
-        with resumption.claimed(directory, overrides) as mark, Display(config, directory, quiet=quiet) as display:
-            _deploy(config, overrides, directory, display, mark)
-        return storage.read_json(directory / "result.json")
-    nodes = sum(site.clients_of(config).values())
-    if config.num_clients is None:
-        overrides.append(f"num_clients={nodes}")  # the server then waits for all of them
-    if config.partition._target_ is not None:
-        site.deal(config, nodes)
-    with resumption.claimed(directory, overrides) as mark, Display(config, directory, quiet=quiet) as display:
-        if runtime == "inprocess":
-            baselines.run_inprocess(config, overrides, directory, nodes, display)
+        newest(directory, settings.rounds)
+    if settings.runtime.name in ("local", "centralised"):
+        run = baselines.run_local if settings.runtime.name == "local" else baselines.run_centralised
+        return run(assembly, overrides, directory, quiet=quiet)
+    nodes = 0
+    if settings.runtime.name != "deployment":
+        nodes = sum(assembly.data.clients_of().values())
+        if settings.num_clients is None:
+            overrides.append(f"num_clients={nodes}")  # the server then waits for all of them
+        if not assembly.data.held_by_sites:
+            assembly.data.deal(nodes)
+    title = f"{assembly.strategy_name} on {assembly.data.name}"
+    with (
+        resumption.claimed(directory, overrides) as mark,
+        display_of(assembly, directory, title, quiet=quiet) as display,
+    ):
+        if settings.runtime.name == "inprocess":
+            baselines.run_inprocess(overrides, directory, nodes, display)
+        elif settings.runtime.name == "deployment":
+            _deploy(settings, overrides, directory, display, mark)
         else:
-            _simulate(config, overrides, directory, nodes, display, mark)
-    return storage.read_json(directory / "result.json")
+            _simulate(settings.runtime, overrides, directory, nodes, display, mark)
+    return Result.read(directory)
 
 
 def absolute_paths(config: DictConfig) -> list[str]:
@@ -128,27 +133,28 @@ def _data_roots(node: DictConfig, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _simulate(
-    config: DictConfig, overrides: Sequence[str], directory: Path, nodes: int, display: Display, mark: str
+    runtime: Runtime, overrides: Sequence[str], directory: Path, nodes: int, display: Display, mark: str
 ) -> None:
     """Run on Flower's Ray simulation."""
+    cpus = runtime.client_cpus or 1
     # Ray starts an actor for every client_cpus of these: more than there are clients would only take memory.
-    cores = max(config.runtime.client_cpus, min(usable_cores(), nodes * config.runtime.client_cpus))
+    cores = max(cpus, min(usable_cores(), nodes * cpus))
     federation = {
         "num-supernodes": nodes,
-        "client-resources-num-cpus": config.runtime.client_cpus,
-        "client-resources-num-gpus": config.runtime.client_gpus,
-        "init-args-num-cpus": max(cores, config.runtime.client_cpus),
+        "client-resources-num-cpus": cpus,
+        "client-resources-num-gpus": runtime.client_gpus,
+        "init-args-num-cpus": cores,
     }
     options = ["--federation-config", " ".join(f"{key}={value}" for key, value in federation.items())]
-    with private_superlink(config, directory, mark) as superlink:
+    with private_superlink(cpus, directory, mark) as superlink:
         _run_on(superlink, overrides, directory, display, "starting Ray and the clients", *options)
 
 
-def _deploy(config: DictConfig, overrides: Sequence[str], directory: Path, display: Display, mark: str) -> None:
+def _deploy(settings: Settings, overrides: Sequence[str], directory: Path, display: Display, mark: str) -> None:
     """Run on the SuperLink of a deployment, which goes on running, as the SuperNodes do."""
-    superlink = SuperLink(config.runtime.superlink, environment_of(mark))
+    superlink = SuperLink(settings.runtime.superlink, environment_of(mark))
     with control_of(superlink) as control:
-        _await_sites(control, config, display)
+        _await_sites(control, settings, display)
     _run_on(superlink, overrides, directory, display, "asking the sites who they are")
 
 
@@ -177,14 +183,14 @@ def _run_on(
                     control.StopRun(StopRunRequest(run_id=run_id))
                 raise
     finally:
-        _keep_log(superlink, run_id, directory / "flower.log")
+        _keep_log(superlink, run_id, directory / LOG)
 
 
 def _ask_to_stop(directory: Path) -> None:
     """Let the ServerApp end the run itself, which writes model and plots and finishes W&B, but wait only so long."""
-    (directory / STOP_FILE).touch()
+    (directory / STOP).touch()
     end = time.monotonic() + STOP_SECONDS
-    while not (directory / "failure.json").exists() and time.monotonic() < end:
+    while not (directory / FAILURE).exists() and time.monotonic() < end:
         time.sleep(0.1)
 
 
@@ -195,19 +201,19 @@ def _keep_log(superlink: SuperLink, run_id: int, file: Path) -> None:
         subprocess.run(command, env=superlink.environment, stdout=log, stderr=log, timeout=START_SECONDS, check=False)
 
 
-def _await_sites(control: ControlHttpClient, config: DictConfig, display: Display) -> None:
+def _await_sites(control: ControlHttpClient, settings: Settings, display: Display) -> None:
     """Wait until ``num_clients`` SuperNodes are connected, or (null) any.
 
     Raises UserError, with the names that they were registered under, where another number is when the time is up;
     RunFailed where no SuperLink answers.
     """
-    wanted, seconds = config.num_clients, config.runtime.node_timeout
+    wanted, seconds = settings.num_clients, settings.runtime.node_timeout or 0.0
     end = time.monotonic() + seconds
     while True:
         try:
             nodes = control.ListNodes(ListNodesRequest()).nodes_info
         except httpx.HTTPError as error:
-            raise RunFailed(f"runtime.superlink={config.runtime.superlink}: {first_line(error)}") from None
+            raise RunFailed(f"runtime.superlink={settings.runtime.superlink}: {first_line(error)}") from None
         names: dict[str, list[str]] = {}
         for node in nodes:
             names.setdefault(node.status, []).append(node.name or str(node.node_id))
@@ -228,14 +234,14 @@ def _await_sites(control: ControlHttpClient, config: DictConfig, display: Displa
 
 def _watch(superlink: SuperLink, control: ControlHttpClient, run_id: int, directory: Path, display: Display) -> None:
     """Show progress until Flower says that the run has finished; raise if it did not complete."""
-    before = _written(directory / "result.json")  # of a run that had ended and now goes on
+    before = _written(directory / RESULT)  # of a run that had ended and now goes on
     asked = heard = time.monotonic()
     while True:
         display.update()
         time.sleep(0.25)
-        ended = _written(directory / "result.json") != before or (directory / "failure.json").exists()
+        ended = _written(directory / RESULT) != before or (directory / FAILURE).exists()
         if superlink.process is not None and superlink.process.poll() is not None:
-            raise RunFailed(f"the SuperLink ended with status {superlink.process.returncode}; see flower.log")
+            raise RunFailed(f"the SuperLink ended with status {superlink.process.returncode}; see {LOG}")
         if not ended and time.monotonic() - asked < STATUS_SECONDS:
             continue
         asked = time.monotonic()
@@ -252,7 +258,7 @@ def _watch(superlink: SuperLink, control: ControlHttpClient, run_id: int, direct
         if row.status_text.startswith("finished"):
             break
     display.update()
-    if row.status_text != "finished:completed" or _written(directory / "result.json") == before:
+    if row.status_text != "finished:completed" or _written(directory / RESULT) == before:
         _raise_failure(directory, f"the server's process ended without a word ({row.details or row.status_text})")
 
 
@@ -261,9 +267,10 @@ def _written(file: Path) -> float | None:
 
 
 def _raise_failure(directory: Path, otherwise: str) -> None:
-    file = directory / "failure.json"
-    failure = json.loads(file.read_text()) if file.exists() else {"error": otherwise.splitlines()[0], "user": False}
-    raise (UserError if failure["user"] else RunFailed)(failure["error"])
+    if not (directory / FAILURE).exists():
+        raise RunFailed(otherwise.splitlines()[0])
+    failure = Failure.read(directory)
+    raise (UserError if failure.user else RunFailed)(failure.error)
 
 
 def _stage(folder: Path) -> Path:

@@ -26,10 +26,10 @@ from flwr.cli.flower_config import read_superlink_connection
 from flwr.cli.utils import init_http_client_from_connection
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.utils import get_flwr_home
-from omegaconf import DictConfig
 
 from fedgh_app.errors import RunFailed, UserError
-from fedgh_app.runtimes import processes
+from fedgh_app.runs import processes
+from fedgh_app.runs.directory import LOG
 
 START_SECONDS = 60.0
 STOP_SECONDS = 15.0
@@ -51,11 +51,11 @@ class SuperLink:
 
 
 @contextlib.contextmanager
-def private_superlink(config: DictConfig, directory: Path, mark: str) -> Iterator[SuperLink]:
+def private_superlink(threads: int, directory: Path, mark: str) -> Iterator[SuperLink]:
     """A SuperLink that is up, and gone afterwards with all that it started."""
     with (
         tempfile.TemporaryDirectory(prefix="fedgh-", ignore_cleanup_errors=True) as folder,
-        (directory / "flower.log").open("ab") as log,
+        (directory / LOG).open("ab") as log,
     ):
         home, port = Path(folder), free_port()
         environment = {
@@ -65,7 +65,7 @@ def private_superlink(config: DictConfig, directory: Path, mark: str) -> Iterato
             "FLWR_TELEMETRY_ENABLED": os.environ.get("FLWR_TELEMETRY_ENABLED", "0"),
             "RAY_USAGE_STATS_ENABLED": "0",
             # The ServerApp's own threads; Ray gives each client its own number.
-            "OMP_NUM_THREADS": str(config.runtime.client_cpus),
+            "OMP_NUM_THREADS": str(threads),
         }
         address = {"address": f"127.0.0.1:{port}", "insecure": True}
         (home / "config.toml").write_text(tomli_w.dumps({"superlink": {"default": "fedgh", "fedgh": address}}))
@@ -115,12 +115,12 @@ def wait_until_up(process: subprocess.Popen[bytes], port: int) -> None:
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
         if process.poll() is not None:
-            raise RunFailed(f"flower-superlink ended with status {process.returncode}; see flower.log")
+            raise RunFailed(f"flower-superlink ended with status {process.returncode}; see {LOG}")
         with contextlib.suppress(httpx.HTTPError):
             if httpx.get(f"http://127.0.0.1:{port}/health", timeout=0.5).is_success:
                 return
         time.sleep(0.1)
-    raise RunFailed(f"flower-superlink did not answer within {START_SECONDS:g} seconds; see flower.log")
+    raise RunFailed(f"flower-superlink did not answer within {START_SECONDS:g} seconds; see {LOG}")
 
 
 def _end(process: subprocess.Popen[bytes], mark: str) -> None:

@@ -16,80 +16,28 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal
+from typing import IO, Any
 
-from pydantic import Field, TypeAdapter
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from typing_extensions import TypedDict
 
 from fedgh_app.config.compose import compose_config, expand_sweep, quoted
 from fedgh_app.errors import UserError, first_line
-from fedgh_app.runs import resumption, storage
+from fedgh_app.runs import processes, resumption
+from fedgh_app.runs.checkpoints import newest
+from fedgh_app.runs.records import FAILURE, LAUNCH
+from fedgh_app.runs.result import RESULT, Result
 from fedgh_app.runs.resumption import key_of
-from fedgh_app.runs.schema import checked
-from fedgh_app.runtimes import processes
+from fedgh_app.runs.sweep import SWEEP, Job, Machine, SweepRecord
 from fedgh_app.runtimes.environment import environment
+from fedgh_app.words import percentage, short
 
-FILE = "sweep.json"
 # What is no part of what a job computes, nor says what clients it has.
 MAY_CHANGE = ("runtime.", "tracking", "tracking.", "round_timeout", "keep_checkpoints")
 FEDGH_RUN = (sys.executable, "-P", "-c", "from fedgh_app.cli import main; main()", "run")
 STOP_SECONDS = 60.0  # for a job to end its own processes
-
-
-@dataclass
-class Job:
-    """One run of a sweep.
-
-    Attributes:
-        number: its place in the sweep, and the name of its run directory.
-        overrides: what it is started with.
-        status: ``waiting``, ``running``, ``completed``, ``failed`` or ``interrupted``.
-        reason: one line on why it failed.
-        seconds: wall time of all its attempts.
-        attempts: how often it was started.
-    """
-
-    number: int
-    overrides: list[str]
-    status: str = "waiting"
-    reason: str | None = None
-    seconds: float = 0.0
-    attempts: int = 0
-
-
-class _Job(TypedDict):
-    number: int
-    overrides: list[str]
-    status: Literal["waiting", "running", "completed", "failed", "interrupted"]
-    reason: str | None
-    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    attempts: int
-
-
-class _Environment(TypedDict):
-    python: str
-    system: str
-    cores: int
-    packages: dict[str, str]
-    commit: str | None
-
-
-class _Record(TypedDict):
-    overrides: list[str]
-    cwd: str
-    directory: str
-    mark: str
-    started: float
-    environment: _Environment
-    jobs: list[_Job]
-
-
-_RECORD = TypeAdapter(_Record)
 
 
 class Sweep:
@@ -108,7 +56,7 @@ class Sweep:
         self.jobs = list(jobs)
         self.cwd = cwd
         self.started: float = more.get("started", time.time())
-        self.environment: dict[str, Any] = more.get("environment") or environment()
+        self.environment: Machine = more.get("environment") or Machine(**environment())
         self.mark = secrets.token_hex(8)
         self.skipped: set[int] = set()
 
@@ -123,7 +71,7 @@ class Sweep:
 
         Raises UserError where the folder holds a sweep of other jobs, or runs that belong to none.
         """
-        if (directory / FILE).exists():
+        if (directory / SWEEP).exists():
             before = cls.read(directory)
             changes = [item for item in overrides if _may_change(item)]
             if _fixed(expand_sweep(overrides)) != _fixed([job.overrides for job in before.jobs]):
@@ -132,34 +80,34 @@ class Sweep:
                     f"or {command(directory)} to go on with it"
                 )
             return before.changed(changes)
-        if any(directory.glob("*/launch.json")) or (directory / "launch.json").exists():
+        if any(directory.glob(f"*/{LAUNCH}")) or (directory / LAUNCH).exists():
             raise UserError(f"run_dir={directory}: holds runs of no sweep; expected a new or empty folder")
         overrides = [*overrides, *([f"tracking.group={quoted(Path(group))}"] if group else [])]
-        jobs = [Job(number, job) for number, job in enumerate(expand_sweep(overrides))]
+        jobs = [Job(number=number, overrides=job) for number, job in enumerate(expand_sweep(overrides))]
         return cls(directory, overrides, jobs, Path.cwd())
 
     @classmethod
     def read(cls, directory: Path) -> Sweep:
         """The sweep that a folder holds; UserError where it holds none, or its record is damaged."""
-        file = directory / FILE
+        file = directory / SWEEP
         if not file.exists():
             raise UserError(
-                f"{directory}: found no {FILE}, expected the folder of an earlier fedgh run -m (of one run: without -m)"
+                f"{directory}: found no {SWEEP}, expected the folder of an earlier fedgh run -m "
+                "(of one run: without -m)"
             )
-        found = checked(_RECORD, storage.read_json(file), file, "what fedgh run -m wrote")
-        jobs = [Job(**{name: job[name] for name in _Job.__annotations__}) for job in found["jobs"]]
-        if [job.number for job in jobs] != list(range(len(jobs))):
+        record = SweepRecord.read(directory)
+        if [job.number for job in record.jobs] != list(range(len(record.jobs))):
             raise UserError(f"{file}: jobs: expected the numbers 0, 1, 2 and so on")
-        for item in [*found["overrides"], *(item for job in jobs for item in job.overrides)]:
+        for item in [*record.overrides, *(item for job in record.jobs for item in job.overrides)]:
             if key_of(item).startswith(("hydra", "-")):
                 raise UserError(f"{file}: found {item!r}, expected overrides of runs alone")
-        known = {name: found[name] for name in ("started", "environment")}
         # Any text may stand there, and Path.is_dir() raises at some.
-        cwd = Path(found["cwd"]) if os.path.isdir(found["cwd"]) else Path.cwd()  # noqa: PTH112  # as said above
-        sweep = cls(directory, found["overrides"], jobs, cwd, **known)
+        cwd = Path(record.cwd) if os.path.isdir(record.cwd) else Path.cwd()  # noqa: PTH112  # as said above
+        known = {"started": record.started, "environment": record.environment}
+        sweep = cls(directory, record.overrides, record.jobs, cwd, **known)
         # A copy knows the mark of the original, whose processes are not its own to end.
-        if found["directory"] == str(directory):
-            sweep.mark = found["mark"]
+        if record.directory == str(directory):
+            sweep.mark = record.mark
         return sweep
 
     def changed(self, changes: Sequence[str]) -> Sweep:
@@ -192,7 +140,7 @@ class Sweep:
             for job in self.jobs:
                 if job.status != "completed" and self._is_whole(job):
                     job.status, job.reason = "completed", None
-                elif job.status == "completed" and not (self.folder(job) / "result.json").exists():
+                elif job.status == "completed" and not (self.folder(job) / RESULT).exists():
                     job.status = "waiting"  # somebody deleted it, to have it again
                 elif job.status == "running":
                     job.status, job.reason = "interrupted", "the sweep was killed"
@@ -210,19 +158,19 @@ class Sweep:
 
     def save(self) -> None:
         """Write the record; a full disk must not end the sweep, whose run directories tell what is done."""
-        content = {
-            "overrides": self.overrides,
-            "cwd": str(self.cwd),
-            "directory": str(self.directory),
-            "mark": self.mark,
-            "started": self.started,
-            "environment": self.environment,
-            "jobs": [asdict(job) for job in self.jobs],
-        }
+        record = SweepRecord(
+            overrides=self.overrides,
+            cwd=str(self.cwd),
+            directory=str(self.directory),
+            mark=self.mark,
+            started=self.started,
+            environment=self.environment,
+            jobs=self.jobs,
+        )
         try:
-            storage.write_json(self.directory / FILE, content)
+            record.write(self.directory)
         except OSError as error:
-            print(f"fedgh: {self.directory / FILE}: {first_line(error)}; the sweep goes on", file=sys.stderr)
+            print(f"fedgh: {self.directory / SWEEP}: {first_line(error)}; the sweep goes on", file=sys.stderr)
 
     def run(self, number: int, console: Console) -> None:
         """Run a job unless it is completed, and note how it ended.
@@ -269,37 +217,34 @@ class Sweep:
 
     def print_status(self, console: Console) -> None:
         """The table of all jobs."""
+        completed = [job for job in self.jobs if job.status == "completed" and (self.folder(job) / RESULT).exists()]
+        results = {job.number: Result.read(self.folder(job)) for job in completed}
+        metrics = " / ".join(dict.fromkeys(short(result.metric) for result in results.values()))
         table = Table(title=f"sweep {escape(self.directory.name)}")
         table.add_column("job", justify="right")
         table.add_column("what differs", overflow="fold", min_width=16)
         table.add_column("status", overflow="fold")
-        table.add_column("PCK (%)", justify="right", no_wrap=True)
+        table.add_column(f"{escape(metrics) or 'score'} (%)", justify="right", no_wrap=True)
         table.add_column("seconds", justify="right", no_wrap=True)
         colours = {"completed": "green", "failed": "red", "interrupted": "yellow"}
         for job in self.jobs:
             status = "skipped: completed before" if job.number in self.skipped else job.status
             told = escape(f"{status}: {job.reason}" if job.reason else status)
             colour = colours.get(job.status)
+            score = results[job.number].score if job.number in results else None
             table.add_row(
                 str(job.number),
                 escape(" ".join(self.differing(job))),
                 f"[{colour}]{told}[/{colour}]" if colour else told,
-                self._pck(job),
+                percentage(score),
                 f"{job.seconds:.0f}" if job.attempts else "-",
             )
         console.print(table)
 
-    def _pck(self, job: Job) -> str:
-        file = self.folder(job) / "result.json"
-        if job.status != "completed" or not file.exists():
-            return "-"
-        pck = storage.read_json(file).get("pck")
-        return "-" if pck is None else f"{100 * pck:.1f}"
-
     def _is_whole(self, job: Job) -> bool:
         """Whether a run came to its end though nobody noted it; the result is the last that it writes."""
         folder = self.folder(job)
-        return (folder / "result.json").exists() and not (folder / "failure.json").exists()
+        return (folder / RESULT).exists() and not (folder / FAILURE).exists()
 
     def _arguments(self, job: Job) -> list[str]:
         """What to call ``fedgh run`` with; what a run left that has no checkpoint to go on from is cleared away."""
@@ -311,10 +256,8 @@ class Sweep:
         return [f"run_dir={quoted(folder)}", *job.overrides]
 
     def _can_go_on(self, job: Job) -> bool:
-        from fedgh_app.server.checkpoints import newest
-
         folder = self.folder(job)
-        if not (folder / resumption.LAUNCH_FILE).exists():
+        if not (folder / LAUNCH).exists():
             return False
         try:
             newest(folder, compose_config(job.overrides).rounds)
@@ -344,7 +287,7 @@ class Sweep:
                 raise
             finally:
                 said.join(2.0)  # not to the end: what outlives the job may hold the pipe
-        if status == 0 and (self.folder(job) / "result.json").exists():
+        if status == 0 and (self.folder(job) / RESULT).exists():
             return None
         if status < 0:
             resumption.end_processes(self.folder(job))

@@ -25,6 +25,9 @@ class Batch(Protocol):
         """(B, 3, h, w), normalised."""
 
 
+# Of parameters, and of a factor on the configured learning rate.
+OptimizerFactory = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
+
 B = TypeVar("B", bound=Batch)
 B_contra = TypeVar("B_contra", bound=Batch, contravariant=True)
 

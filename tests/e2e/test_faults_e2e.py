@@ -24,9 +24,9 @@ from servers import SCRIPTS, environment, fedgh, left_behind, start_fedgh, survi
 from benchmarks.loopback import FEDGH as FEDGH_PLAIN
 from fedgh_app.pose.arms.generated import generate
 from fedgh_app.runs import storage
-from fedgh_app.runtimes.processes import MARK, end_marked
+from fedgh_app.runs.checkpoints import newest
+from fedgh_app.runs.processes import MARK, end_marked
 from fedgh_app.runtimes.superlink import free_port, wait_until_up
-from fedgh_app.server.checkpoints import newest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TESTS = Path(__file__).resolve().parents[1]

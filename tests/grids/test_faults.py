@@ -16,7 +16,7 @@ from network import federation
 from fedgh_app.client_app import app as client_app
 from fedgh_app.errors import RunFailed
 from fedgh_app.runs import storage
-from fedgh_app.server.checkpoints import newest
+from fedgh_app.runs.checkpoints import newest
 from fedgh_app.server.federation import Federation, Round
 
 

@@ -9,7 +9,7 @@ import pytest
 from histories import asynchronous, coloured, history
 
 from fedgh_app.plots.timelines import clusters, staleness
-from fedgh_app.server.federation import Round
+from fedgh_app.runs.history import Round
 
 
 @pytest.mark.parametrize(("clients", "rounds"), [(1, 1), (4, 25), (30, 25), (1500, 3)])
@@ -24,7 +24,7 @@ def test_late_updates_and_clusters_are_drawn(tmp_path: Path, clients: int, round
 
 def test_hundreds_of_clusters_leave_room_for_the_picture(tmp_path: Path) -> None:
     """Matplotlib warns where a list of all of them would push it aside."""
-    made = [Round(1, clusters={f"cluster-{i}": [str(2 * i), str(2 * i + 1)] for i in range(250)})]
+    made = [Round(round=1, clusters={f"cluster-{i}": [str(2 * i), str(2 * i + 1)] for i in range(250)})]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         clusters(made, {}, tmp_path / "clusters.png", "t")

@@ -14,9 +14,8 @@ from flwr.app import Context, RecordDict
 
 from fedgh_app import server_app
 from fedgh_app.errors import UserError
-from fedgh_app.runs import storage
+from fedgh_app.runs import processes, storage
 from fedgh_app.runs.resumption import claimed, resumed, served
-from fedgh_app.runtimes import processes
 
 
 def started(directory: Path, overrides: list[str], of: Path | None = None) -> None:
@@ -121,10 +120,19 @@ def test_a_run_directory_gives_orders_to_nobody(planted: str, tmp_path: Path) ->
         resumed(tmp_path, [])
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"mark": "x"}', '{"overrides": 3, "mark": "x", "directory": ""}'])
-def test_a_damaged_launch_file_is_named(content: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", r"not valid JSON \(Expecting value: line 1 column 1 \(char 0\)\)"),
+        ("[]", "found a JSON list, expected an object"),
+        ('{"mark": "x"}', "overrides: Field required; expected what fedgh run wrote"),
+        ('{"overrides": 3, "mark": "x", "directory": ""}', "overrides: Input should be a valid list; expected what"),
+        ('{"overrides": [3], "mark": "x", "directory": ""}', r"overrides\.0: Input should be a valid string; expected"),
+    ],
+)
+def test_a_damaged_launch_file_is_named(content: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "launch.json").write_text(content)
-    with pytest.raises(UserError, match=r"launch\.json: cannot be read \(.*; expected what fedgh run wrote"):
+    with pytest.raises(UserError, match=rf"launch\.json: {said}"):
         resumed(tmp_path, [])
-    with pytest.raises(UserError, match=r"launch\.json: cannot be read"), claimed(tmp_path, []):
+    with pytest.raises(UserError, match=rf"launch\.json: {said}"), claimed(tmp_path, []):
         pass

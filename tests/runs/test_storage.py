@@ -4,6 +4,8 @@ import json
 import math
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +65,34 @@ def test_a_model_comes_back_with_what_rebuilds_it(tmp_path: Path) -> None:
     assert (metadata["dataset"], metadata["rounds"]) == ("arm", "7")
     (tmp_path / "other").touch()
     assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+WRITE = """
+import sys, torch
+from pathlib import Path
+from fedgh_app.runs import storage
+torch.manual_seed(0)
+state = {"w": torch.randn(2, 3), "steps": torch.tensor(4), "half": torch.ones(2, dtype=torch.float16)}
+folder = Path(sys.argv[1])
+folder.mkdir()
+storage.save_model(folder / "model.safetensors", state, model={"head": "ü\\n", "depth": 18}, dataset="arm", rounds=7)
+storage.save_state(folder / "round-0001.json", {"axes": {"b": state["w"], "a": {0: state["half"]}}, "round": 1})
+"""
+
+
+def test_equal_models_and_states_are_equal_files(tmp_path: Path) -> None:
+    """Whatever order the process has its sets in, and the library its metadata."""
+    for seed in range(4):
+        command = [sys.executable, "-c", WRITE, str(tmp_path / str(seed))]
+        subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": str(seed)}, check=True)
+    first, *others = [{file.name: file.read_bytes() for file in (tmp_path / str(n)).iterdir()} for n in range(4)]
+    assert sorted(first) == ["model.safetensors", "round-0001.json", "round-0001.state.safetensors"]
+    assert all(other == first for other in others)
+    assert storage.load_model(tmp_path / "0")[1] == {
+        "dataset": "arm",
+        "model": json.dumps({"depth": 18, "head": "ü\n"}),
+        "rounds": "7",
+    }
 
 
 def test_no_model_and_a_file_that_is_none_are_one_line(tmp_path: Path) -> None:

@@ -15,10 +15,12 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from recording import run
 
+from fedgh_app.callbacks.callback import Callback
 from fedgh_app.config.compose import compose_config
 from fedgh_app.data import site
 from fedgh_app.grids.inprocess import InProcessGrid
-from fedgh_app.server.federation import Callback, Federation, Round
+from fedgh_app.runs.history import Round
+from fedgh_app.server.federation import Federation
 from fedgh_app.server_app import federate
 
 MODEL_BYTES = 4 * 200_000

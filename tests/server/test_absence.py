@@ -24,7 +24,7 @@ from fedgh_app.errors import RunFailed, UserError
 from fedgh_app.grids.screening import ScreeningGrid
 from fedgh_app.pose.data.records import load_spec
 from fedgh_app.runs import storage
-from fedgh_app.server.checkpoints import newest
+from fedgh_app.runs.checkpoints import newest
 from fedgh_app.server_app import query, wait_for_nodes
 
 RAY = "<class 'ray.exceptions.ActorDiedError'>:<'The actor died unexpectedly before finishing this task.'>"
@@ -115,7 +115,7 @@ def test_calls_that_still_run_when_a_simulation_has_ended_are_ended() -> None:
     """Ray names a process after the call that it runs; one that is idle, or another program, is let be."""
     code = """if True:
         import subprocess, time
-        from fedgh_app.runtimes.processes import end_ray_calls
+        from fedgh_app.runs.processes import end_ray_calls
         names = ["ray::ClientAppActor.run", "ray::IDLE", "sleep"]
         children = [subprocess.Popen([name, "60"], executable="/bin/sleep") for name in names]
         end_ray_calls()

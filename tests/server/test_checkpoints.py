@@ -9,7 +9,7 @@ from killed import Killed, dying_at, model_of, rounds_of
 from recording import run
 
 from fedgh_app.errors import UserError
-from fedgh_app.server.checkpoints import newest
+from fedgh_app.runs.checkpoints import newest
 
 
 @pytest.mark.parametrize("damaged", ["round-0002.json", "round-0002.safetensors", "round-0002.state.safetensors"])

@@ -12,11 +12,12 @@ from flwr.app import Context, Message, MessageType
 from recording import run
 from safetensors.numpy import load_file
 
+from fedgh_app.assembly.client import ClientAssembly
 from fedgh_app.client import local_state
 from fedgh_app.client_app import _model, _site
 from fedgh_app.client_app import app as client_app
 from fedgh_app.config.compose import compose_config
-from fedgh_app.data import site
+from fedgh_app.data.site import open_site
 from fedgh_app.errors import RunFailed
 from fedgh_app.pose.data.batches import Batches
 from fedgh_app.pose.data.records import load_spec
@@ -90,7 +91,7 @@ def test_a_client_is_tested_with_its_own_part(sharing: str, prefix: str, toy: li
         assert own[-1] and all(key.startswith(prefix) for key in own[-1])
         model = ToyPose(3)
         model.load_state_dict({**shared, **own[-1]})
-        held = site.open_site(done.config, {"partition-id": number, "num-partitions": 4})
+        held = open_site(ClientAssembly(done.config).data, {"partition-id": number, "num-partitions": 4})
         batches = Batches(held.cache, held.test, batch_size=32, seed=0, shuffle=False)
         assert evaluate(model, batches, HeatmapCrossEntropy()).loss == pytest.approx(found[str(number)]["loss"])
     for one, other in itertools.pairwise(own):

@@ -11,14 +11,14 @@ from flwr.app import Context, Message
 from killed import Killed, dying_at, model_of, rounds_of
 from recording import run
 
-from fedgh_app.callbacks.usual import Plots
+from fedgh_app.callbacks.plots import Plots
 from fedgh_app.client_app import app as client_app
 from fedgh_app.config.compose import groups
 from fedgh_app.errors import RunFailed, UserError
 from fedgh_app.runs import storage
+from fedgh_app.runs.checkpoints import newest
 from fedgh_app.runs.resumption import resumed
 from fedgh_app.runtimes.launcher import launch
-from fedgh_app.server.checkpoints import newest
 
 # Every strategy, sharing and server optimizer, and each axis with a memory, once. All of them go through the same few
 # lines: what is tested is that none leaves out what it remembers. Every strategy with every sharing: below, and slow.

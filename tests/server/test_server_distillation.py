@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ToyPose
+from fedgh_app.server.distillation import PublicImages, ServerDistillation
 from flwr.app import ArrayRecord
 from recording import run
 
 from fedgh_app.config.compose import compose_config
 from fedgh_app.errors import UserError
 from fedgh_app.runs import storage
-from fedgh_app.server.distillation import PublicImages, ServerDistillation
 from fedgh_app.server.federation import Round, Update, tensors
 
 PUBLIC = ["distillation=server", "distillation.images=8", "distillation.every=2", "rounds=4"]
@@ -69,7 +69,7 @@ def test_the_clients_agreement_is_a_fixed_point(toy: list[str], tmp_path: Path) 
     done, grid = run(overrides, tmp_path / "run")
     reply = next(message for message in grid.received if "arrays" in message.content)
     arrays: ArrayRecord = reply.content.array_records["arrays"]
-    this = Round(1)
+    this = Round(round=1)
     after = ServerDistillation(images(toy), every=1).distil(done, this, arrays, [Update("0", reply, arrays)], "global")
     for key, tensor in tensors(after).items():
         assert torch.allclose(tensor, tensors(arrays)[key], atol=1e-6), key

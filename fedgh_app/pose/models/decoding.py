@@ -156,7 +156,6 @@ class Integral:
         return (raw - share * centre) / (1 - share)
 
 
-
 class MapLoss(Protocol):
     """What reading a map needs to know of the loss that trained it; see `losses.HeatmapLoss`."""
 

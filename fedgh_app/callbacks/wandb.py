@@ -10,15 +10,17 @@ import os
 from collections.abc import Collection, Mapping
 from logging import WARNING
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 from flwr.common.logger import log
-from omegaconf import OmegaConf
 
+from fedgh_app.callbacks.callback import Callback
 from fedgh_app.errors import first_line
-from fedgh_app.runs import storage
-from fedgh_app.server.federation import Federation, Round
+from fedgh_app.runs.directory import PLOTS
+from fedgh_app.runs.history import Round
+from fedgh_app.runs.records import Tracking
+from fedgh_app.server.federation import Federation
 
 REACH_SECONDS = 5.0  # for a server to answer at all
 INIT_SECONDS = 15.0  # for one that answers to begin a run
@@ -26,40 +28,45 @@ MOST_CLIENTS = 50  # of more, W&B gets no number of a single client: each is a c
 FINISH_SECONDS = 30.0  # for uploading what is left at the end, the plots above all
 
 
-class Tracker:
+class WandB(Callback):
     """Logs a federation to W&B, and always finishes what it started.
 
     A server that does not answer costs seconds, never the run: tracking is then offline, or ends with what was uploaded
     and the whole of it on disk.
+
+    Args:
+        tracking: the ``tracking`` group; ``tracking=none`` tracks nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tracking: Mapping[str, Any]) -> None:
+        self.tracking = tracking
         self.run: Any = None
         self.failed = False
 
-    def after_round(self, run: Federation, this: Round) -> None:
+    def after_round(self, federation: Federation, current: Round) -> None:
         """Log every number of the round."""
-        if self.failed:
+        if self.failed or self.tracking["name"] == "none":
             return
-        # A tracker that does not start, or breaks, must not take the training with it.
+        # Tracking that does not start, or breaks, must not take the training with it.
         try:
             if self.run is None:
-                self._start(run)
-            self._log(this, run.clients if len(run.clients) > MOST_CLIENTS else ())
+                self._start(federation)
+            self._log(current, federation.clients if len(federation.clients) > MOST_CLIENTS else ())
         except Exception as error:
             self.failed = True
-            log(WARNING, "W&B failed, this run is not tracked from round %d on: %s", this.round, first_line(error))
+            log(WARNING, "W&B failed, this run is not tracked from round %d on: %s", current.round, first_line(error))
 
-    def close(self, run: Federation, failure: str | None) -> None:
+    def close(self, federation: Federation, failure: str | None) -> None:
         """Log the plots, finish, and say where the run lies."""
         if self.run is None:
             return
         import wandb
 
         folder = str(Path(self.run.dir).parent)
-        mode, url, whole = "offline", None, False
+        mode: Literal["online", "offline"] = "offline"
+        url, whole = None, False
         try:
-            for plot in sorted((run.directory / "plots").glob("*.png")):
+            for plot in sorted((federation.directory / PLOTS).glob("*.png")):
                 self.run.log({f"plots/{plot.stem}": wandb.Image(str(plot))})
             if failure:
                 self.run.summary["failure"] = failure
@@ -71,52 +78,47 @@ class Tracker:
             log(WARNING, "W&B took longer than %g seconds at the end; what it lacks is on disk", FINISH_SECONDS)
         finally:
             sync = None if whole else f"wandb sync {folder}"
-            storage.write_json(
-                run.directory / "tracking.json", {"mode": mode, "url": url, "folder": folder, "sync": sync}
-            )
+            Tracking(mode=mode, url=url, folder=folder, sync=sync).write(federation.directory)
 
-    def _log(self, this: Round, without: Collection[str]) -> None:
-        self.run.log(
-            flatten({"seconds": this.seconds, "bytes": this.bytes, **this.evaluate}, without=without),
-            step=this.round,
-            commit=False,
-        )
-        parts = {"train": this.train, "strategy": this.strategy, "clusters": _clusters(this)}
-        axes = {"selection": this.selection, "distillation": this.distillation, "privacy": this.privacy}
-        self.run.log(flatten({**parts, **axes}, without=without), step=this.round)
+    def _log(self, current: Round, without: Collection[str]) -> None:
+        evaluate = current.evaluate.model_dump(exclude_defaults=True)
+        costs = {"seconds": current.seconds, "bytes": current.bytes}
+        self.run.log(flatten({**costs, **evaluate}, without=without), step=current.round, commit=False)
+        parts = {"train": current.train, "strategy": current.strategy, "clusters": _clusters(current)}
+        axes = {"selection": current.selection, "distillation": current.distillation, "privacy": current.privacy}
+        self.run.log(flatten({**parts, **axes}, without=without), step=current.round)
 
-    def _start(self, run: Federation) -> None:
+    def _start(self, federation: Federation) -> None:
         # Its own reports on itself go to the same server, and would be waited for when that is gone.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
-        mode: Any = run.config.tracking.mode or ("online" if has_key() else "offline")
+        mode: Any = self.tracking["mode"] or ("online" if has_key() else "offline")
         if mode == "online" and not reachable(base_url()):
             log(WARNING, "W&B at %s does not answer within %g seconds: tracking offline", base_url(), REACH_SECONDS)
             mode = "offline"
         try:
-            self.run = self._init(run, mode)
+            self.run = self._init(federation, mode)
         except wandb.errors.CommError as error:
             if mode != "online":
                 raise
             log(WARNING, "W&B at %s does not answer (%s): tracking offline", base_url(), first_line(error))
             wandb.teardown()  # else the id that was begun is in use
-            self.run = self._init(run, "offline")
+            self.run = self._init(federation, "offline")
 
-    def _init(self, run: Federation, mode: Any) -> Any:
+    def _init(self, federation: Federation, mode: Any) -> Any:
         import wandb
 
-        tracking = run.config.tracking
         return wandb.init(
-            project=tracking.project,
-            entity=tracking.entity,
-            group=tracking.group,
-            name=run.directory.name,
-            id=run.id,
-            resume="allow" if run.session else None,
-            dir=str(run.directory),
+            project=self.tracking["project"],
+            entity=self.tracking["entity"],
+            group=self.tracking["group"],
+            name=federation.directory.name,
+            id=federation.id,
+            resume="allow" if federation.session else None,
+            dir=str(federation.directory),
             mode=mode,
-            config=dict(OmegaConf.to_container(run.config)),  # type: ignore[arg-type]  # a dict of it is a dict
+            config=dict(federation.values),
             settings=wandb.Settings(
                 console="off",
                 silent=True,
@@ -128,10 +130,10 @@ class Tracker:
         )
 
 
-def _clusters(this: Round) -> dict[str, Any]:
+def _clusters(current: Round) -> dict[str, Any]:
     """How many clusters there are, and the number of each client's, which can be drawn over the rounds."""
-    numbers = {name: place for place, name in enumerate(this.clusters)}
-    of_client = {client: numbers[name] for name, members in this.clusters.items() for client in members}
+    numbers = {name: place for place, name in enumerate(current.clusters)}
+    of_client = {client: numbers[name] for name, members in current.clusters.items() for client in members}
     return {"count": len(numbers), "of": of_client} if numbers else {}
 
 
@@ -164,13 +166,13 @@ def reachable(url: str) -> bool:
 def flatten(tree: Mapping[str, Any], prefix: str = "", without: Collection[str] = ()) -> dict[str, float]:
     """The numbers of a nested table under ``a/b/c``; matrices and words stay in ``history.jsonl``, as do the numbers of
     the clients ``without``."""
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if key.partition("#")[0] in without:  # ``3#2`` is the second update of client 3 in a round
             continue
         if isinstance(value, Mapping):
-            found |= flatten(value, f"{name}/", without)
+            numbers |= flatten(value, f"{name}/", without)
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[name] = value
-    return found
+            numbers[name] = value
+    return numbers

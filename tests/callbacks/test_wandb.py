@@ -14,10 +14,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fedgh_app.callbacks.tracking import Tracker, flatten
 from recording import run
 
 from fedgh_app.callbacks import tracking
-from fedgh_app.callbacks.tracking import Tracker, flatten
 from fedgh_app.runs import storage
 from fedgh_app.server.federation import Round
 
@@ -47,7 +47,7 @@ def test_numbers_are_flattened_and_words_and_matrices_left_out() -> None:
 
 def test_every_number_of_a_round_is_logged() -> None:
     this = Round(
-        3,
+        round=3,
         train={"loss": 2.0, "clients": {"0": {"loss": 1.0}}},
         strategy={"staleness": {"0": 0, "0#2": 4}, "dropped": 1, "c": {"0": 0.5}, "cosines": [[1.0, None]]},
         clusters={"0": ["0", "2"], "1": ["1"]},
@@ -77,7 +77,7 @@ def test_of_many_clients_no_number_of_a_single_one_is_logged() -> None:
     """W&B makes a chart of every name: of a thousand clients, thousands."""
     by_client = {str(number): {"pck": 0.5, "per_keypoint": {"hip": 0.5}} for number in range(1000)}
     this = Round(
-        3,
+        round=3,
         train={"loss": 2.0, "clients": {"999": {"loss": 1.0}}},
         evaluate={"clients": {"pck": 0.5, "by_client": by_client}},
         strategy={"c": {"7": 0.5, "7#2": 0.1}, "conflicting": 0.25},
@@ -93,7 +93,7 @@ def test_of_many_clients_no_number_of_a_single_one_is_logged() -> None:
 
 
 def test_axes_that_are_off_log_nothing() -> None:
-    assert logged(Round(1, train={"loss": 2.0})) == {"train/loss": 2.0}
+    assert logged(Round(round=1, train={"loss": 2.0})) == {"train/loss": 2.0}
 
 
 class Server(http.server.ThreadingHTTPServer):

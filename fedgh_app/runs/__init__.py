@@ -1,0 +1,1 @@
+"""A run directory: its files, opening and resuming a run."""
