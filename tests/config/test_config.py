@@ -140,7 +140,7 @@ def test_a_value_overrides_an_experiment() -> None:
         (["+runtime.speeds.a=quick"], ["runtime.speeds.a=quick", "a number"]),
         (["model.debiased=1"], ["model.debiased=1: expected true or false, not a whole number"]),
         (["optimizer.betas=0.9"], ["optimizer.betas=0.9: expected a list, not a number"]),
-        (["++evaluate=3"], ["evaluate=3: expected a group of values, not a whole number"]),
+        (["runtime.speeds=3"], ["runtime.speeds=3: expected a group of values, not a whole number"]),
         (["strategy=fedavg,fedgh"], ["strategy=fedavg,fedgh", "-m"]),
         (["strategy"], ["strategy"]),
         (["strategy=[1"], ["strategy"]),

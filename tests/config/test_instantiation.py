@@ -4,9 +4,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from fedgh_app.assembly.client import ClientAssembly
 from fedgh_app.config import instantiation
 from fedgh_app.config.compose import compose_config
-from fedgh_app.config.instantiation import build_optimizer, instantiate
+from fedgh_app.config.instantiation import instantiate
 from fedgh_app.errors import UserError
 from fedgh_app.vision.sharing import FedPav
 
@@ -25,7 +26,7 @@ def test_a_class_that_a_module_merely_imports_is_not_built() -> None:
 
 def test_another_torch_optimizer_by_its_target() -> None:
     config = compose_config(["optimizer._target_=torch.optim.Adagrad", "~optimizer.betas"])
-    made = build_optimizer(config, [torch.nn.Parameter(torch.zeros(1))], 0.5)
+    made = ClientAssembly(config).optimizer([torch.nn.Parameter(torch.zeros(1))], 0.5)
     assert isinstance(made, torch.optim.Adagrad)
     assert made.defaults["lr"] == config.optimizer.lr * 0.5
 
@@ -33,7 +34,7 @@ def test_another_torch_optimizer_by_its_target() -> None:
 def test_an_optimizer_that_refuses_a_value_is_one_line() -> None:
     config = compose_config(["optimizer.betas=[0.9]"])
     with pytest.raises(UserError, match=r"^optimizer: "):
-        build_optimizer(config, [torch.nn.Parameter(torch.zeros(1))])
+        ClientAssembly(config).optimizer([torch.nn.Parameter(torch.zeros(1))])
 
 
 def test_an_argument_that_the_class_refuses_is_one_line() -> None:
