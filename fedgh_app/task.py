@@ -1,13 +1,12 @@
 """What a task is. All that differs between pose estimation and another task stands behind `Task`; the rest of the app
 knows neither keypoints nor identities.
 
-A task is one package beside ``pose/`` with a ``task.py``, and one row in `TASKS`. A task
+A task is one package beside ``pose/`` with a ``task.py``, and one row in `fedgh_app.vision.specs.TASKS`. A task
 knows nothing of configs: it is handed plain values, and the parts that the config describes (`Parts`).
 """
 
 from __future__ import annotations
 
-import functools
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,18 +17,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedgh_app.errors import UserError
 from fedgh_app.vision.card import Card
 from fedgh_app.vision.objectives import Penalty
-from fedgh_app.vision.specs import task_name
+from fedgh_app.vision.specs import TASKS, task_name
 from fedgh_app.vision.tally import Scores, Tally
 from fedgh_app.vision.training import Batch, Training
 
-# By the name that `task:` has in datasets/*.yaml: where the task's one instance is.
-TASKS = {"pose": "fedgh_app.pose.task:POSE"}
-
 Side = Literal["train", "test"]
-Purpose = Literal["train", "probe", "test"]
+Purpose = Literal["train", "probe", "test", "public"]
 Values = Mapping[str, Any]  # of a config, resolved
 
 
@@ -134,7 +129,11 @@ class Learner(Protocol):
     def batches(
         self, examples: Examples, indices: Sequence[int] | np.ndarray, purpose: Purpose, *, seed: int = 0
     ) -> Iterable[Batch]:
-        """Batches of these examples: ``train`` augmented and shuffled, ``probe`` shuffled alone, ``test`` in order."""
+        """Batches of these examples.
+
+        ``train`` is augmented and shuffled, ``probe`` shuffled alone; ``public``, whose labels are not read, and
+        ``test``, whose batches may be larger, come in order.
+        """
 
     def train(
         self,
@@ -151,6 +150,14 @@ class Learner(Protocol):
         self, examples: Examples, indices: Sequence[int] | np.ndarray, *, loss_alone: bool = False
     ) -> Evaluated:
         """Test the model on these examples; ``loss_alone`` spares what the loss does not need."""
+
+
+class Measurements(Protocol):
+    """`Scores` as they were written down: None where there was nothing to measure."""
+
+    score: float | None
+    parts: dict[str, float | None]
+    more: dict[str, float | None]
 
 
 class Score(Protocol):
@@ -181,9 +188,6 @@ class Task(Protocol):
     def check_opened(self, values: Values, file: Path) -> None:
         """Refuse (UserError) the config of a run, read from ``file``, that no model can be used by."""
 
-    def check(self, values: Values) -> None:
-        """Refuse (UserError) values of a config that this task can tell wrong before anything is built."""
-
     def load_spec(self, name: str) -> Spec:
         """What a data set is; UserError where it is not described, or wrongly."""
 
@@ -203,6 +207,9 @@ class Task(Protocol):
     def model_arguments(self, spec: Spec) -> dict[str, Any]:
         """What a model must be told of the data set, beside its own config group."""
 
+    def other_arguments(self, spec: Spec) -> dict[str, Any]:
+        """The same for a data set that predicts something else: what a federation shares must not depend on it."""
+
     def learner(self, spec: Spec, model: nn.Module, parts: Parts) -> Learner:
         """``model`` with all that its training and testing on such data take."""
 
@@ -219,7 +226,7 @@ class Task(Protocol):
     def scores(self, tally: Tally) -> Scores:
         """What a tally comes to."""
 
-    def result(self, scores: Scores, clients: Mapping[str, float]) -> dict[str, Any]:
+    def result(self, scores: Measurements, clients: Mapping[str, float | None]) -> dict[str, Any]:
         """The task's own fields of ``result.json``, given a run's scores and the headline of each client."""
 
     def draw(self, learner: Learner, examples: Examples, file: Path) -> None:
@@ -229,23 +236,10 @@ class Task(Protocol):
         """What a model card says of this task's model, given the run's config and its data sets by name."""
 
 
-@functools.cache
-def _instance(place: str) -> Task:
-    module, _, attribute = place.partition(":")
-    task: Task = getattr(importlib.import_module(module), attribute)
-    return task
-
-
-def task_called(name: str) -> Task:
-    """The task of this name; UserError where there is none."""
-    if name not in TASKS:
-        raise UserError(f"task={name}: no such task; expected one of {', '.join(TASKS)}")
-    return _instance(TASKS[name])
-
-
 def task_of(dataset: str) -> Task:
-    """The task of a data set; UserError where it is not described."""
-    return task_called(task_name(dataset))
+    """The task of a data set; UserError where the set is not described, or for no task that there is."""
+    task: Task = importlib.import_module(TASKS[task_name(dataset)]).TASK
+    return task
 
 
 def spec_of(dataset: str) -> Spec:

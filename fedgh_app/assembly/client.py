@@ -12,8 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fedgh_app.client.client import LocalTraining, TaskClient
-from fedgh_app.config.compose import fedgh_home
 from fedgh_app.config import instantiation
+from fedgh_app.config.compose import fedgh_home
 from fedgh_app.config.instantiation import instantiate, refusing
 from fedgh_app.config.settings import Settings
 from fedgh_app.data.federated import DataSet, FederatedData
@@ -162,12 +162,12 @@ class ClientAssembly:
     @functools.cached_property
     def loss(self) -> Any:
         """The loss."""
-        return instantiate(self.config.loss, "loss", self.task.builds)
+        return instantiate(self.config.loss, "loss", self.task.builds["loss"])
 
     @functools.cached_property
     def augmentation(self) -> Any:
         """What training images go through."""
-        return instantiate(self.config.augmentation, "augmentation", self.task.builds)
+        return instantiate(self.config.augmentation, "augmentation", self.task.builds["augmentation"])
 
     @functools.cached_property
     def objective(self) -> Objective:
@@ -218,7 +218,7 @@ class ClientAssembly:
     def distillation(self) -> Any:
         """How models in training are guided by a teacher; None without one."""
         node = DictConfig({key: value for key, value in self.config.teacher.items() if key != "run"})
-        return None if node._target_ is None else instantiate(node, "teacher", self.task.builds)
+        return None if node._target_ is None else instantiate(node, "teacher", self.task.builds["teacher"])
 
     def guide(self, spec: Spec) -> Any:
         """The teacher beside models that are trained on such data; None where there is none.
@@ -276,7 +276,6 @@ class ClientAssembly:
     def check(self) -> None:
         """Build every part that needs no data, so that a wrong argument is told before any process starts."""
         spec = self.data.first.spec
-        self.task.check(self.values)
         _ = self.loss, self.augmentation, self.schedule, self.objective, self.sharing, self.distillation
         _ = self.local_noise
         if self.config.teacher.get("run") is not None:

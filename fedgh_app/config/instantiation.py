@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import DictConfig
 
+from fedgh_app.config.choices import FACTS
 from fedgh_app.errors import UserError, first_line
 
 if TYPE_CHECKING:  # what is misspelt is told without waiting for torch
@@ -19,52 +20,58 @@ if TYPE_CHECKING:  # what is misspelt is told without waiting for torch
     from fedgh_app.task import Spec, Task
 
 # Overrides reach the machines of other people: a `_target_` stands only where an object is built, and names a class
-# under these modules. A function, or something that a module merely imports, could do anything.
+# under these modules; no module: of those that the task at hand allows (`Task.builds`), which `instantiate` is told. A
+# function, or something that a module merely imports, could do anything.
 TARGETS = {
     "strategy": ("strategies",),
-    "model": ("fedgh_app.pose.models",),
-    "loss": ("fedgh_app.pose.models.losses",),
-    "augmentation": ("fedgh_app.pose.data.augmentation",),
+    "model": (),
+    "loss": (),
+    "augmentation": (),
     "optimizer": ("torch.optim", "timm.optim"),
     "schedule": ("fedgh_app.vision.schedules",),
     "server_optimizer": ("torch.optim", "timm.optim"),
-    "objective": ("fedgh_app.vision.objectives",),
+    "objective": ("fedgh_app.vision.objectives", "fedgh_app.server.parts"),
+    "server_part": ("fedgh_app.server.parts",),
     "sharing": ("fedgh_app.vision.sharing",),
-    "teacher": ("fedgh_app.pose.models.hhd",),
+    "teacher": (),
     "mode": ("fedgh_app.server.modes",),
     "selection": ("fedgh_app.server.selection",),
     "partition": ("flwr_datasets.partitioner",),
     "callbacks": ("fedgh_app.callbacks",),
 }
-Builds = Mapping[str, tuple[str, ...]]
+# Nodes below a group that describe an object of another group; built by themselves, and no argument of the group's own.
+NESTED = {"topology": {"edge_strategy": "strategy"}, "objective": {"server_part": "server_part"}}
 HYDRA_KEYS = ("_target_", "_args_", "_recursive_", "_convert_", "_method_")
 
 
-def check_target(group: str, target: Any, targets: Builds | None = None) -> None:
-    """Refuse (UserError) a ``_target_`` that this group may not build."""
+def check_target(group: str, target: Any, allowed: Sequence[str] = ()) -> None:
+    """Refuse (UserError) a ``_target_`` that is no class of the ``allowed`` modules, else of those in `TARGETS`."""
     if target is None and group in ("partition", "server_optimizer", "teacher"):
         return  # every site holds its own data, no server optimizer, no teacher: nothing to build
     module, _, name = str(target).rpartition(".")
-    allowed = (targets or TARGETS)[group]
-    if not name[:1].isupper() or not _is_under(module, allowed):
-        raise UserError(f"{group}._target_={target}: expected a class under {' or '.join(allowed)}")
+    allowed = allowed or TARGETS[group]
+    if not name[:1].isupper() or (allowed and not _is_under(module, allowed)):
+        raise UserError(
+            f"{group}._target_={target}: expected a class under {' or '.join(allowed) or 'the package of its task'}"
+        )
 
 
-def instantiate(node: DictConfig, group: str, builds: Builds | None = None, **kwargs: Any) -> Any:
+def instantiate(node: DictConfig, group: str, allowed: Sequence[str] = (), /, **kwargs: Any) -> Any:
     """Build the object that a group describes (``hydra.utils.instantiate``), from an allowed class only.
 
     Args:
         node: the group's config, with a ``_target_``.
-        group: its name, for error messages and for what it may build.
-        builds: what the groups of a task may build; see `fedgh_app.task.Task.builds`.
+        group: its name, for error messages.
+        allowed: modules whose classes it may build; those in `TARGETS` where none are given.
         kwargs: further arguments for the constructor.
 
     Raises:
         UserError: the class does not exist, or refuses its arguments.
     """
-    made = _class_of(node, group, {**TARGETS, **(builds or {})})
+    made = _class_of(node, group, allowed or TARGETS[group])
+    values = DictConfig({key: value for key, value in node.items() if key not in (*FACTS, *NESTED.get(group, ()))})
     try:
-        return hydra.utils.instantiate(node, _convert_="all", _recursive_=False, **kwargs)
+        return hydra.utils.instantiate(values, _convert_="all", _recursive_=False, **kwargs)
     # Whatever a constructor raises, it is the config's values that it was given.
     except Exception as error:
         cause = error.__cause__ or error
@@ -73,17 +80,17 @@ def instantiate(node: DictConfig, group: str, builds: Builds | None = None, **kw
         raise UserError(f"{group}: {first_line(cause)}{_accepted(made, cause)}") from None
 
 
-def _class_of(node: DictConfig, group: str, targets: Builds) -> type:
+def _class_of(node: DictConfig, group: str, allowed: Sequence[str]) -> type:
     """The class that ``_target_`` names, defined where it may be; UserError for anything else."""
     target = str(node._target_)
-    check_target(group, target, targets)
+    check_target(group, target, allowed)
     module, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UserError(f"{group}._target_={target}: {first_line(error)}") from None
-    if not inspect.isclass(found) or not _is_under(found.__module__, targets[group]):
-        raise UserError(f"{group}._target_={target}: expected a class of {' or '.join(targets[group])}")
+    if not inspect.isclass(found) or not _is_under(found.__module__, allowed):
+        raise UserError(f"{group}._target_={target}: expected a class of {' or '.join(allowed)}")
     return found
 
 
@@ -93,7 +100,7 @@ def _is_under(module: str, packages: Iterable[str]) -> bool:
 
 def build_model(node: DictConfig, task: Task, spec: Spec) -> nn.Module:
     """The network of a ``model`` group for what ``spec`` predicts, drawn from PyTorch's global generator."""
-    made: nn.Module = instantiate(node, "model", task.builds, **task.model_arguments(spec))
+    made: nn.Module = instantiate(node, "model", task.builds["model"], **task.model_arguments(spec))
     return made
 
 

@@ -20,7 +20,7 @@ from fedgh_app.pose.evaluation.tally import BOUNDS, scores, tally
 from fedgh_app.pose.models.decoding import Decode, Integral, decoder
 from fedgh_app.pose.models.hhd import HHD, Guide
 from fedgh_app.pose.training import PoseBatch, evaluate, train
-from fedgh_app.task import Examples, Learner, Parts, Purpose, Spec, Trained, Values
+from fedgh_app.task import Examples, Learner, Measurements, Parts, Purpose, Spec, Trained, Values
 from fedgh_app.vision.card import Card
 from fedgh_app.vision.objectives import Penalty
 from fedgh_app.vision.tally import Scores, Tally
@@ -70,7 +70,7 @@ class PoseLearner:
             batch_size=4 * size if purpose == "test" else size,
             augmentation=self.parts.augmentation if purpose == "train" else None,
             seed=seed,
-            shuffle=purpose != "test",
+            shuffle=purpose in ("train", "probe"),
         )
 
     def train(
@@ -125,9 +125,6 @@ class PoseTask:
     bounds: Mapping[str, str] = BOUNDS
     commands = "fedgh_app.pose.commands"
 
-    def check(self, values: Values) -> None:
-        """Refuse (UserError) sizes of images and ways to read maps that there are not."""
-
     def check_opened(self, values: Values, file: Path) -> None:
         """Refuse (UserError) the config of a run without a size of images."""
         for group in values["dataset"].get("members", {"": values["dataset"]}).values():
@@ -155,6 +152,10 @@ class PoseTask:
     def model_arguments(self, spec: Spec) -> dict[str, Any]:
         """A map for each keypoint."""
         return {"num_keypoints": len(spec.predicts)}
+
+    def other_arguments(self, spec: Spec) -> dict[str, Any]:
+        """One map more."""
+        return {"num_keypoints": len(spec.predicts) + 1}
 
     def learner(self, spec: Spec, model: nn.Module, parts: Parts) -> PoseLearner:
         """``model`` as it finds the keypoints of ``spec``."""
@@ -191,7 +192,7 @@ class PoseTask:
         """PCK, its area, heatmap accuracy."""
         return scores(tally)
 
-    def result(self, scores: Scores, clients: Mapping[str, float]) -> dict[str, Any]:
+    def result(self, scores: Measurements, clients: Mapping[str, float | None]) -> dict[str, Any]:
         """``pck``, ``per_keypoint``, ``auc``, ``heatmap_accuracy``, ``clients_pck``."""
         more = {"heatmap_accuracy": scores.more.get("heatmap_accuracy"), "auc": scores.more.get("auc")}
         return {"pck": scores.score, "per_keypoint": scores.parts, **more, "clients_pck": dict(clients)}
@@ -208,4 +209,4 @@ class PoseTask:
         return card(values, cast(Mapping[str, DatasetSpec], specs))
 
 
-POSE = PoseTask()
+TASK = PoseTask()

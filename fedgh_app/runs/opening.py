@@ -55,7 +55,7 @@ def load_run(path: Path | str) -> Trained:
     with torch.random.fork_rng(devices=[]):
         model = instantiation.build_model(config.model, task, spec)
     _load(model, state, file)
-    loss = instantiation.instantiate(config.loss, "loss", task.builds)
+    loss = instantiation.instantiate(config.loss, "loss", task.builds["loss"])
     return Trained(directory, file, task, spec, model.eval(), loss, values, metadata)
 
 

@@ -39,13 +39,11 @@ class Objective:
     """The local objective. Most terms can be left out, so each objective states only what it adds.
 
     Attributes:
-        needs_start: whether the model as it was received is needed: of all but the loss alone.
-        needs_control: whether the server must send its control variate.
+        needs_start: whether the model as it was received is needed: by all but the loss alone.
         has_memory: whether the client keeps `next_memory` from one of its trainings to the next.
     """
 
     needs_start: ClassVar[bool] = True
-    needs_control: ClassVar[bool] = False
     has_memory: ClassVar[bool] = False
 
     def penalty(self, received: Received) -> Penalty | None:
@@ -146,7 +144,6 @@ class Scaffold(Objective):
     momentum and weight decay.
     """
 
-    needs_control: ClassVar[bool] = True
     has_memory: ClassVar[bool] = True
 
     def penalty(self, received: Received) -> Penalty | None:

@@ -10,6 +10,9 @@ import yaml
 
 from fedgh_app.errors import UserError
 
+# By the name that `task:` has in these files: the module that holds the task's one instance, `TASK`.
+TASKS = {"pose": "fedgh_app.pose.task"}
+
 DIRECTORY = Path(__file__).resolve().parents[2] / "datasets"
 
 
@@ -37,6 +40,6 @@ def read_spec(name: str, directory: Path = DIRECTORY) -> tuple[Path, dict[str, A
 def task_name(name: str) -> str:
     """The task that a data set is for; UserError where it does not say."""
     path, values = read_spec(name)
-    if not isinstance(values.get("task"), str):
-        raise UserError(f"{path}: task={values.get('task')!r}, expected the name of a task")
+    if values.get("task") not in TASKS:
+        raise UserError(f"{path}: task={values.get('task')!r}, expected one of {', '.join(TASKS)}")
     return str(values["task"])

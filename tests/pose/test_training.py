@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
+from fedgh_app.config.choices import values_of
 from fedgh_app.errors import UserError
 from fedgh_app.pose.evaluation.tally import tally
 from fedgh_app.pose.models import PoseNet
@@ -105,7 +106,7 @@ def test_a_pose_net_learns_with_each_configured_optimizer(optimizer):
 
 @pytest.mark.parametrize("name, kind", [("mse", HeatmapMSE), ("cross_entropy", HeatmapCrossEntropy)])
 def test_the_config_builds_each_loss(name, kind):
-    loss = instantiate(OmegaConf.load(CONF / "loss" / f"{name}.yaml"))
+    loss = instantiate(values_of("loss", name))
     assert type(loss) is kind
     assert loss.sigma == 2
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import CENTRAL, LOCAL
+from fedgh_app.server.privacy import Account, check_demand, check_shared, epsilon
 from flwr.app import Array
 from killed import Killed, dying_at, model_of, rounds_of
 from omegaconf import DictConfig, OmegaConf
@@ -23,7 +24,6 @@ from fedgh_app.errors import RunFailed, UserError
 from fedgh_app.runs import storage
 from fedgh_app.runtimes.launcher import launch
 from fedgh_app.server import privacy
-from fedgh_app.server.privacy import Account, check_demand, check_shared, epsilon
 from strategies.gaussian import GaussianMechanism
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ToyPose
+from fedgh_app.server.distillation import PublicImages, ServerDistillation
 from flwr.app import ArrayRecord
 from recording import run
 
 from fedgh_app.config.compose import compose_config
 from fedgh_app.errors import UserError
 from fedgh_app.runs import storage
-from fedgh_app.server.distillation import PublicImages, ServerDistillation
 from fedgh_app.server.federation import Round, Update, tensors
 
 PUBLIC = ["distillation=server", "distillation.images=8", "distillation.every=2", "rounds=4"]
