@@ -134,7 +134,7 @@ def test_a_hook_that_fails_at_the_end_costs_nothing_else(
     def fail(*_: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("fedgh_app.plots.curves.keypoint_curves", fail)
+    monkeypatch.setattr("fedgh_app.plots.curves.part_curves", fail)
     result = launch([*toy, "rounds=1", "tracking=wandb", "tracking.mode=offline"], tmp_path / "run", quiet=True)
     assert result["rounds"] == 1
     assert storage.read_json(tmp_path / "run/tracking.json")["mode"] == "offline"
