@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from flwr.app import Context
@@ -9,6 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedgh_app.assembly.server import Assembly
 from fedgh_app.config.compose import compose_config, run_name, split_overrides
+from fedgh_app.data.federated import Dealt
 from fedgh_app.grids.packing import PackingGrid
 from fedgh_app.plots.holdings import holdings
 from fedgh_app.runs import processes
@@ -48,4 +51,14 @@ def deal(assembly: Assembly, directory: Path, num_clients: int) -> None:
         return
     dealt = assembly.data.deal(num_clients)
     (directory / PLOTS).mkdir(parents=True, exist_ok=True)
-    holdings(dealt, directory / PLOTS / "partition.png", assembly.data.name)
+    draw_holdings(dealt, directory / PLOTS / "partition.png", assembly.data.name)
+
+
+def draw_holdings(dealt: Mapping[str, Dealt], file: Path, title: str) -> None:
+    """Draw who holds what: by the attribute of a data set, where it has one, else by data set."""
+    held = [
+        one.data.holdings(part) or Counter({name: len(part)}) for name, one in dealt.items() for part in one.parts.train
+    ]
+    labels = [label for one in dealt.values() for label in one.parts.labels]
+    attributes = [one.data.attribute for one in dealt.values()]
+    holdings(held, labels, attributes[0] if len(attributes) == 1 else None, file, title)

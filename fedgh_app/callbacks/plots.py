@@ -7,6 +7,7 @@ from fedgh_app.errors import UserError
 from fedgh_app.plots import curves, timelines, updates
 from fedgh_app.runs.directory import PLOTS
 from fedgh_app.server.federation import Federation
+from fedgh_app.words import plural
 
 
 class Plots(Callback):
@@ -22,7 +23,8 @@ class Plots(Callback):
         title = f"{type(federation.strategy).__name__} on {federation.data.name}"
         metric = federation.data.headline
         labels = {name: client.label for name, client in federation.clients.items()}
-        curves.keypoint_curves(history, folder / "keypoints.png", title, metric)
+        part = federation.task.part
+        curves.part_curves(history, folder / f"{plural(part)}.png", title, metric, part)
         curves.client_curves(history, labels, folder / "clients.png", title, metric)
         updates.cosine_matrices(history, labels, folder / "cosines.png", title)
         updates.weights_and_conflicts(history, labels, folder / "weights.png", title)

@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from fedgh_app.config.compose import compose_config, groups
 
 # What a run is told by elsewhere, or what says nothing about its model.
-TOLD = ("dataset", "runtime", "tracking", "callbacks", "keep_checkpoints")
-TOLD += ("run_dir", "seed", "rounds", "num_clients", "resume")
+TOLD = {"dataset", "runtime", "tracking", "callbacks", "keep_checkpoints"}
+TOLD |= {"run_dir", "seed", "rounds", "num_clients", "resume"}
 
 
 def changes(config: Mapping[str, Any], *without: str) -> list[str]:
@@ -20,7 +20,7 @@ def changes(config: Mapping[str, Any], *without: str) -> list[str]:
     changed: list[str] = []
     usual = _defaults()
     for key, node in config.items():
-        if key in (*TOLD, *without) or node == usual.get(key):
+        if key in TOLD.union(without) or node == usual.get(key):
             continue
         if key not in usual or isinstance(node, Mapping) != isinstance(usual[key], Mapping):  # of another version
             changed.append(f"{key}={node}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.types import OverrideType
@@ -16,7 +16,7 @@ from fedgh_app.errors import UserError
 DEPENDS_ON = ("dataset", "evaluate", "batch_size")
 
 
-def evaluated_on(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def evaluated_on(values: Mapping[str, Any], overrides: Sequence[str]) -> Mapping[str, Any]:
     """A run's config with those of its values replaced that an evaluation depends on.
 
     Another data set is looked at in the size that the model was trained on, unless ``dataset.input_size`` says
@@ -33,7 +33,7 @@ def evaluated_on(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, 
             )
     if not parsed:
         return values
-    changed = OmegaConf.create(copy.deepcopy(values))
+    changed = OmegaConf.create(copy.deepcopy(dict(values)))
     keys = [item.key_or_group for item in parsed]
     # Whatever the run did with clients: these two go with every data set.
     composed = compose_config(["partition=iid", "sharing=fedpav", *overrides])

@@ -24,7 +24,6 @@ class Facts:
         result: what it came to; of a run that failed, as far as it came.
         specs: its data sets by name.
         card: what its task says of the model.
-        kept: what of the model each client keeps to itself, such as ``head``; empty where it sends all.
         history: its rounds; none for clients that were trained alone.
         failure: why it failed.
     """
@@ -34,9 +33,16 @@ class Facts:
     result: Result
     specs: Mapping[str, Spec]
     card: Card
-    kept: str = ""
     history: Sequence[Round] = ()
     failure: str | None = None
+
+    @property
+    def kept(self) -> str:
+        """What of the model each client keeps to itself, such as ``head``; empty where it sends all."""
+        sharing = self.values["sharing"]
+        return {"nothing": "", "batch_norm": "BatchNorm layers"}.get(
+            sharing.get("keeps", ""), ", ".join(sharing.get("modules", ["part"]))
+        )
 
     @property
     def rounds(self) -> int:

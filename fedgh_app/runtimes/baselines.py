@@ -18,6 +18,7 @@ from fedgh_app.config.compose import compose_config, join_overrides, quoted
 from fedgh_app.data.federated import FederatedData
 from fedgh_app.errors import UserError
 from fedgh_app.grids.inprocess import InProcessGrid
+from fedgh_app.model_card.facts import Facts
 from fedgh_app.runs import storage
 from fedgh_app.runs.directory import CLIENTS, LOG
 from fedgh_app.runs.history import Round, read_history
@@ -102,7 +103,8 @@ def run_local(assembly: Assembly, overrides: Sequence[str], directory: Path, *, 
             _federate(Assembly(compose_config(alone)), alone, folder, [node], display)
         results[str(i)] = (Result.read(folder), read_history(folder)[-1])
     result = _merged(assembly.task, results)
-    model_card.write(directory, assembly.values, result)
+    specs = {name: one.spec for name, one in data.sets.items()}
+    model_card.write(Facts(directory, assembly.values, result, specs, assembly.task.card(assembly.values, specs)))
     result.write(directory)
     return result
 
