@@ -56,7 +56,7 @@ def run(folder: Path, config: Any, pck: float, seed: int) -> None:
     by_client = {name: pck - 0.05 * place for place, name in enumerate(CLIENTS)}
     for number in range(config.rounds + 1):
         reached = 1 - 0.5**number
-        evaluate = {"pck": reached * pck, "per_keypoint": {key: reached * value for key, value in found.items()}}
+        evaluate = {"score": reached * pck, "parts": {key: reached * value for key, value in found.items()}}
         cosines = np.eye(4) + (1 - np.eye(4)) * np.where(np.add.outer(range(4), range(4)) % 2, -0.1, 0.2)
         cosines += (1 - np.eye(4)) * rng.uniform(-0.02, 0.02)
         strategy = {"clients": list(CLIENTS), "cosines": cosines.tolist()} if number else {}
@@ -65,15 +65,17 @@ def run(folder: Path, config: Any, pck: float, seed: int) -> None:
     odd = {"round": 2, "client": "3", "reason": "update not finite"}
     rejected = [odd] if seed == 1 and "FedAvg" in config.strategy._target_ else []
     result = {
-        "pck": pck,
-        "per_keypoint": found,
+        "metric": "PCK@0.2",
+        "part": "keypoint",
+        "score": pck,
+        "parts": found,
+        "more": {"heatmap_accuracy": 0.4},
         "evaluated": "central",
         "rounds": config.rounds,
         "seconds": {"total": 65.0, "rounds": 60.0 + seed},
         "rejected": rejected,
-        "heatmap_accuracy": 0.4,
         "clients": {name: {"label": label, "examples": 10, "test_examples": 5} for name, label in CLIENTS.items()},
-        "clients_pck": by_client,
+        "clients_score": by_client,
         "dataset": "arm",
     }
     storage.write_json(folder / "result.json", result)

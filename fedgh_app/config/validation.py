@@ -107,6 +107,8 @@ def _check_types(base: DictConfig, config: DictConfig, path: str = "") -> None:
         name = f"{path}{key!s}"
         default, value = base[key], config.get(key)
         if isinstance(default, DictConfig):
+            if path == "callbacks." and key not in config:
+                continue  # ~callbacks.NAME: one that this run goes without
             if not isinstance(value, DictConfig):
                 raise UserError(f"{name}={value}: expected a group of values, not a single one")
             _check_types(default, value, f"{name}.")

@@ -17,7 +17,7 @@ from fedgh_app.plots.names import counting
 from fedgh_app.plots.style import COLOURS, LINES, MOST_CLIENTS
 from fedgh_app.reports.comparison import Difference
 from fedgh_app.reports.settings import Setting
-from fedgh_app.runs.outcome import Outcome, headline
+from fedgh_app.runs.outcome import Outcome
 
 # Colours of text and axes, of backgrounds: told from all others, so that a page may put its own in their place.
 INK, PAPER, FAINT = "#1c2128", "#fdfdfe", "#8b929c"
@@ -82,9 +82,9 @@ def curve_of(setting: Setting) -> Curve | None:
     for run in setting.runs:
         found, clock = {}, 0.0
         for line in run.history():
-            clock += line["seconds"].get("total", 0.0)
-            if (pck := headline(line["evaluate"]).get("pck")) is not None:
-                found[int(line["round"])] = (clock, float(pck))
+            clock += line.seconds.get("total", 0.0)
+            if (score := line.evaluate.headline.score) is not None:
+                found[line.round] = (clock, score)
         by_run.append(found)
     rounds = sorted(set.intersection(*(set(found) for found in by_run)))
     if not rounds:
@@ -100,7 +100,7 @@ def cosines_of(setting: Setting) -> Cosines | None:
     last: dict[tuple[str, str], list[float]] = {}
     labels: dict[str, set[str]] = {}
     for run in setting.runs:
-        measured = [line["strategy"] for line in run.history() if line["strategy"].get("cosines")]
+        measured = [line.strategy for line in run.history() if line.strategy.get("cosines")]
         for strategy in measured:
             for pair, value in _pairs(strategy):
                 every.setdefault(pair, []).append(value)
@@ -135,7 +135,7 @@ def _matrix(found: Mapping[tuple[str, str], Sequence[float]], clients: Sequence[
 
 
 def _label(run: Outcome, client: str) -> str:
-    label = str(run.result.get("clients", {}).get(client, {}).get("label", client))
+    label = run.result.clients[client].label if client in run.result.clients else client
     return f"client {client}" if label == client else label
 
 
@@ -163,7 +163,7 @@ def outcomes(settings: Sequence[Setting], metric: str) -> Figure:
         figure = _figure(WIDTH, 1.0 + 0.42 * len(settings))
         axes = figure.subplots()
         for place, setting in enumerate(settings):
-            values = [100 * run.result["pck"] for run in setting.runs if run.result["pck"] is not None]
+            values = [100 * run.result.score for run in setting.runs if run.result.score is not None]
             colour = colour_of(place)
             # Runs with the same number would lie on top of each other.
             beside = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else [0.0] * len(values)

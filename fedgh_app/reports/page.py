@@ -35,10 +35,10 @@ from fedgh_app.reports.settings import (
     percent_text,
     spread_text,
 )
-from fedgh_app.runs import storage
-from fedgh_app.runs.resumption import LAUNCH_FILE, noted
-from fedgh_app.runtimes.sweep import FILE as SWEEP_FILE
-from fedgh_app.runtimes.sweep import Job, Sweep, command
+from fedgh_app.runs.records import LAUNCH, TRACKING, Launch, Tracking
+from fedgh_app.runs.result import RESULT
+from fedgh_app.runs.sweep import SWEEP, Job, Machine
+from fedgh_app.runtimes.sweep import Sweep, command
 from fedgh_app.vision.files import replacing
 
 FIGURES = "report-figures"
@@ -107,17 +107,17 @@ def _content(settings: Sequence[Setting], folders: Sequence[Path], baseline: str
     rows = compare(settings, baseline)
     against = baseline_of(settings, baseline) if baseline is not None else None
     gained = differences(settings, against) if against else {}
-    sweeps = [Sweep.read(folder.resolve()) for folder in folders if (folder / SWEEP_FILE).exists()]
+    sweeps = [Sweep.read(folder.resolve()) for folder in folders if (folder / SWEEP).exists()]
     configs = [setting.runs[0].config for setting in settings]
     metrics = {site.headline(config) for config in configs}
     metric = metrics.pop() if len(metrics) == 1 else "PCK"
     keypoints = keypoints_of(rows)
     runs = [_line(setting, run) for setting in settings for run in setting.runs]
     rejected = [
-        {"setting": setting.title, "run": run.directory.name, **item}
+        {"setting": setting.title, "run": run.directory.name, **dict(item)}
         for setting in settings
         for run in setting.runs
-        for item in run.result["rejected"]
+        for item in run.result.rejected
     ]
     unfinished = [
         {
@@ -190,7 +190,7 @@ def _summary(settings: Sequence[Setting], sweeps: Sequence[Sweep], configs: Sequ
 
 def _has_ended(sweep: Sweep, job: Job) -> bool:
     """Whether the job's result is among those compared, also where its run was taken up by itself."""
-    return (sweep.folder(job) / "result.json").exists()
+    return (sweep.folder(job) / RESULT).exists()
 
 
 def _notes(
@@ -205,7 +205,7 @@ def _notes(
     """The sentences of the report: how its numbers came about, and what they do not tell."""
     fewest = min((found.pairs for found in gained.values()), default=0)
     tested = sum(found.p is not None for found in gained.values())
-    whose = {setting.runs[0].result["evaluated"] for setting in settings}
+    whose = {setting.runs[0].result.evaluated for setting in settings}
     where = "on the test images that the server sees" if whose == {"central"} else "on the clients' own test images"
     if len(whose) > 1:
         where = "on the test images that the server sees, or on the clients' own where the name says so"
@@ -255,14 +255,12 @@ def _notes(
     }
 
 
-def _environment(found: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in found["packages"].items())
+def _environment(machine: Machine) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in machine.packages.items())
     commit = ""
-    if found.get("commit"):
-        commit = f", commit {found['commit'].rstrip('+')}" + (" with changes" if found["commit"].endswith("+") else "")
-    return (
-        f"Run on {found['system']} with {count(found['cores'], 'core')}, Python {found['python']}, {versions}{commit}."
-    )
+    if machine.commit:
+        commit = f", commit {machine.commit.rstrip('+')}" + (" with changes" if machine.commit.endswith("+") else "")
+    return f"Run on {machine.system} with {count(machine.cores, 'core')}, Python {machine.python}, {versions}{commit}."
 
 
 def _figure(name: str, figure: Figure, alt: str, **more: Any) -> dict[str, Any]:
@@ -329,7 +327,7 @@ def _shown(settings: Sequence[Setting], against: Setting | None) -> list[Setting
     """The settings that are drawn: all, or the best and the baseline where there are too many to tell apart."""
     if len(settings) <= report_figures.MOST_SETTINGS:
         return list(settings)
-    by_pck = sorted(settings, key=lambda setting: -float(np.mean([run.result["pck"] or 0.0 for run in setting.runs])))
+    by_pck = sorted(settings, key=lambda setting: -float(np.mean([run.result.score or 0.0 for run in setting.runs])))
     kept = set(by_pck[: report_figures.MOST_SETTINGS])
     if against is not None and against not in kept:
         kept = {*by_pck[: report_figures.MOST_SETTINGS - 1], against}
@@ -353,15 +351,15 @@ def _is_best(spread: Mapping[str, float | None] | None, best: float | None) -> b
 def _line(setting: Setting, run: Outcome) -> dict[str, Any]:
     """A run's line in the list of all of them."""
     seeds = {key: value for key, value in run.seeds().items() if key == "seed" or value != run.config.seed}
-    file = run.directory / "tracking.json"
-    tracked = storage.read_json(file) if file.exists() else {}
+    tracked = Tracking.read(run.directory) if (run.directory / TRACKING).exists() else None
+    url = str(tracked.url) if tracked else ""
     return {
         "name": run.directory.name,
         "setting": setting.title,
         "seed": ", ".join(str(value) if key == "seed" else f"{key}={value}" for key, value in seeds.items()),
         "result": run.result,
-        "url": tracked.get("url") if str(tracked.get("url")).startswith("https://") else None,
-        "sync": tracked.get("sync"),
+        "url": url if url.startswith("https://") else None,
+        "sync": tracked.sync if tracked else None,
     }
 
 
@@ -378,9 +376,8 @@ def _commands(folders: Sequence[Path], sweeps: Sequence[Sweep], settings: Sequen
     of_sweeps = {sweep.directory for sweep in sweeps}
     found = [f"fedgh run -m {shlex.join(sweep.overrides)}" for sweep in sweeps]
     for run in (run for setting in settings for run in setting.runs):
-        file = run.directory / LAUNCH_FILE
-        if run.directory.resolve().parent not in of_sweeps and file.exists():
-            found.append(f"fedgh run {shlex.join(map(str, noted(run.directory)['overrides']))}")
+        if run.directory.resolve().parent not in of_sweeps and (run.directory / LAUNCH).exists():
+            found.append(f"fedgh run {shlex.join(Launch.read(run.directory).overrides)}")
     return found
 
 

@@ -13,13 +13,14 @@ from rich.table import Table
 
 from fedgh_app.errors import UserError
 from fedgh_app.runs.outcome import Outcome, is_seed
+from fedgh_app.runs.result import RESULT, Result
 
 if TYPE_CHECKING:
     from fedgh_app.reports.comparison import Difference
 
 # What differs between runs of one setting, beside every key that ends in "seed".
 SEEDED = ("run_dir", "resume", "round_timeout", "keep_checkpoints")
-ELSEWHERE = ("runtime.", "tracking.")  # where a run ran, and where its numbers went
+ELSEWHERE = ("runtime.", "tracking.", "callbacks.")  # where a run ran, and what was written down of it
 # Which keys say what was chosen in a group.
 CHOICES = ("_target_", "name", "spec")
 
@@ -39,7 +40,7 @@ class Setting:
     @property
     def title(self) -> str:
         """The name, and on which images it was tested where that is not the server's."""
-        return self.name + ("" if self.runs[0].result["evaluated"] == "central" else " (clients' own)")
+        return self.name + ("" if self.runs[0].result.evaluated == "central" else " (clients' own)")
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
@@ -49,12 +50,12 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for folder in folders:
-        if (folder / "result.json").exists():
+        if (folder / RESULT).exists():
             found.append(folder)
             continue
-        below = sorted(file.parent for file in folder.glob("*/result.json"))
+        below = sorted(file.parent for file in folder.glob(f"*/{RESULT}"))
         if not below:
-            raise UserError(f"{folder}: no result.json here or one folder below; expected a run directory or a sweep")
+            raise UserError(f"{folder}: no {RESULT} here or one folder below; expected a run directory or a sweep")
         found += sorted(below, key=lambda path: (len(path.name), path.name))
     return list({run.resolve(): run for run in found}.values())
 
@@ -130,8 +131,8 @@ def _by_seed(setting: Setting, keys: Sequence[str]) -> dict[object, float]:
     """PCK by the values of the seeds ``keys``; a seed that was run twice has no one partner, and is left out."""
     found: dict[object, list[float]] = {}
     for run in setting.runs:
-        if run.result["pck"] is not None:
-            found.setdefault(tuple(run.values[key] for key in keys), []).append(run.result["pck"])
+        if run.result.score is not None:
+            found.setdefault(tuple(run.values[key] for key in keys), []).append(run.result.score)
     return {seed: values[0] for seed, values in found.items() if len(values) == 1}
 
 
@@ -168,25 +169,25 @@ def _told(key: str, value: Any) -> str:
 
 def _row(setting: Setting) -> dict[str, Any]:
     results = [run.result for run in setting.runs]
-    keypoints = list(results[0]["per_keypoint"])
-    held = [[value for value in result.get("clients_pck", {}).values() if value is not None] for result in results]
+    keypoints = list(results[0].parts)
+    held = [[value for value in result.clients_score.values() if value is not None] for result in results]
     worst = [min(values) for values in held if values]
     return {
         "setting": setting.name,
         "runs": len(results),
-        "evaluated": results[0]["evaluated"],
-        "pck": _spread([result["pck"] for result in results]),
-        "per_keypoint": {key: _spread([result["per_keypoint"].get(key) for result in results]) for key in keypoints},
+        "evaluated": results[0].evaluated,
+        "pck": _spread([result.score for result in results]),
+        "per_keypoint": {key: _spread([result.parts.get(key) for result in results]) for key in keypoints},
         "worst_client": _spread(worst) if len(worst) == len(results) else None,
-        "heatmap_accuracy": _spread([result.get("heatmap_accuracy") for result in results]),
+        "heatmap_accuracy": _spread([result.more.get("heatmap_accuracy") for result in results]),
         "epsilon": max((spent for spent in map(_epsilon, results) if spent is not None), default=None),
-        "seconds": float(np.mean([result["seconds"]["rounds"] for result in results])),
-        "rejected": sum(len(result["rejected"]) for result in results),
+        "seconds": float(np.mean([result.seconds.rounds for result in results])),
+        "rejected": sum(len(result.rejected) for result in results),
     }
 
 
-def _epsilon(result: Mapping[str, Any]) -> float | None:
-    return (result.get("privacy") or {}).get("epsilon")
+def _epsilon(result: Result) -> float | None:
+    return result.privacy.get("epsilon")
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, float | None] | None:
