@@ -13,15 +13,15 @@ from fedgh_app.server.federation import Round
 def history(clients: int, rounds: int, scale: float = 1.0) -> list[Round]:
     rng = np.random.default_rng(0)
     names = [str(i) for i in range(clients)]
-    made = [Round(round=0, evaluate={"central": {"per_keypoint": {"elbow": 0.1, "wrist": 0.0}, "pck": 0.05}})]
+    made = [Round(round=0, evaluate={"central": {"parts": {"elbow": 0.1, "wrist": 0.0}, "score": 0.05}})]
     for number in range(1, rounds + 1):
         cosines = np.eye(clients) + rng.uniform(-0.2, 0.2, (clients, clients)) * (1 - np.eye(clients))
         made.append(
             Round(
                 round=number,
                 evaluate={
-                    "central": {"per_keypoint": {"elbow": scale * number / rounds, "wrist": 0.3}, "pck": 0.4},
-                    "clients": {"by_client": {name: {"pck": rng.uniform()} for name in names}},
+                    "central": {"parts": {"elbow": scale * number / rounds, "wrist": 0.3}, "score": 0.4},
+                    "clients": {"by_client": {name: {"score": rng.uniform()} for name in names}},
                 },
                 strategy={
                     "clients": names,

@@ -53,7 +53,7 @@ def test_a_bad_reply_is_rejected_by_name_and_the_round_goes_on(
 ) -> None:
     run, _, said = faulted
     number, client = PLACES[kind]
-    (rejected,) = [item for item in run.history[number].rejected if item["client"] == client]
+    (rejected,) = [dict(item) for item in run.history[number].rejected if item.client == client]
     assert rejected["round"] == number
     assert FAULTS[kind][1] in rejected["reason"] and "\n" not in rejected["reason"]
     assert client not in run.history[number].strategy["clients"]
@@ -67,7 +67,7 @@ def test_a_client_that_raises_is_rejected_by_name_and_the_round_goes_on(
     faulted: tuple[Federation, Federation, str],
 ) -> None:
     _, run, _ = faulted
-    found = {(item["round"], item["client"]): item["reason"] for this in run.history for item in this.rejected}
+    found = {(item.round, item.client): item.reason for this in run.history for item in this.rejected}
     assert found.keys() == set(PLACES.values())
     assert all("out of memory" in reason for reason in found.values())
 

@@ -156,5 +156,5 @@ def test_a_reply_whose_layout_is_broken_is_rejected_and_the_round_goes_on(toy: l
     grid = Garbling(client_app, nodes, {"overrides": join_overrides([*toy, "rounds=1"])})
     run = federate(config, PackingGrid(grid), tmp_path, [])
     (rejected,) = run.history[1].rejected
-    assert rejected["client"] == "0"
-    assert "is missing" in rejected["reason"]
+    assert rejected.client == "0"
+    assert "is missing" in rejected.reason

@@ -16,9 +16,9 @@ ARM = ("shoulder", "elbow", "wrist")
 
 def measured(pck: float, keypoints: dict[str, float], central: bool = True, **clients: float) -> dict[str, Any]:
     """A round's evaluation."""
-    found = {"pck": pck, "per_keypoint": keypoints, "visible": dict.fromkeys(keypoints, 50)}
-    by_client = {name: {"pck": value, "examples": 30} for name, value in clients.items()}
-    own = {**found, "weighted": {"pck": pck, "per_keypoint": keypoints}, "by_client": by_client}
+    found = {"score": pck, "parts": keypoints, "labelled": dict.fromkeys(keypoints, 50)}
+    by_client = {name: {"score": value, "examples": 30} for name, value in clients.items()}
+    own = {**found, "weighted": {"score": pck, "parts": keypoints}, "by_client": by_client}
     return {**({"central": {**found, "examples": 120}} if central else {}), "clients": own}
 
 

@@ -31,7 +31,9 @@ def test_what_was_not_measured_leaves_a_gap(tmp_path: Path) -> None:
     made = [
         Round(
             round=n,
-            evaluate={"clients": {"per_keypoint": {"hip": value}, "pck": value, "by_client": {"0": {"pck": value}}}},
+            evaluate={
+                "clients": {"weighted": {"parts": {"hip": value}, "score": value}, "by_client": {"0": {"score": value}}}
+            },
         )
         for n, value in enumerate([0.1, None, float("nan"), 0.4])
     ]

@@ -17,13 +17,13 @@ def shown(directory: Path, *rounds: Round) -> list[str]:
     display = Display(compose_config([]), directory, quiet=True)
     display.console = Console(file=said, width=200)
     for this in rounds:
-        storage.append_line(directory / "history.jsonl", vars(this))
+        storage.append_line(directory / "history.jsonl", this)
     display.update()
     return said.getvalue().splitlines()
 
 
 def test_a_line_a_round(tmp_path: Path) -> None:
-    plain = Round(round=1, train={"loss": 2.0}, evaluate={"central": {"pck": 0.5}}, seconds={"total": 3.0})
+    plain = Round(round=1, train={"loss": 2.0}, evaluate={"central": {"score": 0.5}}, seconds={"total": 3.0})
     conflicts = {"conflicting": 0.5, "conflicting_per_tensor": {"a": 0.0, "b": 1.0}}
     lines = shown(tmp_path, Round(round=0), plain, Round(round=2, strategy=conflicts))
     assert lines == [
@@ -45,7 +45,7 @@ def test_a_line_that_is_still_being_written_waits_and_a_resumed_history_is_not_t
         return [line.split()[1] for line in said.getvalue().splitlines()]
 
     assert told() == []
-    lines = [storage.line(vars(Round(round=number))) for number in range(5)]
+    lines = [storage.line(Round(round=number)) for number in range(5)]
     history.write_text(lines[0] + lines[1] + lines[2][:9])
     assert told() == ["0", "1"]
     history.write_text("".join(lines[:4]))
@@ -53,7 +53,7 @@ def test_a_line_that_is_still_being_written_waits_and_a_resumed_history_is_not_t
     with storage.replacing(history) as draft:  # taken up after round 2
         draft.write_text("".join(lines[:3]))
     assert told() == []
-    storage.append_line(history, vars(Round(round=3)))
+    storage.append_line(history, Round(round=3))
     assert told() == ["3"]
 
 

@@ -52,7 +52,8 @@ if kind == "long":
     (folder / "history.jsonl").write_text("{}")
     (folder / "under-way").touch()
     time.sleep(60)
-(folder / "result.json").write_text(json.dumps({"pck": 0.5}))
+result = {"metric": "PCK@0.2", "score": 0.5, "parts": {}, "evaluated": "central", "rounds": 2}
+(folder / "result.json").write_text(json.dumps({**result, "seconds": {"rounds": 1.0}, "rejected": []}))
 """
 SEEDS = ["strategy=fedavg", "seed=0,1,2,3,4", "rounds=2"]
 

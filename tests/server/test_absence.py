@@ -49,7 +49,7 @@ def test_a_process_that_dies_at_a_node_costs_its_reply(quick: list[str], tmp_pat
         grid.errors = {2: (ErrorCode.CLIENT_APP_CRASHED, "ClientApp stopped responding.")} if server_round == 2 else {}
 
     run, _ = federation([*quick, "rounds=3"], tmp_path / "run", before=kill)
-    assert [this.rejected for this in run.history] == [
+    assert [[dict(item) for item in this.rejected] for this in run.history] == [
         [],
         [],
         [{"round": 2, "client": "1", "reason": "ClientApp stopped responding."}],
@@ -85,7 +85,7 @@ def silence(grid: Network, server_round: int) -> None:
 
 def test_a_client_that_never_answers_is_not_asked_again_until_it_does(quick: list[str], tmp_path: Path) -> None:
     run, grid = federation([*quick, "rounds=4", "round_timeout=1"], tmp_path / "run", before=silence)
-    assert [(item["round"], item["client"], item["reason"]) for this in run.history for item in this.rejected] == [
+    assert [(item.round, item.client, item.reason) for this in run.history for item in this.rejected] == [
         (1, "2", "no reply within the time it had")
     ]
     assert [this.absent for this in run.history] == [{}, {}, {"2": "it owes a reply"}, {}, {}]

@@ -80,7 +80,7 @@ def test_what_stays_local_is_in_no_message(kind: str, toy: list[str], home: Path
 def test_a_client_is_tested_with_its_own_part(sharing: str, prefix: str, toy: list[str], tmp_path: Path) -> None:
     """Each client's loss by hand: the shared arrays and what its file holds, on its own test images."""
     done, _ = run([*toy, f"sharing={sharing}", "rounds=2", "optimizer.lr=0.05"], tmp_path / "run")
-    found = done.history[-1].evaluate["clients"]["by_client"]
+    found = done.history[-1].evaluate.clients.by_client
     shared = done.state_dict()
     own = []
     for number, file in enumerate(files_of(done)):
@@ -92,7 +92,7 @@ def test_a_client_is_tested_with_its_own_part(sharing: str, prefix: str, toy: li
         model.load_state_dict({**shared, **own[-1]})
         held = site.open_site(done.config, {"partition-id": number, "num-partitions": 4})
         batches = Batches(held.cache, held.test, batch_size=32, seed=0, shuffle=False)
-        assert evaluate(model, batches, HeatmapCrossEntropy()).loss == pytest.approx(found[str(number)]["loss"])
+        assert evaluate(model, batches, HeatmapCrossEntropy()).loss == pytest.approx(found[str(number)].loss)
     for one, other in itertools.pairwise(own):
         assert all(not torch.equal(one[key], other[key]) for key in one if one[key].is_floating_point())
     assert "central" not in done.history[-1].evaluate
@@ -127,7 +127,7 @@ def test_a_rejected_training_leaves_the_client_as_it_was(toy: list[str], tmp_pat
         return reply
 
     done, _ = run([*toy, "sharing=fedbn", "rounds=2"], tmp_path / "run", spoilt)
-    assert [item["client"] for item in done.history[2].rejected] == ["1"]
+    assert [item.client for item in done.history[2].rejected] == ["1"]
     assert done.accepted == {"0": 2, "1": 1, "2": 2, "3": 2}
     kept = local_state.LocalState.open(files_of(done)[1])
     kept.acknowledge(done.accepted["1"])
@@ -140,7 +140,7 @@ def test_runs_do_not_find_each_others_state(toy: list[str], tmp_path: Path) -> N
     first, _ = run(overrides, tmp_path / "one")
     second, _ = run(overrides, tmp_path / "two")
     assert first.id != second.id
-    assert first.history[1].evaluate["clients"] == second.history[1].evaluate["clients"]
+    assert first.history[1].evaluate.clients == second.history[1].evaluate.clients
 
 
 def test_nothing_is_kept_where_nothing_stays(toy: list[str], tmp_path: Path, home: Path) -> None:
@@ -160,8 +160,8 @@ def test_the_headline_is_the_clients_mean_weighted_by_their_test_images(toy: lis
     clients = storage.read_lines(tmp_path / "run" / "history.jsonl")[-1]["evaluate"]["clients"]["by_client"]
     total = sum(values["examples"] for values in clients.values())
     assert result["evaluated"] == "clients"
-    assert result["pck"] == pytest.approx(sum(v["examples"] * v["pck"] for v in clients.values()) / total)
-    elbow = [(v["examples"], v["per_keypoint"]["elbow"]) for v in clients.values()]
+    assert result["pck"] == pytest.approx(sum(v["examples"] * v["score"] for v in clients.values()) / total)
+    elbow = [(v["examples"], v["parts"]["elbow"]) for v in clients.values()]
     assert result["per_keypoint"]["elbow"] == pytest.approx(sum(n * value for n, value in elbow) / total)
 
 

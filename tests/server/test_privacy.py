@@ -101,10 +101,20 @@ def test_a_clients_own_noise_hides_twice_the_clipping_norm(tmp_path: Path) -> No
     assert account.spent()["epsilon"] == epsilon(2.0, 1, 1e-5)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"asked": 3}', '{"asked": {"a": "many"}}'])
-def test_a_damaged_account_is_named(content: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "not valid JSON"),
+        ("[]", "found a JSON list, expected an object"),
+        ("{}", "asked: Field required; expected what the run has spent of its clients' privacy"),
+        ('{"asked": 3}', "asked: Input should be a valid dictionary; expected what the run has spent"),
+        ('{"asked": {"a": "many"}}', r"asked\.a: Input should be a valid integer; expected what the run has spent"),
+        ('{"asked": {"a": -1}}', r"asked\.a: Input should be greater than or equal to 0; expected what the run has"),
+    ],
+)
+def test_a_damaged_account_is_named(content: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "privacy.json").write_text(content)
-    with pytest.raises(UserError, match=r"privacy\.json: cannot be read \(.*; expected what the run has spent"):
+    with pytest.raises(UserError, match=rf"privacy\.json: {said}"):
         Account(config("central", 1.0), tmp_path)
 
 
@@ -191,7 +201,7 @@ def test_no_client_decides_over_another_under_central_noise(
     assert done.history[-1].rejected == []
     assert 0.1 < norm(sent, done.arrays) <= 0.5 + 1e-3
     rejecting, _ = run([*toy, "strategy=fedavg", "rounds=1", "partition=iid"], tmp_path / "none", shouting)
-    assert [item["client"] for item in rejecting.history[-1].rejected] == ["3"]
+    assert [item.client for item in rejecting.history[-1].rejected] == ["3"]
 
 
 def test_a_run_with_local_noise(toy: list[str], tmp_path: Path) -> None:

@@ -56,13 +56,14 @@ def run(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_directory_holds_all_that_others_rely_on(run: Path) -> None:
     result = storage.read_json(run / "result.json")
     assert 0 <= result["pck"] <= 1
+    assert (result["metric"], result["score"], result["parts"]) == ("PCK@0.2", result["pck"], result["per_keypoint"])
     assert list(result["per_keypoint"]) == ["shoulder", "elbow", "wrist"]
     assert (result["evaluated"], result["rounds"], result["rejected"]) == ("central", 2, [])
     assert 0 < result["seconds"]["rounds"] <= result["seconds"]["total"]
     history = storage.read_lines(run / "history.jsonl")
     assert [line["round"] for line in history] == [0, 1, 2]
     last = history[-1]
-    assert last["evaluate"]["central"]["per_keypoint"].keys() == result["per_keypoint"].keys()
+    assert last["evaluate"]["central"]["parts"].keys() == result["per_keypoint"].keys()
     assert last["evaluate"]["clients"]["by_client"].keys() == {"0", "1", "2", "3"}
     assert last["strategy"]["clients"] == ["0", "1", "2", "3"]
     assert np.array(last["strategy"]["cosines"]).shape == (4, 4)
@@ -80,10 +81,11 @@ def test_a_run_directory_holds_all_that_others_rely_on(run: Path) -> None:
 def test_the_pooled_clients_are_the_central_evaluation(run: Path) -> None:
     """Every test image has one owner, so counting by client and counting at the server give the same numbers."""
     last = storage.read_lines(run / "history.jsonl")[-1]["evaluate"]
-    for key in ("pck", "auc", "heatmap_accuracy", "loss"):
+    for key in ("score", "more", "loss"):
         assert last["clients"][key] == pytest.approx(last["central"][key], rel=1e-5)
+    assert last["central"]["more"].keys() == {"auc", "heatmap_accuracy"}
     worst = last["clients"]["worst_client"]
-    assert last["clients"]["by_client"][worst]["pck"] == last["clients"]["worst_pck"]
+    assert last["clients"]["by_client"][worst]["score"] == last["clients"]["worst"]
 
 
 def test_the_stored_model_is_the_one_that_was_evaluated(run: Path, tmp_path: Path, tiny: list[str]) -> None:
@@ -105,22 +107,22 @@ def test_clients_and_server_read_maps_as_the_config_says(toy: list[str], tmp_pat
     flip = spec.flip_permutation
     expected = evaluate(model, batches, loss, decode=Dark(logits=True), flip_permutation=flip)
     for where in ("central", "clients"):
-        assert found[where]["auc"] == pytest.approx(tally(expected, spec.keypoints, 0.2).auc, rel=1e-5)
+        assert found[where]["more"]["auc"] == pytest.approx(tally(expected, spec.keypoints, 0.2).auc, rel=1e-5)
         assert found[where]["loss"] == pytest.approx(expected.loss, rel=1e-5)
     for other in (
         evaluate(model, batches, loss, decode=Dark(logits=True)),
         evaluate(model, batches, loss, flip_permutation=flip),
     ):
-        assert tally(other, spec.keypoints, 0.2).auc != pytest.approx(found["central"]["auc"], rel=1e-5)
+        assert tally(other, spec.keypoints, 0.2).auc != pytest.approx(found["central"]["more"]["auc"], rel=1e-5)
 
 
 def test_checkpoints_are_the_latest_and_the_best(toy: list[str], tmp_path: Path) -> None:
     launch([*toy, "rounds=4", "keep_checkpoints=1", "evaluate.clients_every=0"], tmp_path / "run", quiet=True)
     folder = tmp_path / "run" / "checkpoints"
     history = storage.read_lines(tmp_path / "run/history.jsonl")
-    values = {line["round"]: line["evaluate"]["central"]["pck"] for line in history[1:]}
+    values = {line["round"]: line["evaluate"]["central"]["score"] for line in history[1:]}
     best = max(values, key=lambda number: (values[number], -number))
-    assert storage.read_json(folder / "best.json") == {"round": best, "pck": values[best]}
+    assert storage.read_json(folder / "best.json") == {"round": best, "score": values[best]}
     kept = {f"round-{number:04d}{kind}" for number in {best, 4} for kind in (".json", ".safetensors")}
     assert {file.name for file in folder.iterdir()} == kept | {"best.json"}
     state = storage.read_json(folder / "round-0004.json")["strategy"]

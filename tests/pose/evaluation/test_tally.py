@@ -40,7 +40,7 @@ def test_by_hand() -> None:
     assert found.pck == pytest.approx((2 / 3 + 1 / 2) / 2)
     assert found.auc == pytest.approx((0.5 / 3 + 0) / 2)  # shoulder is right from half the threshold on, once
     assert found.heatmap_accuracy == pytest.approx((2 / 3 + 1) / 2)
-    assert found.summary()["visible"] == {"shoulder": 3, "elbow": 2, "wrist": 0}
+    assert found.scores().labelled == {"shoulder": 3, "elbow": 2, "wrist": 0}
 
 
 def test_nothing_visible_is_nan_everywhere() -> None:
