@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from fedgh_app.runs.history import Measured, MeasuredByClients
 from fedgh_app.server.exchange import Exchange, metrics_by_client
 from fedgh_app.server.selection import draw
-from fedgh_app.vision.tally import Scores, Tally
+from fedgh_app.vision.tally import Tally
 from strategies.randomness import generator
 
 if TYPE_CHECKING:
@@ -57,35 +56,24 @@ def measured_by_clients(task: Task, metrics: Mapping[str, Mapping[str, Any]]) ->
     """
     tallies = {name: Tally.from_scalars(values, task.bounds) for name, values in metrics.items()}
     each = {
-        name: measured(task.scores(tallies[name]), metrics[name]["loss"], metrics[name]["num-examples"])
-        for name in tallies
+        name: Measured.of(task.scores(tally), loss=metrics[name]["loss"], examples=metrics[name]["num-examples"])
+        for name, tally in tallies.items()
     }
     pooled = task.scores(sum(tallies.values(), Tally()))
     terms = sum(values["loss-terms"] for values in metrics.values())
     total = sum(values["loss-terms"] * values["loss"] for values in metrics.values())
-    examples = sum(one.examples for one in each.values())
     scores = {name: one.score for name, one in each.items() if one.score is not None}
     # Among equals the first name, so that the answer does not depend on the order of replies.
     worst = min(scores, key=lambda name: (scores[name], name), default=None)
-    return MeasuredByClients(
-        **dict(measured(pooled, total / terms if terms else math.nan, examples)),
+    return MeasuredByClients.of(
+        pooled,
+        loss=total / terms if terms else None,
+        examples=sum(one.examples for one in each.values()),
         weighted=weighted_mean(list(each.values())),
         std=float(np.fromiter(scores.values(), np.float64).std()) if scores else None,
         worst_client=worst,
         worst=None if worst is None else scores[worst],
         by_client=each,
-    )
-
-
-def measured(scores: Scores, loss: float, examples: int) -> Measured:
-    """An evaluation as the history has it: without nan."""
-    return Measured(
-        score=_known(scores.score),
-        parts={part: _known(value) for part, value in scores.parts.items()},
-        more={name: _known(value) for name, value in scores.more.items()},
-        labelled=dict(scores.labelled),
-        loss=_known(loss),
-        examples=examples,
     )
 
 
@@ -106,7 +94,3 @@ def weighted_mean(each: Sequence[Measured]) -> Measured:
         return {name: mean(lambda one, name=name: getattr(one, group).get(name)) for name in names}  # type: ignore[misc]
 
     return Measured(score=mean(lambda one: one.score), parts=means("parts"), more=means("more"))
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -15,9 +15,9 @@ from fedgh_app.config.compose import compose_config
 from fedgh_app.config.site import SitePaths, bounded
 from fedgh_app.data.site import open_site
 from fedgh_app.errors import UserError
-from fedgh_app.plots.holdings import holdings
 from fedgh_app.runtimes import baselines
 from fedgh_app.runtimes.launcher import absolute_paths
+from fedgh_app.server_app import draw_holdings
 
 BOTH = ["dataset=arm_lspet", "sharing=fedpav", "evaluate.central_every=0", *TINY]
 
@@ -147,7 +147,7 @@ def test_no_single_model_is_trained_on_sets_with_different_keypoints(people: Pat
 
 
 def test_the_picture_shows_every_client_of_every_set(people: Path, tmp_path: Path) -> None:
-    holdings(ClientAssembly(both(people)).data.deal(5), tmp_path / "who.png", "arm_lspet")
+    draw_holdings(ClientAssembly(both(people)).data.deal(5), tmp_path / "who.png", "arm_lspet")
     image = cv2.imread(str(tmp_path / "who.png")).astype(int)
     colours = {tuple(pixel) for pixel in image.reshape(-1, 3)[::7].tolist() if max(pixel) - min(pixel) > 40}
     assert len(colours) >= 5  # four viewpoints and the people
