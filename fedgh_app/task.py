@@ -8,6 +8,7 @@ knows nothing of configs: it is handed plain values, and the parts that the conf
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,14 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from fedgh_app.errors import UserError
 from fedgh_app.vision.card import Card
 from fedgh_app.vision.objectives import Penalty
 from fedgh_app.vision.specs import TASKS, task_name
 from fedgh_app.vision.tally import Scores, Tally
-from fedgh_app.vision.training import Batch, Training
+from fedgh_app.vision.training import Batch, Training, predict, train
 
 Side = Literal["train", "test"]
 Purpose = Literal["train", "probe", "test", "public"]
@@ -29,34 +31,55 @@ Values = Mapping[str, Any]  # of a config, resolved
 
 
 class Spec(Protocol):
-    """What a data set is, as ``datasets/<name>.yaml`` describes it.
-
-    ``predicts`` names what a head trained on it predicts (keypoints, identities): the server compares it, and never
-    reads it. ``headline`` names the headline metric, such as PCK@0.2.
-    """
-
-    name: str
-    title: str
-    licence: str
-    source: str
-    obtain: str
+    """What a data set is, as ``datasets/<name>.yaml`` describes it."""
 
     @property
-    def predicts(self) -> tuple[str, ...]: ...  # noqa: D102
+    def name(self) -> str:
+        """As the file is called."""
+
     @property
-    def headline(self) -> str: ...  # noqa: D102
+    def title(self) -> str:
+        """For people."""
+
+    @property
+    def licence(self) -> str:
+        """What its data may be used for."""
+
+    @property
+    def source(self) -> str:
+        """Where they are from."""
+
+    @property
+    def obtain(self) -> str:
+        """How to get them."""
+
+    @property
+    def predicts(self) -> tuple[str, ...]:
+        """What a head trained on it predicts (keypoints, identities): the server compares it, and never reads it."""
+
+    @property
+    def headline(self) -> str:
+        """Name of the headline metric, such as PCK@0.2."""
 
 
 class Examples(Protocol):
-    """A data set that was opened: N examples, each on one side of its fixed split.
+    """A data set that was opened: N examples, each on one side of its fixed split."""
 
-    ``ids`` and each of ``attributes`` are (N,) str; ``fingerprint`` changes with whatever the examples depend on.
-    """
+    @property
+    def spec(self) -> Spec:
+        """The data set."""
 
-    spec: Spec
-    ids: np.ndarray
-    attributes: Mapping[str, np.ndarray]
-    fingerprint: str
+    @property
+    def ids(self) -> np.ndarray:
+        """(N,) str."""
+
+    @property
+    def attributes(self) -> Mapping[str, np.ndarray]:
+        """What else is known of each, by name: (N,) str."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with whatever the examples depend on."""
 
     def indices(self, split: Side) -> np.ndarray:
         """Positions of the examples of one side of the split, ascending (n,) int64."""
@@ -112,7 +135,8 @@ class Trained:
         return next(iter(group["members"].values())) if "members" in group else group
 
 
-class Evaluated(Protocol):
+@dataclass(frozen=True)
+class Evaluated:
     """What an evaluation found: the mean loss over ``loss_terms`` terms (nan where there are none), and the sums."""
 
     loss: float
@@ -121,13 +145,25 @@ class Evaluated(Protocol):
 
 
 class Learner(Protocol):
-    """A model, with all that its training and testing on one data set takes."""
+    """A model, with all that its training and testing on one data set takes.
 
+    Attributes:
+        spec: the data set.
+        model: trained in place.
+        parts: what the config describes beside it.
+    """
+
+    spec: Any
     model: nn.Module
-    device: torch.device
+    parts: Parts
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model trains."""
+        return self.parts.device
 
     def batches(
-        self, examples: Examples, indices: Sequence[int] | np.ndarray, purpose: Purpose, *, seed: int = 0
+        self, examples: Any, indices: Sequence[int] | np.ndarray, purpose: Purpose, *, seed: int = 0
     ) -> Iterable[Batch]:
         """Batches of these examples.
 
@@ -135,9 +171,13 @@ class Learner(Protocol):
         ``test``, whose batches may be larger, come in order.
         """
 
+    def count(self, outputs: Tensor, batch: Any) -> Tally:
+        """What of an evaluation adds up, for the outputs (B, …) of one batch; for `evaluate` as it is here."""
+        return Tally()
+
     def train(
         self,
-        batches: Iterable[Batch],
+        batches: Iterable[Any],
         optimizer: torch.optim.Optimizer,
         *,
         epochs: int,
@@ -145,11 +185,18 @@ class Learner(Protocol):
         squared_losses: bool = False,
     ) -> Training:
         """Train the model in place; see `fedgh_app.vision.training.train`."""
+        options: dict[str, Any] = {"epochs": epochs, "penalty": penalty, "squared_losses": squared_losses}
+        return train(self.model, batches, self.parts.loss, optimizer, device=self.device, **options)
 
-    def evaluate(
-        self, examples: Examples, indices: Sequence[int] | np.ndarray, *, loss_alone: bool = False
-    ) -> Evaluated:
+    def evaluate(self, examples: Any, indices: Sequence[int] | np.ndarray, *, loss_alone: bool = False) -> Evaluated:
         """Test the model on these examples; ``loss_alone`` spares what the loss does not need."""
+        total, terms, tally = 0.0, 0, Tally()
+        for batch in self.batches(examples, indices, "test"):
+            outputs = predict(self.model, batch.images, device=self.device)
+            losses = self.parts.loss.per_example(outputs, batch).double()
+            total, terms = total + losses.sum().item(), terms + len(losses)
+            tally += self.count(outputs, batch)
+        return Evaluated(total / terms if terms else math.nan, terms, tally)
 
 
 class Measurements(Protocol):
@@ -158,12 +205,6 @@ class Measurements(Protocol):
     score: float | None
     parts: dict[str, float | None]
     more: dict[str, float | None]
-
-
-class Score(Protocol):
-    """What an official protocol says of predictions; its text is a table."""
-
-    def as_json(self) -> dict[str, Any]: ...  # noqa: D102
 
 
 class Task(Protocol):
@@ -183,10 +224,11 @@ class Task(Protocol):
     metric: str
     builds: Mapping[str, tuple[str, ...]]
     bounds: Mapping[str, str]
-    commands: str
+    commands: str = ""
 
     def check_opened(self, values: Values, file: Path) -> None:
         """Refuse (UserError) the config of a run, read from ``file``, that no model can be used by."""
+        return
 
     def load_spec(self, name: str) -> Spec:
         """What a data set is; UserError where it is not described, or wrongly."""
@@ -222,15 +264,18 @@ class Task(Protocol):
             model: the ``model`` group of those in training.
             spec, dataset: the data that they train on, and its group.
         """
+        raise UserError(f"teacher=: models of the task {self.name} have no teacher; expected teacher=none")
 
     def scores(self, tally: Tally) -> Scores:
         """What a tally comes to."""
 
     def result(self, scores: Measurements, clients: Mapping[str, float | None]) -> dict[str, Any]:
         """The task's own fields of ``result.json``, given a run's scores and the headline of each client."""
+        return {}
 
     def draw(self, learner: Learner, examples: Examples, file: Path) -> None:
-        """Draw what the model finds on test images."""
+        """Draw what the model finds on test images; nothing where a task has no such picture."""
+        return
 
     def card(self, values: Values, specs: Mapping[str, Spec]) -> Card:
         """What a model card says of this task's model, given the run's config and its data sets by name."""

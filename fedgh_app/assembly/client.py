@@ -166,7 +166,9 @@ class ClientAssembly:
 
     @functools.cached_property
     def augmentation(self) -> Any:
-        """What training images go through."""
+        """What training images go through; None for a task that has none."""
+        if "augmentation" not in self.task.builds:
+            return None
         return instantiate(self.config.augmentation, "augmentation", self.task.builds["augmentation"])
 
     @functools.cached_property

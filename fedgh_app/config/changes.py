@@ -8,7 +8,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from fedgh_app.config.compose import compose_config, groups
+from fedgh_app.config.choices import FACTS, groups
+from fedgh_app.config.compose import compose_config
 
 # What a run is told by elsewhere, or what says nothing about its model.
 TOLD = {"dataset", "runtime", "tracking", "callbacks", "keep_checkpoints"}
@@ -39,7 +40,8 @@ def _group(key: str, node: Mapping[str, Any], usual: Mapping[str, Any], config: 
     Those that follow from the run's seed and data set are not.
     """
     follow = {"seed": config["seed"], "partition_by": config["dataset"].get("natural_attribute")}
-    told = {name: value for name, value in node.items() if not str(name).startswith("_") and name != "name"}
+    about = ("name", *FACTS)
+    told = {name: value for name, value in node.items() if not str(name).startswith("_") and name not in about}
     values = {name: value for name, value in told.items() if value not in (usual.get(name), follow.get(name))}
     if not values and class_of(node) == class_of(usual):
         return []

@@ -31,6 +31,11 @@ def values_of(group: str, choice: str) -> DictConfig:
     return OmegaConf.masked_copy(file, [key for key in file if key not in TERMS + FACTS])
 
 
+def keeps_nothing(config: DictConfig) -> bool:
+    """Whether clients send all of their model (``sharing=all``)."""
+    return bool(config.sharing.get("keeps") == "nothing")
+
+
 def shown(value: Any) -> str:
     """A value as the command line has it."""
     return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))

@@ -19,7 +19,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -112,7 +112,15 @@ def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
         key = item.get_key_element()
         if item.is_sweep_override() and not item.is_discrete_sweep():
             raise UserError(f"{item.input_line}: expected values to run one after the other, as {key}=1,2,3")
-        values = item.sweep_string_iterator() if item.is_sweep_override() else [item.get_value_element_as_str()]
+        value = item.value()
+        if isinstance(value, Glob):
+            values = value.filter(groups().get(item.key_or_group, []))
+            if not values:
+                raise UserError(f"{item.input_line}: fits no choice; expected one that `fedgh list` shows")
+        elif item.is_sweep_override():
+            values = list(item.sweep_string_iterator())
+        else:
+            values = [item.get_value_element_as_str()]
         jobs[key] = [f"{key}={value}" for value in values]
     return [list(job) for job in itertools.product(*jobs.values())]
 

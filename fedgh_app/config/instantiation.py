@@ -51,9 +51,7 @@ def check_target(group: str, target: Any, allowed: Sequence[str] = ()) -> None:
     module, _, name = str(target).rpartition(".")
     allowed = allowed or TARGETS[group]
     if not name[:1].isupper() or (allowed and not _is_under(module, allowed)):
-        raise UserError(
-            f"{group}._target_={target}: expected a class under {' or '.join(allowed) or 'the package of its task'}"
-        )
+        raise UserError(f"{group}._target_={target}: expected a class under {_named(allowed)}")
 
 
 def instantiate(node: DictConfig, group: str, allowed: Sequence[str] = (), /, **kwargs: Any) -> Any:
@@ -84,14 +82,20 @@ def _class_of(node: DictConfig, group: str, allowed: Sequence[str]) -> type:
     """The class that ``_target_`` names, defined where it may be; UserError for anything else."""
     target = str(node._target_)
     check_target(group, target, allowed)
+    if not allowed:
+        raise UserError(f"{group}._target_={target}: expected a class under {_named(allowed)}")
     module, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UserError(f"{group}._target_={target}: {first_line(error)}") from None
     if not inspect.isclass(found) or not _is_under(found.__module__, allowed):
-        raise UserError(f"{group}._target_={target}: expected a class of {' or '.join(allowed)}")
+        raise UserError(f"{group}._target_={target}: expected a class of {_named(allowed)}")
     return found
+
+
+def _named(modules: Sequence[str]) -> str:
+    return " or ".join(modules) or "the package of its task"
 
 
 def _is_under(module: str, packages: Iterable[str]) -> bool:

@@ -52,7 +52,7 @@ class Rule:
         at: the node for which the choice was made: the group's own, or one below another group.
         because: why.
         expected: what is right.
-        premises: what each key is where the rule applies; one that begins with a dot is a value of the choice's own.
+        premises: what each key is where the rule applies.
         needed: what each key must be then; empty where that is refused as it is.
         instead: what does as well as all of ``needed``.
     """
@@ -69,15 +69,21 @@ class Rule:
     @property
     def first(self) -> str:
         """The choice, or those of its values, that the rule is about."""
-        own = [_equation(f"{self.at}{key}", value) for key, value in self.premises.items() if key[0] == "."]
+        own = [_equation(key, value) for key, value in self.premises.items() if key.startswith(f"{self.at}.")]
         return " ".join(own) or f"{self.group}{'' if self.at == self.group else f'@{self.at}'}={self.choice}"
 
     @property
     def second(self) -> str:
         """What it does not go with."""
-        others = [_equation(key, value) for key, value in self.premises.items() if key[0] != "." and value is not None]
+        others = [_equation(key, value) for key, value in self.others.items()]
         needed = [key if value is None else f"{key} other than {_one_of(value)}" for key, value in self.needed.items()]
         return ", ".join([*others, *([" or ".join(needed)] if needed else [])])
+
+    @property
+    def others(self) -> Conditions:
+        """The premises but for the choice's own values; a key that is not set says nothing to a reader."""
+        given = {key: value for key, value in self.premises.items() if value is not None}
+        return {key: value for key, value in given.items() if not key.startswith(f"{self.at}.")}
 
     @property
     def reason(self) -> str:
@@ -95,9 +101,8 @@ class Composed:
     def check(self) -> None:
         """Refuse (UserError) choices that mean nothing together, with the reason."""
         for rule in self.rules():
-            if broken := self.broken(rule):
-                told = ", ".join(self._told(key) for key in broken)
-                raise UserError(f"{rule.first} with {told}: {rule.reason}")
+            if self.breaks(rule):
+                raise UserError(f"{rule.first}{self._with(rule)}: {rule.reason}")
 
     def rules(self) -> Iterator[Rule]:
         """What the choices say, each where it was made."""
@@ -105,38 +110,35 @@ class Composed:
             group, _, place = key.partition("@")
             yield from (rule for rule in rules_of(group, choice) if rule.at == (place or group))
 
-    def broken(self, rule: Rule) -> list[str]:
-        """The keys by which a rule is broken; none where it is kept."""
-        needed = [key for key, wanted in rule.needed.items() if not self._holds(rule, key, wanted)]
-        if not self._hold(rule, rule.premises) or (rule.needed and not needed):
-            return []
-        if rule.instead and self._hold(rule, rule.instead):
-            return []
-        # A key that is not set says nothing to a reader.
-        return [key for key, wanted in rule.premises.items() if key[0] != "." and wanted is not None] + needed[:1]
+    def breaks(self, rule: Rule) -> bool:
+        """Whether the config is what a rule refuses."""
+        kept = [way for way in (rule.needed, rule.instead) if way and self._hold(rule, way)]
+        return self._hold(rule, rule.premises) and not kept
+
+    def _with(self, rule: Rule) -> str:
+        """What is set that the rule's choice does not go with."""
+        broken = [key for key, wanted in rule.needed.items() if not self._holds(rule, key, wanted)]
+        values = {key: self._value(key) for key in (*rule.others, *broken[:1])}
+        told = [key if isinstance(value, DictConfig) else f"{key}={shown(value)}" for key, value in values.items()]
+        return " with " * bool(told) + ", ".join(told)
 
     def _hold(self, rule: Rule, conditions: Conditions) -> bool:
         return all(self._holds(rule, key, wanted) for key, wanted in conditions.items())
 
     def _holds(self, rule: Rule, key: str, wanted: Any) -> bool:
-        value = self._value(f"{rule.at}{key}" if key[0] == "." else key)
+        value = self._value(key)
         if isinstance(wanted, list):
             return value in wanted
         if limit := LIMIT.fullmatch(str(wanted)):
+            factor, own, more = limit.groups()
             size = len(value) if isinstance(value, DictConfig | ListConfig) else value
-            return size is not None and size < int(limit[1]) * (self._value(f"{rule.at}.{limit[2]}") or 0) + int(
-                limit[3]
-            )
+            return size is not None and size < int(factor) * (self._value(f"{rule.at}.{own}") or 0) + int(more)
         if other := REFERENCE.fullmatch(str(wanted)):
             return bool(value == self._value(other[1]))
         return bool(value == wanted)
 
     def _value(self, key: str) -> Any:
         return self.choices.get(key) if key in self.choices or "@" in key else OmegaConf.select(self.config, key)
-
-    def _told(self, key: str) -> str:
-        value = self._value(key)
-        return key if isinstance(value, DictConfig | ListConfig) else f"{key}={shown(value)}"
 
 
 def chosen(base: DictConfig, config: DictConfig, choices: Mapping[str, str]) -> dict[str, str]:
@@ -178,11 +180,11 @@ def _read(folder: Path, group: str, choice: str) -> tuple[Rule, ...]:
 
 def _rule(group: str, choice: str, term: str, entry: dict[str, Any]) -> Rule:
     because, at = str(entry.pop("because")), str(entry.pop("at", group))
-    when, instead, expected = entry.pop("when", {}), entry.pop("or", {}), entry.pop("expected", None)
+    expected, *conditions = entry.pop("expected", None), entry.pop("when", {}), entry.pop("or", {}), entry
     known = {*groups(), *map(str, OmegaConf.load(files.CONF / "config.yaml"))}
-    for key in (*when, *instead, *entry):
-        if key[0] != "." and re.split("[.@]", key)[0] not in known:
-            raise ValueError(f"{key} is no group and no key")
+    if unknown := [key for way in conditions for key in way if key[0] != "." and re.split("[.@]", key)[0] not in known]:
+        raise ValueError(f"{unknown[0]} is no group and no key")
+    when, instead, entry = ({f"{at}{key}" if key[0] == "." else key: way[key] for key in way} for way in conditions)
     if term == "needs":
         ways = (" ".join(_equation(key, _listed(way[key])[0]) for key in way) for way in (entry, instead) if way)
         expected = expected or ", or ".join(ways)

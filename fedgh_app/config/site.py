@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from fedgh_app.config.combinations import keeps_nothing
+from fedgh_app.config.choices import keeps_nothing
 from fedgh_app.errors import UserError
 from fedgh_app.vision.cores import usable_cores
 

@@ -85,19 +85,6 @@ class Dealt:
     parts: Partition
 
 
-def held(dealt: Mapping[str, Dealt]) -> tuple[list[Counter[str]], list[str], str | None]:
-    """Of each client its number of training examples of each attribute value, its label, and the attribute.
-
-    Of a data set without an attribute its name counts; of several data sets no one attribute does.
-    """
-    counts = [
-        one.data.holdings(part) or Counter({name: len(part)}) for name, one in dealt.items() for part in one.parts.train
-    ]
-    labels = [label for one in dealt.values() for label in one.parts.labels]
-    attributes = [one.data.attribute for one in dealt.values()]
-    return counts, labels, attributes[0] if len(attributes) == 1 else None
-
-
 @dataclass(frozen=True, eq=False)
 class FederatedData:
     """The data sets of a federation; usually there is one.

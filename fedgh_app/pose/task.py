@@ -20,34 +20,31 @@ from fedgh_app.pose.evaluation.tally import BOUNDS, scores, tally
 from fedgh_app.pose.models.decoding import Decode, Integral, decoder
 from fedgh_app.pose.models.hhd import HHD, Guide
 from fedgh_app.pose.training import PoseBatch, evaluate, train
-from fedgh_app.task import Examples, Learner, Measurements, Parts, Purpose, Spec, Trained, Values
+from fedgh_app.task import (
+    Evaluated,
+    Examples,
+    Learner,
+    Measurements,
+    Parts,
+    Purpose,
+    Spec,
+    Task,
+    Trained,
+    Values,
+)
 from fedgh_app.vision.card import Card
 from fedgh_app.vision.objectives import Penalty
 from fedgh_app.vision.tally import Scores, Tally
 from fedgh_app.vision.training import Training
 
 
-@dataclass(frozen=True)
-class PoseEvaluated:
-    """The mean loss over the keypoints that have a target, and what was counted of each keypoint."""
-
-    loss: float
-    loss_terms: int
-    tally: Tally
-
-
-@dataclass(frozen=True, eq=False)
-class PoseLearner:
+@dataclass(eq=False)
+class PoseLearner(Learner):
     """A network that finds the keypoints of ``spec``; see `fedgh_app.task.Learner`."""
 
     spec: DatasetSpec
     model: nn.Module
     parts: Parts
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model trains."""
-        return self.parts.device
 
     @property
     def decode(self) -> Decode:
@@ -97,7 +94,7 @@ class PoseLearner:
 
     def evaluate(
         self, examples: Examples, indices: Sequence[int] | np.ndarray, *, loss_alone: bool = False
-    ) -> PoseEvaluated:
+    ) -> Evaluated:
         """Test the model on these crops, with a flip test where ``evaluate.flip_test`` says so."""
         found = evaluate(
             self.model,
@@ -107,10 +104,10 @@ class PoseLearner:
             decode=self.decode,
             flip_permutation=None if loss_alone else self.flip_permutation,
         )
-        return PoseEvaluated(found.loss, found.loss_terms, tally(found, self.spec.keypoints, self.spec.thresholds[0]))
+        return Evaluated(found.loss, found.loss_terms, tally(found, self.spec.keypoints, self.spec.thresholds[0]))
 
 
-class PoseTask:
+class PoseTask(Task):
     """Pose estimation; see `fedgh_app.task.Task`."""
 
     name = "pose"

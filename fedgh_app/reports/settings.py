@@ -297,8 +297,8 @@ def part_word(rows: Sequence[Row]) -> str:
 
 
 def readable(key: str) -> str:
-    """A metric's key as people write it: ``rank_1`` is rank 1."""
-    return key.replace("_", " ")
+    """A metric's key as people write it: ``rank_1`` is rank 1, ``auc`` AUC."""
+    return key.upper() if len(key) <= 3 else key.replace("_", " ")
 
 
 def spread_text(spread: Spread | None) -> str:

@@ -85,20 +85,19 @@ class Evaluations(Record):
 def _square(diagnostics: dict[str, Any]) -> dict[str, Any]:
     """Refuse a matrix of cosines that is not one row and one column for each client."""
     names, cosines = diagnostics.get("clients") or [], diagnostics.get("cosines") or []
-    for given in (names, cosines, *cosines):
-        if not isinstance(given, list):
-            raise ValueError("clients and cosines: expected a list of names and a list of lists")
-    if any(not isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError("clients: expected a list of names")
+    if not isinstance(cosines, list) or not all(isinstance(row, list) for row in cosines):
+        raise ValueError("cosines: expected a list of lists")
     if cosines and {len(cosines), *map(len, cosines)} != {len(names)}:
         raise ValueError(f"cosines: expected one row and one column for each of {len(names)} clients")
-    if any(value is not None and not _is_cosine(value) for row in cosines for value in row):
+    if not all(value is None or _is_cosine(value) for row in cosines for value in row):
         raise ValueError("cosines: expected numbers from -1 to 1, or null")
     return diagnostics
 
 
 def _is_cosine(value: Any) -> bool:
-    return type(value) in (int, float) and not abs(value) > 1.001
+    return type(value) in (int, float) and abs(value) <= 1.001  # rounding may take it a little beyond 1
 
 
 class Round(Record):

@@ -21,8 +21,6 @@ class Sharing(Protocol):
 class All:
     """The whole model is shared."""
 
-    kept = ""
-
     def local_keys(self, model: nn.Module) -> tuple[str, ...]:
         """Keys of the model's state dict that stay on the client: none."""
         return ()
@@ -33,8 +31,6 @@ class FedBN:
     """Batch normalisation stays local (Li et al., "FedBN: Federated Learning on Non-IID Features via Local Batch
     Normalization", ICLR 2021): each site's cameras and lighting keep their own statistics.
     """
-
-    kept = "BatchNorm layers"
 
     def local_keys(self, model: nn.Module) -> tuple[str, ...]:
         """Keys of every parameter and buffer of every BatchNorm layer, in the state dict's order.
@@ -67,11 +63,6 @@ class FedPav:
         if isinstance(self.modules, str) or not self.modules:
             raise UserError(f"sharing.modules: found {self.modules!r}, expected a list of the model's modules")
         object.__setattr__(self, "modules", tuple(self.modules))  # a config's list would make this unhashable
-
-    @property
-    def kept(self) -> str:
-        """What stays on the client, for people."""
-        return ", ".join(self.modules)
 
     def local_keys(self, model: nn.Module) -> tuple[str, ...]:
         """Keys of every parameter and buffer in these modules, in the state dict's order.

@@ -14,12 +14,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fedgh_app.callbacks.tracking import Tracker, flatten
 from recording import run
 
-from fedgh_app.callbacks import tracking
-from fedgh_app.runs import storage
-from fedgh_app.server.federation import Round
+from fedgh_app.callbacks import wandb as tracking
+from fedgh_app.callbacks.wandb import WandB, flatten
+from fedgh_app.config.compose import compose_config
+from fedgh_app.runs.history import Round
+from fedgh_app.runs.records import Tracking
 
 
 class Log:
@@ -32,12 +33,17 @@ class Log:
         self.values |= values
 
 
-def logged(this: Round, clients: int = 3) -> dict[str, float]:
-    tracker = Tracker()
-    tracker.run = Log()
-    run: Any = SimpleNamespace(clients={str(number): None for number in range(clients)})
-    tracker.after_round(run, this)
-    return dict(tracker.run.values)
+def tracker(*overrides: str) -> WandB:
+    """As the config says."""
+    return WandB(dict(compose_config(["tracking=wandb", *overrides]).tracking))
+
+
+def logged(current: Round, clients: int = 3) -> dict[str, float]:
+    hook = tracker()
+    hook.run = Log()
+    federation: Any = SimpleNamespace(clients={str(number): None for number in range(clients)})
+    hook.after_round(federation, current)
+    return dict(hook.run.values)
 
 
 def test_numbers_are_flattened_and_words_and_matrices_left_out() -> None:
@@ -46,16 +52,22 @@ def test_numbers_are_flattened_and_words_and_matrices_left_out() -> None:
 
 
 def test_every_number_of_a_round_is_logged() -> None:
-    this = Round(
+    current = Round(
         round=3,
         train={"loss": 2.0, "clients": {"0": {"loss": 1.0}}},
-        strategy={"staleness": {"0": 0, "0#2": 4}, "dropped": 1, "c": {"0": 0.5}, "cosines": [[1.0, None]]},
+        strategy={
+            "staleness": {"0": 0, "0#2": 4},
+            "dropped": 1,
+            "c": {"0": 0.5},
+            "clients": ["0"],
+            "cosines": [[None]],
+        },
         clusters={"0": ["0", "2"], "1": ["1"]},
         selection={"chosen": [["0"]], "asked": {"clients": ["0"], "bytes": 12}},
         distillation={"global": 0.25},
         privacy={"epsilon": 1.5, "releases": 3},
     )
-    assert logged(this) == {
+    assert logged(current) == {
         "train/loss": 2.0,
         "train/clients/0/loss": 1.0,
         "strategy/staleness/0": 0,
@@ -75,21 +87,21 @@ def test_every_number_of_a_round_is_logged() -> None:
 
 def test_of_many_clients_no_number_of_a_single_one_is_logged() -> None:
     """W&B makes a chart of every name: of a thousand clients, thousands."""
-    by_client = {str(number): {"pck": 0.5, "per_keypoint": {"hip": 0.5}} for number in range(1000)}
-    this = Round(
+    by_client = {str(number): {"score": 0.5, "parts": {"hip": 0.5}} for number in range(1000)}
+    current = Round(
         round=3,
         train={"loss": 2.0, "clients": {"999": {"loss": 1.0}}},
-        evaluate={"clients": {"pck": 0.5, "by_client": by_client}},
+        evaluate={"clients": {"score": 0.5, "by_client": by_client}},
         strategy={"c": {"7": 0.5, "7#2": 0.1}, "conflicting": 0.25},
         clusters={"cluster-0": [str(number) for number in range(1000)]},
     )
-    assert logged(this, 1000) == {
+    assert logged(current, 1000) == {
         "train/loss": 2.0,
-        "clients/pck": 0.5,
+        "clients/score": 0.5,
         "strategy/conflicting": 0.25,
         "clusters/count": 1,
     }
-    assert "clients/by_client/999/per_keypoint/hip" in logged(this, 50)
+    assert "clients/by_client/999/parts/hip" in logged(current, 50)
 
 
 def test_axes_that_are_off_log_nothing() -> None:
@@ -175,13 +187,13 @@ def test_an_unreachable_server_costs_five_seconds_and_the_run_is_tracked_offline
             asked.append(time.monotonic() - started)
 
     monkeypatch.setattr(tracking, "reachable", timed)
-    run([*toy, *TRACKED], tmp_path / "run", more=[Tracker()])
+    run([*toy, *TRACKED], tmp_path / "run", more=[tracker()])
     (waited,) = asked
     assert seconds <= waited < seconds + 2
-    said = storage.read_json(tmp_path / "run" / "tracking.json")
-    assert (said["mode"], said["url"]) == ("offline", None)
-    assert said["sync"] == f"wandb sync {said['folder']}"
-    assert list(Path(said["folder"]).glob("run-*.wandb"))
+    said = Tracking.read(tmp_path / "run")
+    assert (said.mode, said.url) == ("offline", None)
+    assert said.sync == f"wandb sync {said.folder}"
+    assert list(Path(said.folder).glob("run-*.wandb"))
 
 
 @pytest.mark.parametrize("url", ["silent"], indirect=True)
@@ -191,10 +203,10 @@ def test_a_server_that_answers_but_begins_no_run_is_left_for_offline(
     monkeypatch.setattr(tracking, "reachable", lambda address: True)
     monkeypatch.setattr(tracking, "INIT_SECONDS", 1.0)
     monkeypatch.setattr(tracking, "FINISH_SECONDS", 1.0)
-    run([*toy, *TRACKED], tmp_path / "run", more=[Tracker()])
-    said = storage.read_json(tmp_path / "run" / "tracking.json")
-    assert said["mode"] == "offline"
-    assert list(Path(said["folder"]).glob("run-*.wandb"))
+    run([*toy, *TRACKED], tmp_path / "run", more=[tracker()])
+    said = Tracking.read(tmp_path / "run")
+    assert said.mode == "offline"
+    assert list(Path(said.folder).glob("run-*.wandb"))
 
 
 @pytest.mark.parametrize("url", ["answers"], indirect=True)
@@ -202,22 +214,22 @@ def test_a_server_that_is_lost_in_mid_run_holds_up_neither_rounds_nor_the_end(
     url: str, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracking, "FINISH_SECONDS", 2.0)
-    log, rounds = Tracker._log, []
+    log, rounds = WandB._log, []
 
-    def lose(tracker: Tracker, this: Round, *more: Any) -> None:
+    def lose(hook: WandB, current: Round, *more: Any) -> None:
         started = time.monotonic()
-        log(tracker, this, *more)
+        log(hook, current, *more)
         rounds.append(time.monotonic() - started)
-        if this.round == 1:
+        if current.round == 1:
             Server.stall.set()
 
-    monkeypatch.setattr(Tracker, "_log", lose)
+    monkeypatch.setattr(WandB, "_log", lose)
     started = time.monotonic()
-    run([*toy, *TRACKED, "rounds=4"], tmp_path / "run", more=[Tracker()])
+    run([*toy, *TRACKED, "rounds=4"], tmp_path / "run", more=[tracker()])
     assert max(rounds) < 1 and time.monotonic() - started < 60
-    said = storage.read_json(tmp_path / "run" / "tracking.json")
-    assert (said["mode"], said["sync"]) == ("online", f"wandb sync {said['folder']}")
-    assert list(Path(said["folder"]).glob("run-*.wandb"))
+    said = Tracking.read(tmp_path / "run")
+    assert (said.mode, said.sync) == ("online", f"wandb sync {said.folder}")
+    assert list(Path(said.folder).glob("run-*.wandb"))
 
 
 def test_a_tracker_that_breaks_costs_nothing_else(
@@ -226,6 +238,6 @@ def test_a_tracker_that_breaks_costs_nothing_else(
     def fail(*_: Any) -> None:
         raise BrokenPipeError("no service")
 
-    monkeypatch.setattr(Tracker, "_log", fail)
-    done, _ = run([*toy, *TRACKED, "tracking.mode=offline"], tmp_path / "run", more=[Tracker()])
+    monkeypatch.setattr(WandB, "_log", fail)
+    done, _ = run([*toy, *TRACKED, "tracking.mode=offline"], tmp_path / "run", more=[tracker("tracking.mode=offline")])
     assert len(done.history) == 3

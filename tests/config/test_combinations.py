@@ -199,6 +199,17 @@ def test_a_choice_of_ones_own_says_what_it_goes_with(own: Path) -> None:
         compose_config(["strategy=mine", "strategy.threshold=2"])
 
 
+def test_a_value_that_goes_with_nothing_is_refused_alone(own: Path) -> None:
+    needs = "needs:\n  - .threshold: 0\n    because: so it is\n    expected: none\n"
+    refuses = "refuses:\n  - .scheme: pairwise\n    because: so it is\n    expected: another\n"
+    (own / "mine.yaml").write_text(f"_target_: strategies.FedGH\nthreshold: 0\nscheme: pcgrad\n{needs}{refuses}")
+    compose_config(["strategy=mine"])
+    with pytest.raises(UserError, match=r"^strategy=mine with strategy\.threshold=1: so it is; expected none$"):
+        compose_config(["strategy=mine", "strategy.threshold=1"])
+    with pytest.raises(UserError, match=r"^strategy\.scheme=pairwise: so it is; expected another$"):
+        compose_config(["strategy=mine", "strategy.scheme=pairwise"])
+
+
 def test_a_choice_that_extends_another_says_what_that_says(own: Path) -> None:
     needs = "needs:\n  - rounds: 3\n    because: so it is\n"
     (own / "mine.yaml").write_text(f"defaults: [feddyn, _self_]\n{needs}")
@@ -332,7 +343,7 @@ def covering_runs() -> list[dict[str, str]]:
     compatible = set()
     for pair in pairs:
         composed = both(*pair)
-        if not any(composed.broken(rule) for rule in composed.rules()):
+        if not any(composed.breaks(rule) for rule in composed.rules()):
             compatible.add(pair)
     compatible |= {(other, one) for one, other in compatible}
     left = {pair for pair in pairs if pair in compatible}

@@ -140,7 +140,7 @@ def test_a_value_overrides_an_experiment() -> None:
         (["+runtime.speeds.a=quick"], ["runtime.speeds.a=quick", "a number"]),
         (["model.debiased=1"], ["model.debiased=1: expected true or false, not a whole number"]),
         (["optimizer.betas=0.9"], ["optimizer.betas=0.9: expected a list, not a number"]),
-        (["++evaluate=3"], ["evaluate=3: expected a group of values, not a whole number"]),
+        (["runtime.speeds=3"], ["runtime.speeds=3: expected a group of values, not a whole number"]),
         (["strategy=fedavg,fedgh"], ["strategy=fedavg,fedgh", "-m"]),
         (["strategy"], ["strategy"]),
         (["strategy=[1"], ["strategy"]),
@@ -186,6 +186,14 @@ def test_a_sweep_is_expanded_as_hydra_does(overrides: list[str]) -> None:
 
     (expected,) = BasicSweeper.split_arguments(parse_overrides(overrides), None)
     assert expand_sweep(overrides) == expected
+
+
+def test_a_sweep_over_the_choices_of_a_group() -> None:
+    assert expand_sweep(["strategy=glob(fed*, exclude=[fedm*, fedt*])"]) == [
+        [f"strategy={name}"] for name in ("fedavg", "fedaw", "fedcdw", "feddyn", "fedgh")
+    ]
+    with pytest.raises(UserError, match=r"^strategy=glob\(x\*\): fits no choice"):
+        expand_sweep(["strategy=glob(x*)"])
 
 
 def test_a_sweep_over_an_interval_is_an_error() -> None:

@@ -62,7 +62,7 @@ def test_wandb_has_metrics_config_and_plots_offline(simulation: tuple[Path, str]
     assert said["sync"] == f"wandb sync {folder}"
     (record,) = folder.glob("run-*.wandb")
     content = record.read_bytes()
-    for word in (b"central/pck", b"strategy/conflicting", b"server_learning_rate", b"plots/cosines"):
+    for word in (b"central/score", b"strategy/conflicting", b"server_learning_rate", b"plots/cosines"):
         assert word in content
     assert list(folder.glob("files/media/images/plots/*.png"))
 

@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 from fedgh_app.config.compose import compose_config
 from fedgh_app.model_card import Facts, render, write
 from fedgh_app.pose.data.records import load_spec
-from fedgh_app.pose.task import POSE
 from fedgh_app.runs.history import Evaluations, Measured, MeasuredByClients, Rejected, Round
 from fedgh_app.runs.result import ClientFacts, Durations, Result
+from fedgh_app.task import task_of
 
 ARM = ("shoulder", "elbow", "wrist")
 Scores = dict[str, float | None]
@@ -53,7 +53,7 @@ def facts(folder: Path, overrides: list[str], came_to: Result, history: list[Rou
     config = compose_config(overrides)
     values: Any = OmegaConf.to_container(config, resolve=True)
     specs = {str(name): load_spec(str(name)) for name in config.dataset.get("members", [config.dataset.spec])}
-    return Facts(folder, values, came_to, specs, POSE.card(values, specs), history=history, **more)
+    return Facts(folder, values, came_to, specs, task_of("arm").card(values, specs), history=history, **more)
 
 
 def card_of(folder: Path, overrides: list[str], came_to: Result, history: list[Round], **more: Any) -> str:
@@ -138,7 +138,7 @@ def test_several_data_sets_are_each_named_with_their_licence(home: Path, tmp_pat
     lspet = load_spec("lspet")
     came_to = result(dict.fromkeys((*ARM, *lspet.keypoints), 0.8), evaluated="clients")
     rounds = [Round(round=0, evaluate=measured(0.1, GOOD, central=False))] * 2
-    card = card_of(tmp_path, ["dataset=arm_lspet", "sharing=fedpav"], came_to, rounds, kept="head")
+    card = card_of(tmp_path, ["dataset=arm_lspet", "sharing=fedpav"], came_to, rounds)
     assert "# FedGH on arm and lspet" in card and "finds 17 keypoints" in card
     assert f"**lspet**: {lspet.title}." in card and "- Licence: academic use" in card
     assert "each client keeps its own head" in card and "fedgh predict" not in card

@@ -73,7 +73,7 @@ def percent(value: float) -> str:
 
 def test_the_tables_have_the_numbers_of_json(sweep: Path) -> None:
     page, rows = page_of(sweep), compare(settings_of([sweep]), "FedAvg")
-    told = ["PCK@0.2 (%)", "worst client (%)", "auc (%)", "heatmap accuracy (%)", "seconds a run", "rejected replies"]
+    told = ["PCK@0.2 (%)", "worst client (%)", "AUC (%)", "heatmap accuracy (%)", "seconds a run", "rejected replies"]
     assert page.tables["results"][0] == ["setting", "runs", *told]
     for cells, row in zip(page.tables["results"][1:], rows, strict=True):
         score = f"{percent(row['score']['mean'])} ± {percent(row['score']['std'])}"

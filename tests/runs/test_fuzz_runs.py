@@ -38,7 +38,12 @@ from fedgh_app.reports.page import write
 from fedgh_app.reports.settings import settings_of
 from fedgh_app.runs import storage
 from fedgh_app.runs.opening import load_run
-from fedgh_app.runs.resumption import LAUNCH_FILE, resumed
+from fedgh_app.runs.checkpoints import newest
+from fedgh_app.runs.directory import CONFIG
+from fedgh_app.runs.history import HISTORY, read_history
+from fedgh_app.runs.records import LAUNCH, TRACKING
+from fedgh_app.runs.result import RESULT
+from fedgh_app.runs.resumption import resumed
 from fedgh_app.runtimes.sweep import Sweep
 from fedgh_app.server import checkpoints
 
@@ -108,7 +113,7 @@ def test_launch_files(tmp_path: Path, count: int) -> None:
     valid = {"overrides": ["strategy=fedaw", "seed=3"], "mark": "0123456789abcdef", "directory": str(tmp_path)}
 
     def check(content: bytes) -> None:
-        (tmp_path / LAUNCH_FILE).write_bytes(content)
+        (tmp_path / LAUNCH).write_bytes(content)
         told(lambda: resumed(tmp_path, ["rounds=9"]), str(tmp_path))
 
     fuzz(check, jsons(valid), count)
@@ -130,7 +135,7 @@ def test_sweeps(tmp_path: Path, count: int) -> None:
     fuzz(check, jsons(valid), count)
 
 
-REPORTED = ("config.yaml", "result.json", "history.jsonl", "tracking.json", LAUNCH_FILE)
+REPORTED = (CONFIG, RESULT, HISTORY, TRACKING, LAUNCH)
 
 
 @counted
@@ -142,7 +147,7 @@ def test_reports(tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch) ->
         tracked = {"mode": "online", "url": "https://example.org/run", "folder": "w", "sync": None}
         storage.write_json(tmp_path / name / "tracking.json", tracked)
         started = {"overrides": ["rounds=2"], "mark": "0" * 16, "directory": str(tmp_path / name)}
-        storage.write_json(tmp_path / name / LAUNCH_FILE, started)
+        storage.write_json(tmp_path / name / LAUNCH, started)
     valid = {name: (tmp_path / "b" / name).read_bytes() for name in REPORTED}
     runs = [tmp_path / "a", tmp_path / "b"]
     write(settings_of(runs), runs, tmp_path / "out", "FedAvg")
@@ -170,7 +175,7 @@ def test_histories(tmp_path: Path, count: int) -> None:
 
     def check(content: bytes) -> None:
         file.write_bytes(content)
-        told(lambda: storage.read_lines(file), str(file))
+        told(lambda: read_history(tmp_path), str(file))
 
     fuzz(check, st.one_of(damaged(valid), jsons({"round": 1}).map(lambda line: valid + line + b"\n")), count)
 
@@ -187,7 +192,7 @@ def test_states_of_a_server(tmp_path: Path, count: int) -> None:
         file.write_bytes(contents[0])
         beside.write_bytes(contents[1])
         told(lambda: storage.load_state(file), str(tmp_path))
-        told(lambda: checkpoints.newest(tmp_path, 9), str(tmp_path))
+        told(lambda: newest(tmp_path, 9), str(tmp_path))
 
     whole = st.tuples(jsons(json.loads(outline)), st.just(tensors))
     fuzz(check, st.one_of(whole, st.tuples(st.just(outline), damaged(tensors))), count)

@@ -140,7 +140,7 @@ def test_a_share_of_the_clients_evaluates_and_another_one_each_time(toy: list[st
         "rounds=3",
     ]
     done, _ = run(overrides, tmp_path / "run", count=8)
-    asked = [frozenset(this.evaluate["clients"]["by_client"]) for this in done.history[1:]]
+    asked = [frozenset(this.evaluate.clients.by_client) for this in done.history[1:]]
     assert [len(names) for names in asked] == [2, 2, 2] and len(set(asked)) > 1
     again, _ = run([*overrides, "rounds=1"], tmp_path / "again", count=8)
     assert again.history[1].evaluate == done.history[1].evaluate
