@@ -22,8 +22,7 @@ from rich.table import Table
 from benchmarks import output
 from benchmarks.loopback import Loopback, loopback
 from fedgh_app.pose.arms.generated import generate
-from fedgh_app.runs import storage
-from fedgh_app.runs import processes
+from fedgh_app.runs import processes, storage
 from fedgh_app.runtimes.launcher import launch
 from fedgh_app.vision.cores import usable_cores
 

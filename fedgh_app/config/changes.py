@@ -10,8 +10,10 @@ from omegaconf import DictConfig
 from fedgh_app.config.compose import compose_config, groups
 
 # What a run is told by elsewhere, or what says nothing about its model.
-TOLD = ("dataset", "runtime", "tracking", "callbacks", "keep_checkpoints")
-TOLD += ("run_dir", "seed", "rounds", "num_clients", "resume")
+TOLD = (
+    *("dataset", "runtime", "tracking", "callbacks", "keep_checkpoints"),
+    *("run_dir", "seed", "rounds", "num_clients", "resume"),
+)
 
 
 def changes(config: DictConfig, *without: str) -> list[str]:
