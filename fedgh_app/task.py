@@ -1,83 +1,183 @@
 """What a task is. All that differs between pose estimation and another task stands behind `Task`; the rest of the app
 knows neither keypoints nor identities.
 
-A task is one package beside ``pose/`` with a ``task.py``, and one row in `TASKS`.
+A task is one package beside ``pose/`` with a ``task.py``, and one row in `fedgh_app.vision.specs.TASKS`. A task
+knows nothing of configs: it is handed plain values, and the parts that the config describes (`Parts`).
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from fedgh_app.errors import UserError
+from fedgh_app.vision.card import Card
 from fedgh_app.vision.objectives import Penalty
+from fedgh_app.vision.specs import TASKS, task_name
 from fedgh_app.vision.tally import Scores, Tally
-from fedgh_app.vision.training import Batch, Training
-
-# By the name that `task:` has in datasets/*.yaml: where the task's one instance is.
-TASKS = {"pose": "fedgh_app.pose.task:POSE"}
+from fedgh_app.vision.training import Batch, Training, predict, train
 
 Side = Literal["train", "test"]
+Purpose = Literal["train", "probe", "test", "public"]
+Values = Mapping[str, Any]  # of a config, resolved
 
 
 class Spec(Protocol):
-    """What a data set is, as ``datasets/<name>.yaml`` describes it.
-
-    ``predicts`` names what a head trained on it predicts (keypoints, identities): the server compares it, and never
-    reads it. ``headline`` names the headline metric, such as PCK@0.2.
-    """
+    """What a data set is, as ``datasets/<name>.yaml`` describes it."""
 
     @property
-    def name(self) -> str: ...  # noqa: D102
+    def name(self) -> str:
+        """As the file is called."""
+
     @property
-    def title(self) -> str: ...  # noqa: D102
+    def title(self) -> str:
+        """For people."""
+
     @property
-    def licence(self) -> str: ...  # noqa: D102
+    def licence(self) -> str:
+        """What its data may be used for."""
+
     @property
-    def source(self) -> str: ...  # noqa: D102
+    def source(self) -> str:
+        """Where they are from."""
+
     @property
-    def obtain(self) -> str: ...  # noqa: D102
+    def obtain(self) -> str:
+        """How to get them."""
+
     @property
-    def predicts(self) -> tuple[str, ...]: ...  # noqa: D102
+    def predicts(self) -> tuple[str, ...]:
+        """What a head trained on it predicts (keypoints, identities): the server compares it, and never reads it."""
+
     @property
-    def headline(self) -> str: ...  # noqa: D102
+    def headline(self) -> str:
+        """Name of the headline metric, such as PCK@0.2."""
 
 
 class Examples(Protocol):
     """A data set that was opened: N examples, each on one side of its fixed split."""
 
     @property
-    def spec(self) -> Spec: ...  # noqa: D102
+    def spec(self) -> Spec:
+        """The data set."""
+
     @property
-    def ids(self) -> np.ndarray: ...  # noqa: D102  # (N,) str
+    def ids(self) -> np.ndarray:
+        """(N,) str."""
+
     @property
-    def attributes(self) -> Mapping[str, np.ndarray]: ...  # noqa: D102  # each (N,) str
+    def attributes(self) -> Mapping[str, np.ndarray]:
+        """What else is known of each, by name: (N,) str."""
+
     @property
-    def fingerprint(self) -> str: ...  # noqa: D102  # of all that the examples depend on
+    def fingerprint(self) -> str:
+        """Changes with whatever the examples depend on."""
 
     def indices(self, split: Side) -> np.ndarray:
         """Positions of the examples of one side of the split, ascending (n,) int64."""
 
 
-class Learner(Protocol):
-    """A model, with all that its training and testing on one data set takes."""
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What a config describes beside the model, built.
 
+    Attributes:
+        loss, augmentation: of the classes that the task lets these groups build.
+        batch_size: examples in a training batch.
+        evaluate: the ``evaluate`` group.
+        device: where the model trains.
+        guide: a teacher, as `Task.guide` made it.
+    """
+
+    loss: Any
+    augmentation: Any
+    batch_size: int
+    evaluate: Values
+    device: torch.device
+    guide: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """The model of a run that was opened.
+
+    Attributes:
+        directory, file: the run directory, and the file in it that holds the model.
+        task: what the model is for.
+        spec: the data set whose predictions it makes.
+        model: on the CPU, in evaluation mode.
+        loss: what it was trained by.
+        values: the run's config; absolute paths are those of the machine it ran on.
+        metadata: what the file says of the model: ``model``, ``dataset``, ``rounds``.
+    """
+
+    directory: Path
+    file: Path
+    task: Task
+    spec: Spec
     model: nn.Module
+    loss: Any
+    values: Values
+    metadata: Mapping[str, str]
+
+    @property
+    def dataset(self) -> Values:
+        """The ``dataset`` group; of several data sets, that of the first, whose images they are cropped as."""
+        group = self.values["dataset"]
+        return next(iter(group["members"].values())) if "members" in group else group
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation found: the mean loss over ``loss_terms`` terms (nan where there are none), and the sums."""
+
+    loss: float
+    loss_terms: int
+    tally: Tally
+
+
+class Learner(Protocol):
+    """A model, with all that its training and testing on one data set takes.
+
+    Attributes:
+        spec: the data set.
+        model: trained in place.
+        parts: what the config describes beside it.
+    """
+
+    spec: Any
+    model: nn.Module
+    parts: Parts
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model trains."""
+        return self.parts.device
 
     def batches(
-        self, examples: Examples, indices: np.ndarray, *, seed: int = 0, purpose: Literal["train", "probe", "test"]
+        self, examples: Any, indices: Sequence[int] | np.ndarray, purpose: Purpose, *, seed: int = 0
     ) -> Iterable[Batch]:
-        """Batches of these examples: ``train`` augmented and shuffled, ``probe`` shuffled alone, ``test`` in order."""
+        """Batches of these examples.
+
+        ``train`` is augmented and shuffled, ``probe`` shuffled alone; ``public``, whose labels are not read, and
+        ``test``, whose batches may be larger, come in order.
+        """
+
+    def count(self, outputs: Tensor, batch: Any) -> Tally:
+        """What of an evaluation adds up, for the outputs (B, …) of one batch; for `evaluate` as it is here."""
+        return Tally()
 
     def train(
         self,
-        batches: Iterable[Batch],
+        batches: Iterable[Any],
         optimizer: torch.optim.Optimizer,
         *,
         epochs: int,
@@ -85,23 +185,26 @@ class Learner(Protocol):
         squared_losses: bool = False,
     ) -> Training:
         """Train the model in place; see `fedgh_app.vision.training.train`."""
+        options: dict[str, Any] = {"epochs": epochs, "penalty": penalty, "squared_losses": squared_losses}
+        return train(self.model, batches, self.parts.loss, optimizer, device=self.device, **options)
 
-    def evaluate(self, examples: Examples, indices: np.ndarray, *, quick: bool = False) -> Evaluated:
-        """Test the model on these examples; ``quick`` for the sake of the loss alone."""
+    def evaluate(self, examples: Any, indices: Sequence[int] | np.ndarray, *, loss_alone: bool = False) -> Evaluated:
+        """Test the model on these examples; ``loss_alone`` spares what the loss does not need."""
+        total, terms, tally = 0.0, 0, Tally()
+        for batch in self.batches(examples, indices, "test"):
+            outputs = predict(self.model, batch.images, device=self.device)
+            losses = self.parts.loss.per_example(outputs, batch).double()
+            total, terms = total + losses.sum().item(), terms + len(losses)
+            tally += self.count(outputs, batch)
+        return Evaluated(total / terms if terms else math.nan, terms, tally)
 
-    def output(self, images: Tensor, kind: str) -> Tensor:
-        """What the model makes of images (B, 3, H, W), in whichever mode it is: (B, …) float32.
 
-        Kinds are those of `Task.outputs`, and ``features``, (B, C): the backbone's output averaged over its pixels.
-        """
+class Measurements(Protocol):
+    """`Scores` as they were written down: None where there was nothing to measure."""
 
-
-class Evaluated(Protocol):
-    """What an evaluation found: the mean loss over ``loss_terms`` terms (nan where there are none), and the sums."""
-
-    loss: float
-    loss_terms: int
-    tally: Tally
+    score: float | None
+    parts: dict[str, float | None]
+    more: dict[str, float | None]
 
 
 class Task(Protocol):
@@ -113,7 +216,7 @@ class Task(Protocol):
         metric: the headline's short name in tables: ``PCK``.
         builds: by config group, the modules whose classes a ``_target_`` of this task may name.
         bounds: the kinds of sums of a tally, and what bounds each; see `Tally.fault`.
-        outputs: kinds of `Learner.output` beside ``features``; the first is what cosine distances are taken of.
+        commands: the module of what `fedgh predict`, `evaluate`, `export` and `score` do.
     """
 
     name: str
@@ -121,53 +224,69 @@ class Task(Protocol):
     metric: str
     builds: Mapping[str, tuple[str, ...]]
     bounds: Mapping[str, str]
-    outputs: tuple[str, ...]
+    commands: str = ""
+
+    def check_opened(self, values: Values, file: Path) -> None:
+        """Refuse (UserError) the config of a run, read from ``file``, that no model can be used by."""
+        return
 
     def load_spec(self, name: str) -> Spec:
         """What a data set is; UserError where it is not described, or wrongly."""
 
-    def open(self, dataset: DictConfig, spec: Spec, directory: Path) -> Examples:
-        """The examples of a ``dataset`` group, prepared below ``directory`` where they are not yet; UserError where
-        data are missing or bad.
+    def open(self, spec: Spec, root: Path, dataset: Values, directory: Path) -> Examples:
+        """The examples below ``root``, prepared below ``directory`` where they are not yet.
+
+        Args:
+            spec: the data set.
+            root: where it lies.
+            dataset: the ``dataset`` group.
+            directory: where what was prepared is kept.
+
+        Raises:
+            UserError: data are missing or bad.
         """
 
-    def build_model(self, config: DictConfig, spec: Spec) -> nn.Module:
-        """The configured network for what ``spec`` predicts, drawn from PyTorch's global generator."""
+    def model_arguments(self, spec: Spec) -> dict[str, Any]:
+        """What a model must be told of the data set, beside its own config group."""
 
-    def learner(self, config: DictConfig, spec: Spec, model: nn.Module, device: torch.device) -> Learner:
-        """``model`` with the configured loss, augmentation, batches, evaluation and, where there is one, teacher."""
+    def other_arguments(self, spec: Spec) -> dict[str, Any]:
+        """The same for a data set that predicts something else: what a federation shares must not depend on it."""
 
-    def check(self, config: DictConfig) -> None:
-        """Refuse (UserError) values that this task can tell wrong before anything is built."""
+    def learner(self, spec: Spec, model: nn.Module, parts: Parts) -> Learner:
+        """``model`` with all that its training and testing on such data take."""
+
+    def guide(self, distillation: Any, teacher: Trained, model: Values, spec: Spec, dataset: Values) -> Any:
+        """A trained model beside those in training; UserError where it fits them not.
+
+        Args:
+            distillation: built from the ``teacher`` group.
+            teacher: the trained model, on the device of the training.
+            model: the ``model`` group of those in training.
+            spec, dataset: the data that they train on, and its group.
+        """
+        raise UserError(f"teacher=: models of the task {self.name} have no teacher; expected teacher=none")
 
     def scores(self, tally: Tally) -> Scores:
         """What a tally comes to."""
 
-    def result(self, scores: Scores, clients: Mapping[str, float]) -> dict[str, object]:
-        """The task's own fields of ``result.json``, given the run's scores and the headline of each client."""
+    def result(self, scores: Measurements, clients: Mapping[str, float | None]) -> dict[str, Any]:
+        """The task's own fields of ``result.json``, given a run's scores and the headline of each client."""
+        return {}
 
     def draw(self, learner: Learner, examples: Examples, file: Path) -> None:
-        """A picture of what the model finds on test images."""
+        """Draw what the model finds on test images; nothing where a task has no such picture."""
+        return
 
-    def card(self, config: DictConfig, specs: Mapping[str, Spec]) -> Card:
-        """What a model card says of this task's model."""
-
-
-class Card(Protocol):
-    """The task's own words in a model card, each Markdown.
-
-    ``what`` finishes "A network (…)"; ``usage`` are commands and Python by the model's place; ``limits`` are its own.
-    """
-
-    what: str
-    data: Mapping[str, list[str]]  # further lines of each data set, by its name
-    usage: Callable[[str], list[str]]
-    measured: list[str]  # how the headline is defined, how it was read
-    limits: list[str]
+    def card(self, values: Values, specs: Mapping[str, Spec]) -> Card:
+        """What a model card says of this task's model, given the run's config and its data sets by name."""
 
 
-def task_of(name: str) -> Task:
-    """The task of this name; KeyError where there is none."""
-    module, _, attribute = TASKS[name].partition(":")
-    task: Task = getattr(importlib.import_module(module), attribute)
+def task_of(dataset: str) -> Task:
+    """The task of a data set; UserError where the set is not described, or for no task that there is."""
+    task: Task = importlib.import_module(TASKS[task_name(dataset)]).TASK
     return task
+
+
+def spec_of(dataset: str) -> Spec:
+    """What a data set is; UserError where it is not described, or wrongly."""
+    return task_of(dataset).load_spec(dataset)

@@ -14,7 +14,8 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from fedgh_app.pose.data.records import DatasetSpec
+from fedgh_app.config import instantiation
+from fedgh_app.task import Spec, Task
 
 # Tests measure nothing; one thread each keeps them from fighting over two cores.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -106,19 +107,15 @@ class ToyPose(nn.Module):
 def toy_models(patch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every model that is built in this process is a toy, until ``patch`` is undone."""
 
-    def build(config: DictConfig, spec: DatasetSpec) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            return ToyPose(len(spec.keypoints), config.model.norm)
+    def build(node: DictConfig, task: Task, spec: Spec) -> nn.Module:
+        return ToyPose(len(spec.predicts), node.norm)
 
     from fedgh_app import client_app
-    from fedgh_app.data import site
 
-    patch.setattr(site, "build_model", build)
-    patch.setattr(client_app, "build_model", build)
-    client_app._model.cache_clear()
+    patch.setattr(instantiation, "build_model", build)
+    client_app.assembly_at.cache_clear()
     yield
-    client_app._model.cache_clear()
+    client_app.assembly_at.cache_clear()
 
 
 @pytest.fixture

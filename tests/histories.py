@@ -7,22 +7,22 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fedgh_app.server.federation import Round
+from fedgh_app.runs.history import Evaluations, Measured, MeasuredByClients, Round
 
 
 def history(clients: int, rounds: int, scale: float = 1.0) -> list[Round]:
     rng = np.random.default_rng(0)
     names = [str(i) for i in range(clients)]
-    made = [Round(round=0, evaluate={"central": {"parts": {"elbow": 0.1, "wrist": 0.0}, "score": 0.05}})]
+    before = Measured(score=0.05, parts={"elbow": 0.1, "wrist": 0.0})
+    made = [Round(round=0, evaluate=Evaluations(central=before))]
     for number in range(1, rounds + 1):
         cosines = np.eye(clients) + rng.uniform(-0.2, 0.2, (clients, clients)) * (1 - np.eye(clients))
+        by_client = {name: Measured(score=rng.uniform()) for name in names}
+        central = Measured(score=0.4, parts={"elbow": scale * number / rounds, "wrist": 0.3})
         made.append(
             Round(
                 round=number,
-                evaluate={
-                    "central": {"parts": {"elbow": scale * number / rounds, "wrist": 0.3}, "score": 0.4},
-                    "clients": {"by_client": {name: {"score": rng.uniform()} for name in names}},
-                },
+                evaluate=Evaluations(central=central, clients=MeasuredByClients(by_client=by_client)),
                 strategy={
                     "clients": names,
                     "cosines": cosines.tolist(),

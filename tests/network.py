@@ -10,15 +10,15 @@ from flwr.app import Error, Message
 from flwr.proto.node_pb2 import NodeInfo
 from recording import Recording
 
+from fedgh_app.assembly.server import Assembly
 from fedgh_app.callbacks.central_evaluation import CentralEvaluation
 from fedgh_app.callbacks.checkpoint import Checkpoint
 from fedgh_app.callbacks.history import History
 from fedgh_app.callbacks.model import Model
 from fedgh_app.client_app import app as client_app
 from fedgh_app.config.compose import compose_config, join_overrides
-from fedgh_app.data import partition, site
 from fedgh_app.server.federation import Federation
-from fedgh_app.server_app import federate
+from fedgh_app.server.loop import federate
 
 
 class Network(Recording):
@@ -62,10 +62,13 @@ def federation(
 ) -> tuple[Federation, Network]:
     """A federation of four clients over a `Network`, which ``before`` may disturb before each round."""
     config = compose_config(overrides)
-    partition.partition(config, site.open_data(config), 4)
+    assembly = Assembly(config)
+    assembly.data.deal(4)
     nodes = [{"partition-id": number, "num-partitions": 4} for number in range(4)]
     directory.mkdir(exist_ok=True)
     grid = Network(app, nodes, {"overrides": join_overrides(overrides)})
     done = iter(range(1, config.rounds + 2))
     hooks = [CentralEvaluation(config.evaluate.central_every), History(), *more, Checkpoint(1), Model()]
-    return federate(config, grid, directory, hooks, watch=lambda: before(grid, next(done))), grid
+    made = assembly.federation(directory)
+    federate(made, grid, hooks, watch=lambda: before(grid, next(done)))
+    return made, grid

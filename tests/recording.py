@@ -8,6 +8,7 @@ from typing import Any
 
 from flwr.app import Message
 
+from fedgh_app.assembly.server import Assembly
 from fedgh_app.callbacks.callback import Callback
 from fedgh_app.callbacks.central_evaluation import CentralEvaluation
 from fedgh_app.callbacks.checkpoint import Checkpoint
@@ -15,10 +16,9 @@ from fedgh_app.callbacks.history import History
 from fedgh_app.callbacks.model import Model
 from fedgh_app.client_app import app as client_app
 from fedgh_app.config.compose import compose_config, join_overrides
-from fedgh_app.data import partition, site
 from fedgh_app.grids.inprocess import InProcessGrid
 from fedgh_app.server.federation import Federation
-from fedgh_app.server_app import federate
+from fedgh_app.server.loop import federate
 
 
 class Recording(InProcessGrid):
@@ -54,7 +54,8 @@ def run(
     The run keeps ``keep`` checkpoints.
     """
     config = compose_config(overrides)
-    partition.partition(config, site.open_data(config), count)
+    assembly = Assembly(config)
+    assembly.data.deal(count)
     nodes = [{"partition-id": number, "num-partitions": count} for number in range(count)]
     directory.mkdir(exist_ok=config.resume is not None)
     grid = Recording(
@@ -64,5 +65,7 @@ def run(
         examples_per_second=config.runtime.examples_per_second,
         speeds=config.runtime.speeds,
     )
+    federation = assembly.federation(directory)
     central = CentralEvaluation(config.evaluate.central_every)
-    return federate(config, grid, directory, [central, History(), Checkpoint(keep), Model(), *more]), grid
+    federate(federation, grid, [central, History(), Checkpoint(keep), Model(), *more])
+    return federation, grid

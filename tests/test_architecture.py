@@ -43,15 +43,17 @@ LEVELS = (
     ("reports",),
     ("runtimes",),
     ("server_app", "client_app"),
+    ("assembly",),
     ("callbacks",),
-    ("model_card", "plots"),
     ("server", "client"),
-    ("runs", "grids", "data"),
+    ("model_card", "plots"),
+    ("grids", "data"),
+    ("runs",),
     ("config",),
     ("task",),
     ("pose",),
     ("vision",),
-    ("errors",),
+    ("errors", "words"),
 )
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from fedgh_app.assembly.client import ClientAssembly
 from fedgh_app.config.compose import compose_config
-from fedgh_app.data import site
+from fedgh_app.pose.data.records import load_spec
 from fedgh_app.runs import storage
 
 
@@ -30,7 +31,7 @@ def write_run(
     directory.mkdir(exist_ok=True)
     OmegaConf.save(config, directory / "config.yaml")
     config.seed = 7  # other weights than those a fresh model starts from
-    state = site.build_model(config, site.load_spec(config.dataset.spec)).state_dict()
+    state = ClientAssembly(config).build_model(load_spec(config.dataset.spec)).state_dict()
     (directory / file).parent.mkdir(exist_ok=True, parents=True)
     storage.save_model(directory / file, state, model=config.model, dataset=str(config.dataset.spec), rounds=3)
     return state

@@ -1,10 +1,7 @@
-"""What a callback may hook into, and those of a run."""
+"""What a callback may hook into."""
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
-
-from fedgh_app.config.instantiation import instantiate
 from fedgh_app.runs.history import Round
 from fedgh_app.server.federation import Federation
 
@@ -17,8 +14,3 @@ class Callback:
 
     def close(self, federation: Federation, failure: str | None) -> None:
         """Called once at the end, with the reason where the run failed."""
-
-
-def callbacks_of(config: DictConfig) -> list[Callback]:
-    """Those that the config lists, in its order; UserError for one that cannot be built."""
-    return [instantiate(node, "callbacks") for node in config.callbacks.values()]

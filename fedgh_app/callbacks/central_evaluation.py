@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from fedgh_app.callbacks.callback import Callback
-from fedgh_app.config.instantiation import instantiate
-from fedgh_app.data import site
-from fedgh_app.pose.data.batches import Batches
-from fedgh_app.pose.evaluation.tally import tally
-from fedgh_app.pose.training import evaluate
 from fedgh_app.runs.history import Measured, Round
 from fedgh_app.server.federation import Federation
+from fedgh_app.task import Learner
 
 
 class CentralEvaluation(Callback):
@@ -23,7 +17,7 @@ class CentralEvaluation(Callback):
 
     def __init__(self, every: int) -> None:
         self.every = every
-        self.model: nn.Module | None = None  # built once: drawing initial weights takes as long as testing some
+        self.learner: Learner | None = None  # built once: drawing initial weights takes as long as testing some
 
     def after_round(self, federation: Federation, current: Round) -> None:
         """Add ``evaluate.central`` to the round."""
@@ -36,23 +30,13 @@ class CentralEvaluation(Callback):
 
     def measured(self, federation: Federation) -> Measured | None:
         """What the model reaches; None where there are no test images."""
-        config = federation.config
-        cache = site.open_data(config)
-        test = cache.indices("test")
+        examples = federation.data.only.examples
+        test = examples.indices("test")
         if len(test) == 0:
             return None
-        if self.model is None:
-            self.model = site.build_model(config, federation.spec)
-        self.model.load_state_dict(federation.state_dict())
-        batches = Batches(cache, test, batch_size=4 * config.batch_size, seed=0, shuffle=False)
-        with site.server_threads(config):
-            evaluation = evaluate(
-                self.model,
-                batches,
-                instantiate(config.loss, "loss"),
-                device=site.device_of(config),
-                decode=site.decoder_of(config, self.model),
-                flip_permutation=site.flip_permutation(config, federation.spec),
-            )
-        counts = tally(evaluation, federation.spec.keypoints, federation.spec.thresholds[0])
-        return Measured.of(counts.scores(), loss=evaluation.loss, examples=len(test))
+        if self.learner is None:
+            self.learner = federation.learner()
+        self.learner.model.load_state_dict(federation.state_dict())
+        with federation.threads():
+            tested = self.learner.evaluate(examples, test)
+        return Measured.of(federation.task.scores(tested.tally), loss=tested.loss, examples=len(test))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fedgh_app import model_card
 from fedgh_app.callbacks.callback import Callback
-from fedgh_app.runs import storage
+from fedgh_app.model_card.facts import Facts
 from fedgh_app.server.federation import Federation
 from fedgh_app.server.result import result_of
 
@@ -14,5 +14,15 @@ class ModelCard(Callback):
 
     def close(self, federation: Federation, failure: str | None) -> None:
         """Write what is known by then."""
-        result = storage.plain(result_of(federation))
-        model_card.write(federation.directory, federation.config, result, federation.history, failure)
+        specs = {name: data.spec for name, data in federation.data.sets.items()}
+        model_card.write(
+            Facts(
+                federation.directory,
+                federation.values,
+                result_of(federation),
+                specs,
+                federation.task.card(federation.values, specs),
+                federation.history,
+                failure,
+            )
+        )

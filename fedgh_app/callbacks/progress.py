@@ -7,7 +7,6 @@ from logging import INFO
 from flwr.common.logger import log
 
 from fedgh_app.callbacks.callback import Callback
-from fedgh_app.data import site
 from fedgh_app.runs.history import Round
 from fedgh_app.server.federation import Federation
 
@@ -19,9 +18,9 @@ class Progress(Callback):
         """One line."""
         numbers = {
             "loss": current.train.get("loss"),
-            site.headline(federation.config): current.evaluate.headline.score,
+            federation.data.headline: current.evaluate.headline.score,
             "seconds": current.seconds.get("total"),
             "epsilon": current.privacy.get("epsilon"),
         }
         said = ", ".join(f"{name} {value:.3f}" for name, value in numbers.items() if value is not None)
-        log(INFO, "round %d/%d: %s", current.round, federation.config.rounds, said)
+        log(INFO, "round %d/%d: %s", current.round, federation.settings.rounds, said)

@@ -14,11 +14,10 @@ from typing import Any, Literal
 
 import httpx
 from flwr.common.logger import log
-from omegaconf import OmegaConf
 
 from fedgh_app.callbacks.callback import Callback
 from fedgh_app.errors import first_line
-from fedgh_app.runs.directory import CONFIG, PLOTS
+from fedgh_app.runs.directory import PLOTS
 from fedgh_app.runs.history import Round
 from fedgh_app.runs.records import Tracking
 from fedgh_app.server.federation import Federation
@@ -110,7 +109,6 @@ class WandB(Callback):
     def _init(self, federation: Federation, mode: Any) -> Any:
         import wandb
 
-        config: Any = OmegaConf.to_container(OmegaConf.load(federation.directory / CONFIG))
         return wandb.init(
             project=self.tracking["project"],
             entity=self.tracking["entity"],
@@ -120,7 +118,7 @@ class WandB(Callback):
             resume="allow" if federation.session else None,
             dir=str(federation.directory),
             mode=mode,
-            config=config,
+            config=dict(federation.values),
             settings=wandb.Settings(
                 console="off",
                 silent=True,

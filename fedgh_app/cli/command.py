@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import itertools
 import json
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import hydra
 import typer
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -24,11 +24,11 @@ from rich.table import Table
 
 from fedgh_app.config.compose import CONF, compose_config, expand_sweep, fedgh_home, groups, quoted, run_name
 from fedgh_app.errors import RunFailed, UserError
-from fedgh_app.runs.directory import CONFIG, LOG
+from fedgh_app.runs.directory import LOG
 from fedgh_app.runtimes import deploy
 
 if TYPE_CHECKING:
-    from fedgh_app.runs.evaluation import Evaluation
+    from fedgh_app.pose.evaluation.official_run import Evaluation
 
 app = typer.Typer(
     name="fedgh",
@@ -98,7 +98,6 @@ def _run_one(overrides: list[str], flags: list[str]) -> None:
     directory = Path(config.run_dir or f"runs/{run_name(config)}")
 
     # Only now: what is misspelt is told without waiting for torch.
-    from fedgh_app.data import site
     from fedgh_app.runs.checkpoints import index_files
     from fedgh_app.runtimes.launcher import launch
     from fedgh_app.runtimes.progress import print_result
@@ -112,9 +111,7 @@ def _run_one(overrides: list[str], flags: list[str]) -> None:
         directory = Path(hydra_config.runtime.output_dir)
         task = [item for item in hydra_config.overrides.task if not item.startswith("run_dir=")]
         try:
-            result = launch(task, directory)
-            config = DictConfig(OmegaConf.load(directory / CONFIG))
-            print_result(result, directory, site.headline(config), console)
+            print_result(launch(task, directory), directory, console)
         except UserError as error:
             print(f"fedgh: {error}", file=sys.stderr)
             status = 2
@@ -232,7 +229,7 @@ def predict(
 ) -> None:
     """Find the keypoints of people in images and videos: fedgh predict RUN photo.jpg clip.mp4 --out DIR."""
     from fedgh_app.pose.prediction.prediction import asked_boxes, check_output, find_sources, predict_all
-    from fedgh_app.runs.inference import predictor
+    from fedgh_app.pose.prediction.trained import predictor
     from fedgh_app.runs.opening import load_run
 
     check_output(out)
@@ -255,13 +252,13 @@ def export(
     decoding: Annotated[str | None, typer.Option(help="How heatmaps are read. [default: as in the run]")] = None,
 ) -> None:
     """Write a run's model as ONNX: images in, keypoints and maps out; checked against PyTorch."""
-    from fedgh_app.runs import inference
+    from fedgh_app.pose.prediction import trained
     from fedgh_app.runs.opening import load_run
 
     if form != "onnx":
         raise UserError(f"--format {form}: no such format; expected onnx")
     path = out or (run / "model.onnx" if run.is_dir() else run.with_suffix(".onnx"))
-    agreement = inference.export(load_run(run), path, decoding=decoding)
+    agreement = trained.export(load_run(run), path, decoding=decoding)
     console.print(escape(f"{agreement}\n{path}, {path.stat().st_size / 1e6:.1f} MB"), soft_wrap=True, highlight=False)
 
 
@@ -287,16 +284,18 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Score a run's model by a data set's official metric: fedgh evaluate RUN [dataset=lspet] [--out DIR]."""
-    from fedgh_app.runs.evaluation import evaluate_run
+    from fedgh_app.config.evaluation import evaluated_on
     from fedgh_app.runs.opening import load_run
 
-    opened, given = load_run(run), overrides or []
+    opened = load_run(run)
+    values = evaluated_on(opened.values, overrides or [])
+    commands: Any = importlib.import_module(opened.task.commands)
 
     def work(told: Callable[[int, int], None] | None) -> Evaluation:
-        return evaluate_run(
+        return commands.evaluate(
             opened,
-            given,
-            side=split,  # type: ignore[arg-type]  # checked there, in one line
+            values,
+            side=split,
             detections=detections,
             oks_nms=oks_nms,
             out=out,
@@ -371,7 +370,7 @@ def data_check(
     ] = None,
 ) -> None:
     """Count a data set, say what is wrong with which file, and draw its skeletons on a contact sheet."""
-    from fedgh_app.config.instantiation import instantiate
+    from fedgh_app.assembly.client import ClientAssembly
     from fedgh_app.pose.data.check import Seen, check
     from fedgh_app.pose.data.records import load_spec
 
@@ -382,7 +381,8 @@ def data_check(
         names = " or ".join(map(str, config.dataset.members))
         raise UserError(f"data check {dataset}: it holds several data sets; expected one of them: {names}")
     spec, root = load_spec(config.dataset.spec), root or Path(config.dataset.root)
-    seen = Seen(instantiate(config.augmentation, "augmentation"), tuple(config.dataset.input_size)) if chosen else None
+    assembled = ClientAssembly(config)
+    seen = Seen(assembled.augmentation, tuple(config.dataset.input_size)) if chosen else None
     found = _with_progress(
         "reading images", lambda told: check(spec, root, out=out, count=count, seen=seen, progress=told)
     )
@@ -397,25 +397,26 @@ def data_partition(
     out: Annotated[Path, typer.Option(help="Plot to write.")] = Path("partition.png"),
 ) -> None:
     """Show who would hold what: fedgh data partition dataset=arm partition=dirichlet num_clients=5."""
-    from fedgh_app.data import partition, site
-    from fedgh_app.plots.holdings import holdings
+    from fedgh_app.assembly.client import ClientAssembly
+    from fedgh_app.server_app import draw_holdings
 
     config = compose_config([argument for argument in context.args if not argument.startswith("-")])
-    if config.partition._target_ is None:
+    shared = ClientAssembly(config).data
+    if shared.held_by_sites:
         raise UserError("partition=site: every site holds its own data; expected a partition that deals one data set")
-    number = sum(site.clients_of(config).values())
-    dealt = site.deal(config, number)
-    table = Table(title=f"{config.dataset.spec}, {number} clients")
+    number = sum(shared.clients_of().values())
+    dealt = shared.deal(number)
+    table = Table(title=f"{shared.name}, {number} clients")
     for column in ("client", "data set", "holds", "training images", "test images"):
         if column != "data set" or len(dealt) > 1:
             table.add_column(column)
     for member, one in dealt.items():
         for label, train, test in zip(one.parts.labels, one.parts.train, one.parts.test, strict=True):
             named = (member,) if len(dealt) > 1 else ()
-            holds = partition.contents(one.config, one.cache, train) or label
+            holds = one.data.contents(train) or label
             table.add_row(str(table.row_count), *named, holds, str(len(train)), str(len(test)))
     console.print(table)
-    holdings(dealt, out, str(config.dataset.spec))
+    draw_holdings(dealt, out, shared.name)
     console.print(f"plot: {out}")
 
 

@@ -11,11 +11,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from omegaconf import DictConfig
 from safetensors import safe_open
 from torch import Tensor
 
 from fedgh_app.config.compose import fedgh_home
+from fedgh_app.config.settings import Settings
 from fedgh_app.errors import RunFailed, UserError, first_line
 from fedgh_app.runs.directory import CLIENTS
 from fedgh_app.vision.tensors import read_tensors, write_tensors
@@ -124,11 +124,11 @@ def _age_of(file: Path) -> tuple[int, int]:
     return int(about["session"]), int(about["draw"])
 
 
-def file_of(config: DictConfig, run: str, client: str) -> Path:
+def file_of(settings: Settings, run: str, client: str) -> Path:
     """Where a client keeps its own state of a run: in the run directory if this machine has it, else in FEDGH_HOME.
 
     Args:
-        config: the run's config.
+        settings: the run's.
         run: id of the run, as the server says it.
         client: the client's name.
 
@@ -139,6 +139,6 @@ def file_of(config: DictConfig, run: str, client: str) -> Path:
     known = "".join(c if c.isalnum() or c in "-_" else "_" for c in client)
     # Names that differ only in what a path cannot hold stay apart.
     safe = f"{known}-{hashlib.sha256(client.encode()).hexdigest()[:8]}.safetensors"
-    if config.run_dir is not None and config.runtime.name in ("simulation", "inprocess"):
-        return Path(config.run_dir) / CLIENTS / safe
+    if settings.run_dir is not None and settings.runtime.name in ("simulation", "inprocess"):
+        return Path(settings.run_dir) / CLIENTS / safe
     return fedgh_home() / CLIENTS / run / safe

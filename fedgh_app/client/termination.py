@@ -9,25 +9,28 @@ from types import FrameType
 from typing import NoReturn
 
 from flwr.app import Context, Message
+from flwr.clientapp.typing import ClientAppCallable
 
-from fedgh_app.data.site import config_of
 from fedgh_app.errors import RunFailed
 
 
-def terminable(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
-    """A mod of the ClientApp: SIGTERM raises in the client, whose failure is then the reply.
+def terminable(applies: Callable[[Context], bool]) -> Callable[[Message, Context, ClientAppCallable], Message]:
+    """A mod of the ClientApp: where it applies, SIGTERM raises in the client, whose failure is then the reply.
 
     Flower's own handler ends the process without any, and the SuperNode, which answers one message after the other,
     would wait for it without end. In simulation processes are Ray's, which ends them by this signal itself.
     """
-    config = config_of(str(context.run_config["overrides"]))
-    if config.runtime.name != "deployment" or threading.current_thread() is not threading.main_thread():
-        return call_next(message, context)
-    before = signal.signal(signal.SIGTERM, _raise)
-    try:
-        return call_next(message, context)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+
+    def answer(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+        if not applies(context) or threading.current_thread() is not threading.main_thread():
+            return call_next(message, context)
+        before = signal.signal(signal.SIGTERM, _raise)
+        try:
+            return call_next(message, context)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    return answer
 
 
 def _raise(number: int, frame: FrameType | None) -> NoReturn:

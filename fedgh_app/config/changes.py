@@ -3,62 +3,62 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import OmegaConf
 
-from fedgh_app.config.compose import compose_config, groups
+from fedgh_app.config.choices import FACTS, groups
+from fedgh_app.config.compose import compose_config
 
 # What a run is told by elsewhere, or what says nothing about its model.
-TOLD = (
-    *("dataset", "runtime", "tracking", "callbacks", "keep_checkpoints"),
-    *("run_dir", "seed", "rounds", "num_clients", "resume"),
-)
+TOLD = {"dataset", "runtime", "tracking", "callbacks", "keep_checkpoints"}
+TOLD |= {"run_dir", "seed", "rounds", "num_clients", "resume"}
 
 
-def changes(config: DictConfig, *without: str) -> list[str]:
+def changes(config: Mapping[str, Any], *without: str) -> list[str]:
     """What a config says otherwise than the default one, but for some keys: ``key=value``, and a choice by its name."""
     changed: list[str] = []
     usual = _defaults()
-    for key in map(str, config):
-        node = config[key]
-        if key in (*TOLD, *without) or node == usual.get(key):
+    for key, node in config.items():
+        if key in TOLD.union(without) or node == usual.get(key):
             continue
-        if key not in usual or not isinstance(node, type(usual[key])):  # a run of another version
+        if key not in usual or isinstance(node, Mapping) != isinstance(usual[key], Mapping):  # of another version
             changed.append(f"{key}={node}")
         elif key in groups():
             changed += _group(key, node, usual[key], config)
-        elif isinstance(node, DictConfig):
-            changed += [f"{key}.{name}={node[name]}" for name in map(str, node) if node[name] != usual[key].get(name)]
+        elif isinstance(node, Mapping):
+            changed += [f"{key}.{name}={value}" for name, value in node.items() if value != usual[key].get(name)]
         else:
             changed.append(f"{key}={node}")
     return changed
 
 
-def _group(key: str, node: DictConfig, usual: DictConfig, config: DictConfig) -> list[str]:
+def _group(key: str, node: Mapping[str, Any], usual: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """Such as ``objective=Prox (mu=0.1)``: values are told that the default choice has not, or has otherwise.
 
     Those that follow from the run's seed and data set are not.
     """
-    follow = {"seed": config.seed, "partition_by": config.dataset.natural_attribute}
-    names = [name for name in map(str, node) if not name.startswith("_") and name != "name"]
-    values = {name: node[name] for name in names if node[name] not in (usual.get(name), follow.get(name))}
+    follow = {"seed": config["seed"], "partition_by": config["dataset"].get("natural_attribute")}
+    about = ("name", *FACTS)
+    told = {name: value for name, value in node.items() if not str(name).startswith("_") and name not in about}
+    values = {name: value for name, value in told.items() if value not in (usual.get(name), follow.get(name))}
     if not values and class_of(node) == class_of(usual):
         return []
-    told = ", ".join(f"{name}={_value(value)}" for name, value in values.items())
-    return [f"{key}={class_of(node)}" + (f" ({told})" if told else "")]
+    named = ", ".join(f"{name}={_value(value)}" for name, value in values.items())
+    return [f"{key}={class_of(node)}" + (f" ({named})" if named else "")]
 
 
 def _value(value: Any) -> str:
     """A value of the config; a choice that stands inside another by its name."""
-    return class_of(value) if isinstance(value, DictConfig) else str(value)
+    return class_of(value) if isinstance(value, Mapping) else str(value)
 
 
-def class_of(node: DictConfig) -> str:
+def class_of(node: Mapping[str, Any]) -> str:
     """A choice by the class it builds, else by its name."""
     return str(node.get("_target_") or node.get("name") or node.get("spec") or "none").rpartition(".")[2]
 
 
 @functools.cache
-def _defaults() -> DictConfig:
-    return compose_config([])
+def _defaults() -> dict[str, Any]:
+    return OmegaConf.to_container(compose_config([]), resolve=True)  # type: ignore[return-value]  # a dict of it is a dict

@@ -8,27 +8,29 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import os
 import re
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from fedgh_app.config import choices as files
+from fedgh_app.config.choices import CONF, ROOT, TERMS, groups
+from fedgh_app.config.refusals import Composed, chosen
 from fedgh_app.config.validation import check_config, check_keys, check_overrides, check_resolved
 from fedgh_app.errors import UserError, first_line
 
-ROOT = Path(__file__).resolve().parents[2]
-CONF = ROOT / "conf"
+__all__ = ["CONF", "ROOT", "groups"]  # beside what is defined here
 
 
 def fedgh_home() -> Path:
@@ -39,15 +41,6 @@ def fedgh_home() -> Path:
 OmegaConf.register_new_resolver("fedgh_home", lambda: str(fedgh_home()), replace=True)
 # A site composes overrides of somebody else, who could read its environment out of an error message.
 OmegaConf.clear_resolver("oc.env")
-
-
-def groups() -> dict[str, list[str]]:
-    """The config groups and the choices of each, as the files under ``conf/`` stand."""
-    return {
-        folder.name: sorted(choice.stem for choice in folder.glob("*.yaml"))
-        for folder in sorted(CONF.iterdir())
-        if folder.is_dir()
-    }
 
 
 def join_overrides(overrides: Sequence[str]) -> str:
@@ -83,18 +76,26 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
         UserError: an unknown key or choice, a wrong type, a value out of range, a forbidden ``_target_``; one line
             that names the key, the value, and what was expected.
     """
-    parsed = parse_overrides(overrides)
-    check_overrides(parsed, groups())
-    composed_by_hydra = [item for item in parsed if item.key_or_group in groups() or item.is_hydra_override()]
-    # `experiment=null` is the default, which Hydra cannot say of an optional group.
-    choices = tuple(str(item.input_line) for item in composed_by_hydra if item.value() is not None)
-    base = _resolved(choices, [])
-    check_keys(base, parsed, groups())
-    config = _resolved(choices, [item for item in parsed if item not in composed_by_hydra])
-    check_config(base, config)
+    composed = composed_of(overrides)
+    composed.check()
+    config = composed.config
     if config.resume is not None:
         config.run_dir = config.resume  # a run goes on where it lies
     return config
+
+
+def composed_of(overrides: Sequence[str]) -> Composed:
+    """The config of one run and its choices, checked but for what choices refuse; UserError as `compose_config`."""
+    parsed = parse_overrides(overrides)
+    check_overrides(parsed, groups())
+    by_hydra = [item for item in parsed if item.key_or_group in groups() or item.is_hydra_override()]
+    # `experiment=null` is the default, which Hydra cannot say of an optional group.
+    given = tuple(str(item.input_line) for item in by_hydra if item.value() is not None)
+    base, choices = _resolved(given, [])
+    check_keys(base, parsed, groups())
+    config, _ = _resolved(given, [item for item in parsed if item not in by_hydra])
+    check_config(base, config)
+    return Composed(config, chosen(base, config, choices))
 
 
 def run_name(config: DictConfig) -> str:
@@ -105,14 +106,23 @@ def run_name(config: DictConfig) -> str:
 
 
 def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of every job of a multirun, in Hydra's own order (the product of all sweeps)."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
-    try:
-        batches = BasicSweeper.split_arguments(parse_overrides(overrides), None)
-    except HydraException as error:
-        raise UserError(f"{' '.join(overrides)}: {first_line(error)}") from None
-    return [list(job) for batch in batches for job in batch]
+    """The overrides of every job of a multirun: the product of all sweeps, of which the last varies fastest."""
+    jobs: dict[str, list[str]] = {}  # of a key that is given twice the last values, in the place of the first
+    for item in parse_overrides(overrides):
+        key = item.get_key_element()
+        if item.is_sweep_override() and not item.is_discrete_sweep():
+            raise UserError(f"{item.input_line}: expected values to run one after the other, as {key}=1,2,3")
+        value = item.value()
+        if isinstance(value, Glob):
+            values = value.filter(groups().get(item.key_or_group, []))
+            if not values:
+                raise UserError(f"{item.input_line}: fits no choice; expected one that `fedgh list` shows")
+        elif item.is_sweep_override():
+            values = list(item.sweep_string_iterator())
+        else:
+            values = [item.get_value_element_as_str()]
+        jobs[key] = [f"{key}={value}" for value in values]
+    return [list(job) for job in itertools.product(*jobs.values())]
 
 
 def parse_overrides(overrides: Sequence[str]) -> list[Override]:
@@ -123,25 +133,51 @@ def parse_overrides(overrides: Sequence[str]) -> list[Override]:
         raise UserError(f"cannot read the overrides {list(overrides)}: {first_line(error)}") from None
 
 
-def _resolved(choices: tuple[str, ...], values: Sequence[Override]) -> DictConfig:
-    """The config of ``choices`` with ``values`` set in it, and every interpolation replaced by what it stands for."""
+def _resolved(given: tuple[str, ...], values: Sequence[Override]) -> tuple[DictConfig, Mapping[str, str]]:
+    """The config of some choices with ``values`` set in it, and every interpolation replaced by what it stands for."""
     try:
-        config = copy.deepcopy(_composed(CONF, choices))
-        ConfigLoaderImpl._apply_overrides_to_config(list(values), config)
+        config, choices = _composed(files.CONF, given)
+        config = copy.deepcopy(config)
+        for item in values:
+            _set(config, item)
         OmegaConf.resolve(config)
         check_resolved(OmegaConf.to_container(config))
-        return config
+        return config, choices
     except MissingConfigException as error:
         raise UserError(first_line(error)) from None
     except (HydraException, OmegaConfBaseException) as error:
-        given = [*choices, *(str(item.input_line) for item in values)]
-        raise UserError(f"{' '.join(given)}: {first_line(error.__cause__ or error)}") from None
+        told = [*given, *(str(item.input_line) for item in values)]
+        raise UserError(f"{' '.join(told)}: {first_line(error.__cause__ or error)}") from None
+
+
+def _set(config: DictConfig, item: Override) -> None:
+    """Set, add or delete one value, as Hydra does."""
+    key, value = item.key_or_group, item.value()
+    there = OmegaConf.select(config, key)
+    if item.is_delete():
+        if there is None or value not in (None, there):
+            raise UserError(f"{item.input_line}: expected a key that is there, with that value")
+        above, _, name = key.rpartition(".")
+        with open_dict(config):
+            del OmegaConf.select(config, above)[name]  # of the whole config nothing may go: `check_keys`
+    elif item.is_add() and there is not None and not isinstance(value, dict | list):
+        raise UserError(f"{item.input_line}: {key} is there; expected {str(item.input_line).lstrip('+')}")
+    else:
+        OmegaConf.update(config, key, value, merge=True, force_add=item.is_add() or item.is_force_add())
 
 
 # Hydra takes a third of a second for this, and a sweep's jobs differ in values more often than in choices.
 @functools.lru_cache(maxsize=32)
-def _composed(folder: Path, choices: tuple[str, ...]) -> DictConfig:
-    """What Hydra makes of the files under ``folder``."""
+def _composed(folder: Path, given: tuple[str, ...]) -> tuple[DictConfig, Mapping[str, str]]:
+    """What Hydra makes of the files under ``folder``, and the choice of each group, in the order of config.yaml."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(folder), version_base="1.3"):
-        return compose(config_name="config", overrides=list(choices))
+        config = compose(config_name="config", overrides=list(given), return_hydra_config=True)
+    made = reversed(config.hydra.runtime.choices.items())
+    choices = {key: str(choice) for key, choice in made if choice is not None and not key.startswith("hydra/")}
+    with open_dict(config):
+        del config["hydra"]
+        for group, _, place in (key.partition("@") for key in choices):
+            for term in TERMS:
+                (OmegaConf.select(config, place or group) or {}).pop(term, None)
+    return config, choices

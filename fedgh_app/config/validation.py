@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import difflib
-import math
+import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 
-from fedgh_app.config.combinations import check_combinations
-from fedgh_app.config.instantiation import HYDRA_KEYS, TARGETS, check_target
+from fedgh_app.config.choices import FACTS
+from fedgh_app.config.instantiation import HYDRA_KEYS, NESTED, TARGETS, check_target
+from fedgh_app.config.settings import Settings, held_to, types_of
 from fedgh_app.errors import UserError
+from fedgh_app.vision.specs import TASKS, task_name
 
 Groups = Mapping[str, Sequence[str]]
 
@@ -37,6 +39,8 @@ def check_overrides(parsed: Sequence[Override], groups: Groups) -> None:
             raise UserError(f"{item.input_line}: several values; expected one, or the flag -m to run them all")
         group = item.key_or_group
         if group not in groups:
+            if item.package is not None:
+                raise UserError(f"{item.input_line}: {group} is no group; expected {group}=VALUE")
             continue
         if item.is_delete() or (item.value() is None and group != "experiment"):
             raise UserError(f"{item.input_line}: a run needs a {group}; expected one of {', '.join(groups[group])}")
@@ -87,58 +91,35 @@ def check_resolved(node: Any, path: str = "") -> None:
 
 def check_config(base: DictConfig, config: DictConfig) -> None:
     """Types as in ``base``, targets that may be built, values in range; UserError otherwise."""
-    _check_types(base, config)
-    _check_names(base, config)
+    held_to(types_of(base), config)
+    _check_facts(base, config)
     _check_targets(config)
-    _check_values(config)
-    check_combinations(config)
+    Settings.of(config)
+    _check_by_task(config)
+    _check_teacher(config)
+    if config.partition.get("partition_by", "") is None:
+        raise UserError(
+            f"partition.partition_by=null: data set {config.dataset.spec} records no attribute to part by; "
+            "expected partition=iid, partition=size_skewed, or an attribute's name"
+        )
 
 
-def _check_names(base: DictConfig, config: DictConfig) -> None:
-    """What a choice is called says which keys it has; UserError where somebody set the name alone."""
+def _check_by_task(config: DictConfig) -> None:
+    """Have the task of each data set check what only it can tell wrong (``checks.py`` in its package)."""
+    members = config.dataset.get("members") or {"": config.dataset}
+    for task in dict.fromkeys(task_name(str(node.spec)) for node in members.values()):
+        package = TASKS[task].rpartition(".")[0]
+        if package and importlib.util.find_spec(f"{package}.checks"):
+            importlib.import_module(f"{package}.checks").check(config)
+
+
+def _check_facts(base: DictConfig, config: DictConfig) -> None:
+    """What a choice says of itself stays, and so does the class of which it says it; UserError otherwise."""
     for group, node in base.items():
-        if isinstance(node, DictConfig) and "name" in node and config[group].get("name") != node.name:
-            raise UserError(f"{group!s}.name={config[group].get('name')}: expected {group!s}=CHOICE to choose another")
-
-
-def _check_types(base: DictConfig, config: DictConfig, path: str = "") -> None:
-    """A value keeps the type that its default has; a null default accepts any type."""
-    for key in base:
-        name = f"{path}{key!s}"
-        default, value = base[key], config.get(key)
-        if isinstance(default, DictConfig):
-            if path == "callbacks." and key not in config:
-                continue  # ~callbacks.NAME: one that this run goes without
-            if not isinstance(value, DictConfig):
-                raise UserError(f"{name}={value}: expected a group of values, not a single one")
-            _check_types(default, value, f"{name}.")
-        elif default is not None and key in config and value is None:
-            raise UserError(f"{name}=null: expected {_type_name(default)}")
-        elif default is not None and value is not None and not _same_type(default, value):
-            raise UserError(f"{name}={value}: expected {_type_name(default)}, not {_type_name(value)}")
-
-
-def _same_type(default: Any, value: Any) -> bool:
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(default, bool) and isinstance(value, bool)
-    if isinstance(default, float):
-        return isinstance(value, int | float)
-    return isinstance(value, type(default))
-
-
-def _type_name(value: Any) -> str:
-    names = {
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-        str: "a word",
-        ListConfig: "a list",
-    }
-    return next((name for kind, name in names.items() if isinstance(value, kind)), type(value).__name__)
-
-
-# Nodes below a group that describe an object of another group.
-_NESTED = {"topology": {"edge_strategy": "strategy"}}
+        told = [key for key in ("name", *FACTS) if isinstance(node, DictConfig) and key in node]
+        for key in [*told, *(["_target_"] if {*FACTS} & {*told} else [])]:
+            if (value := config[group].get(key)) != node.get(key):
+                raise UserError(f"{group!s}.{key}={value}: expected {group!s}=CHOICE to choose another")
 
 
 def _check_targets(config: DictConfig) -> None:
@@ -149,7 +130,7 @@ def _check_targets(config: DictConfig) -> None:
             value = {name: _checked_callback(str(name), node) for name, node in value.items()}
         else:
             value = _checked_target(str(key), value)
-        for name, group in _NESTED.get(str(key), {}).items():
+        for name, group in NESTED.get(str(key), {}).items():
             if name in value:
                 value = {**value, name: _checked_target(group, value[name])}
         _check_no_target(value, str(key))
@@ -179,86 +160,6 @@ def _check_no_target(node: Any, path: str) -> None:
     elif isinstance(node, ListConfig | list):
         for place, value in enumerate(node):
             _check_no_target(value, f"{path}[{place}]")
-
-
-_AT_LEAST = {
-    "rounds": 0,
-    "num_clients": 1,
-    "local_epochs": 1,
-    "batch_size": 1,
-    "min_clients": 1,
-    "keep_checkpoints": 0,
-    "evaluate.central_every": 0,
-    "evaluate.clients_every": 0,
-    "runtime.client_cpus": 1,
-    "runtime.server_cpus": 1,
-    "runtime.num_supernodes": 1,
-    "distillation.images": 1,
-    "clustering.images": 1,
-    "topology.edge_rounds": 1,
-}
-
-
-# Far beyond what anybody trains; a slip or a hostile server would take all memory of every client.
-LARGEST_SIDE = 1024
-_AT_MOST = {"batch_size": 8192, "model.head_width": 4096, "distillation.images": 10**6, "clustering.images": 10**6}
-
-
-def _check_values(config: DictConfig) -> None:
-    for key, most in _AT_MOST.items():
-        value = OmegaConf.select(config, key)
-        if isinstance(value, int) and value > most:
-            raise UserError(f"{key}={value}: expected a whole number of at most {most}")
-    for key, least in _AT_LEAST.items():
-        value = OmegaConf.select(config, key)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-            raise UserError(f"{key}={value}: expected a whole number of at least {least}")
-    if config.seed < 0:
-        raise UserError(f"seed={config.seed}: expected a whole number of at least 0")
-    if not 0 < config.evaluate.clients_fraction <= 1:
-        raise UserError(
-            f"evaluate.clients_fraction={config.evaluate.clients_fraction}: expected above 0 and at most 1; "
-            "evaluate.clients_every=0 asks nobody"
-        )
-    if config.round_timeout <= 0:
-        raise UserError(f"round_timeout={config.round_timeout}: expected a positive number of seconds")
-    if not config.outlier_factor > 1:
-        raise UserError(f"outlier_factor={config.outlier_factor}: expected a number above 1, or inf")
-    if config.dataset.on_bad not in ("raise", "skip"):
-        raise UserError(f"dataset.on_bad={config.dataset.on_bad}: expected raise or skip")
-    if config.evaluate.decoding not in ("argmax", "quarter", "dark"):
-        raise UserError(f"evaluate.decoding={config.evaluate.decoding}: expected argmax, quarter or dark")
-    if config.runtime.get("node_timeout", 1) <= 0:
-        raise UserError(f"runtime.node_timeout={config.runtime.node_timeout}: expected a positive number of seconds")
-    size = list(config.dataset.input_size)
-    if len(size) != 2 or any(type(side) is not int or not 32 <= side <= LARGEST_SIDE or side % 32 for side in size):
-        raise UserError(
-            f"dataset.input_size={size}: expected [height, width], each a multiple of 32, at most {LARGEST_SIDE}"
-        )
-    if config.resume is not None and not isinstance(config.resume, str):
-        raise UserError(f"resume={config.resume}: expected a run directory")
-    if config.init is not None and not isinstance(config.init, str):
-        raise UserError(f"init={config.init}: expected a run directory or a model.safetensors")
-    _check_teacher(config)
-    _check_privacy(config)
-    if config.tracking.get("mode") not in (None, "online", "offline", "disabled"):
-        raise UserError(f"tracking.mode={config.tracking.mode}: expected online, offline, disabled or null")
-    by = config.partition.get("partition_by", "")
-    if by is None:
-        raise UserError(
-            f"partition.partition_by=null: data set {config.dataset.spec} records no attribute to part by; "
-            "expected partition=iid, partition=size_skewed, or an attribute's name"
-        )
-
-
-def _check_privacy(config: DictConfig) -> None:
-    if config.privacy.name == "none":
-        return
-    for key in ("clipping_norm", "noise_multiplier"):
-        if not 0 < config.privacy[key] < math.inf:
-            raise UserError(f"privacy.{key}={config.privacy[key]}: expected a number above 0")
-    if not 0 < config.privacy.delta < 1:
-        raise UserError(f"privacy.delta={config.privacy.delta}: expected a number between 0 and 1")
 
 
 def _check_teacher(config: DictConfig) -> None:

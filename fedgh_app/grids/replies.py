@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import re
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 
-from fedgh_app.pose.evaluation.tally import Tally
+from fedgh_app.vision.tally import Tally
 from strategies.npy import flat, header, wide
 from strategies.updates import RUNNING_STATISTICS
 
@@ -45,10 +46,12 @@ class Expected:
     Attributes:
         metrics: the names of its metrics, beside those that the message asked for; None to accept any.
         examples: most examples that it may count.
+        bounds: the kinds of an evaluation's sums, and what bounds each; see `Tally.fault`.
     """
 
     metrics: frozenset[str] | None = None
     examples: float = math.inf
+    bounds: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ def _examine(asked: Message, content: RecordDict, expected: Expected) -> Verdict
     if reason := _metric_fault(next(iter(content.metric_records.values())), names, expected.examples):
         return Verdict(reason)
     if kind != MessageType.TRAIN:
-        return Verdict(_count_fault(dict(next(iter(content.metric_records.values())))))
+        return Verdict(_sum_fault(dict(next(iter(content.metric_records.values()))), expected.bounds))
     if len(content.array_records) != 1:
         return Verdict(f"{len(content.array_records)} ArrayRecords; expected 1")
     sent = next(iter(asked.content.array_records.values()))
@@ -140,7 +143,7 @@ def _query_fault(content: RecordDict) -> str | None:
     said = next(iter(content.config_records.values()), None)
     if len(content.config_records) != 1 or said is None:
         return f"{len(content.config_records)} ConfigRecords; expected 1 that describes the client"
-    kinds = {"name": str, "label": str, "keypoints": str, "num-examples": int, "num-test": int, "speed": float}
+    kinds = {"name": str, "label": str, "predicts": str, "num-examples": int, "num-test": int, "speed": float}
     names = {str: "text", int: "a whole number", float: "a number"}
     for key, kind in kinds.items():
         if not isinstance(said.get(key), kind):
@@ -180,17 +183,10 @@ def _metric_fault(metrics: MetricRecord, expected: frozenset[str] | None, most: 
     return None
 
 
-def _count_fault(metrics: dict[str, Any]) -> str | None:
-    """Counts of an evaluation that no evaluation gives."""
-    most = metrics["num-examples"]
-    for name, count in Tally.from_scalars(metrics).counts.items():
-        if not 0 <= count.correct <= count.visible <= most:
-            return f"{one_line(count.correct)} of {one_line(count.visible)} {name} are correct; expected at most {most}"
-        if not 0 <= count.area <= count.visible + 1e-6 * most:
-            return f"area of {name} is {one_line(count.area)}; expected 0 to {count.visible}"
-        if not 0 <= count.heatmap_correct <= count.heatmap_visible <= most:
-            found = f"{one_line(count.heatmap_correct)} of {one_line(count.heatmap_visible)}"
-            return f"{found} heatmaps of {name} are correct; expected at most {most}"
+def _sum_fault(metrics: dict[str, Any], bounds: Mapping[str, str]) -> str | None:
+    """Sums of an evaluation that no evaluation gives."""
+    if reason := Tally.from_scalars(metrics, bounds).fault(bounds, metrics["num-examples"]):
+        return one_line(reason)
     if (terms := metrics.get("loss-terms", 0)) < 0:
         return f"loss-terms is {one_line(terms)}; expected at least 0"
     return None

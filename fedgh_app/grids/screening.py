@@ -21,6 +21,7 @@ from flwr.serverapp import Grid
 from fedgh_app.errors import RunFailed
 from fedgh_app.grids.replies import OVERDUE, Expected, Norms, examine
 from fedgh_app.grids.wrapped import WrappedGrid
+from fedgh_app.runs.history import Rejected
 
 # Between two looks for replies, each a request to the SuperLink: a fiftieth of the wait so far, in these bounds.
 POLL_FRACTION = 0.02
@@ -28,15 +29,6 @@ POLL_SECONDS, POLL_SECONDS_AT_MOST = 0.05, 0.5
 
 # Said by the simulation engine of a process that it does not replace: whoever is next sent to it fails too.
 _DEAD_ACTOR = re.compile(r"<class 'ray\.exceptions\.(\w*(Actor|Worker|Node|Raylet)\w*|OutOfMemory)Error'>")
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A reply that no strategy saw."""
-
-    round: int
-    client: str
-    reason: str
 
 
 @dataclass
@@ -65,7 +57,7 @@ class ScreeningGrid(WrappedGrid):
 
     Attributes:
         client_names: client name by node id, known after the first query; strategies read this very table.
-        round: the round that rejections are booked under.
+        round: the round that is under way.
         rejected: every rejected reply of the run.
         traffic: bytes since it was last set.
         expected: what the named client's reply to a message must hold.
@@ -258,16 +250,16 @@ class ScreeningGrid(WrappedGrid):
         return self.client_names.get(node, str(node))
 
     def reject(self, client: str, reason: str) -> None:
-        """Book a client's reply as rejected."""
+        """Keep in mind that a client's reply was rejected, and why."""
         log(WARNING, "round %d: rejected client %s: %s", self.round, client, reason)
-        self.rejected.append(Rejected(self.round, client, reason))
+        self.rejected.append(Rejected(round=self.round, client=client, reason=reason))
 
 
 class _Part(ScreeningGrid):
     """A grid with only some of another's nodes."""
 
     def __init__(self, whole: ScreeningGrid, node_ids: list[int]) -> None:
-        vars(self).update(vars(whole))  # the same books: what is rejected or sent is the whole grid's
+        vars(self).update(vars(whole))  # what is rejected or sent is the whole grid's
         self._node_ids = node_ids
 
     def get_node_ids(self) -> list[int]:

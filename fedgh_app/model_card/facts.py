@@ -2,62 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
-from fedgh_app.config.combinations import keeps_nothing
-from fedgh_app.data import site
-from fedgh_app.reports.markdown import plain
 from fedgh_app.runs.history import Round
+from fedgh_app.runs.result import Result
+from fedgh_app.task import Spec
+from fedgh_app.vision.card import Card
+from fedgh_app.words import plain
 
 
+@dataclass(frozen=True, eq=False)
 class Facts:
     """What the sections of a card are written from.
 
     Attributes:
-        directory, config, result, history, failure: as in `fedgh_app.model_card.render`.
+        directory: the run directory, whose models and plots are named.
+        values: the run's config, resolved.
+        result: what it came to; of a run that failed, as far as it came.
         specs: its data sets by name.
-        rounds: the last one.
-        metric: the headline's name.
-        clients: what ``result.json`` says of each.
-        clusters: the members of each after the last round.
-        local: whether the clients were trained alone.
-        alone: whether no updates were exchanged: that, or all data were in one place.
-        whole: whether the run's models are whole, nothing being kept by the clients.
+        card: what its task says of the model.
+        history: its rounds; none for clients that were trained alone.
+        failure: why it failed.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        config: DictConfig,
-        result: Mapping[str, Any],
-        history: list[Round],
-        failure: str | None,
-    ) -> None:
-        self.directory, self.config, self.result, self.failure = directory, config, result, failure
-        self.history = history
-        self.specs = site.specs(config)
-        self.rounds = history[-1].round if history else int(result["rounds"])
-        self.metric = site.headline(config)
-        self.clients: dict[str, dict[str, Any]] = dict(result["clients"])
-        self.clusters = history[-1].clusters if history else {}
-        self.local = config.runtime.name == "local"
-        self.alone = config.runtime.name in ("local", "centralised")
-        self.whole = keeps_nothing(config)
+    directory: Path
+    values: Mapping[str, Any]
+    result: Result
+    specs: Mapping[str, Spec]
+    card: Card
+    history: Sequence[Round] = ()
+    failure: str | None = None
 
-    def keypoints(self) -> list[str]:
-        """The names in all data sets, each once."""
-        return list(dict.fromkeys(name for spec in self.specs.values() for name in spec.keypoints))
+    @property
+    def kept(self) -> str:
+        """What of the model each client keeps to itself, such as ``head``; empty where it sends all."""
+        sharing = self.values["sharing"]
+        return {"nothing": "", "batch_norm": "BatchNorm layers"}.get(
+            sharing.get("keeps", ""), ", ".join(sharing.get("modules", ["part"]))
+        )
+
+    @property
+    def rounds(self) -> int:
+        """The last one."""
+        return self.history[-1].round if self.history else self.result.rounds
+
+    @property
+    def clusters(self) -> Mapping[str, Sequence[str]]:
+        """The members of each after the last round."""
+        return self.history[-1].clusters if self.history else {}
+
+    @property
+    def local(self) -> bool:
+        """Whether the clients were trained alone."""
+        return bool(self.values["runtime"]["name"] == "local")
+
+    @property
+    def alone(self) -> bool:
+        """Whether no updates were exchanged: that, or all data were in one place."""
+        return self.local or self.values["runtime"]["name"] == "centralised"
 
     def worst(self) -> tuple[str, float] | None:
-        """The client with the lowest PCK on its own test images, and that; None of fewer than two."""
-        known = {name: pck for name, pck in self.result["clients_pck"].items() if pck is not None}
+        """The client with the lowest headline on its own test images, and that; None of fewer than two."""
+        known = {name: score for name, score in self.result.clients_score.items() if score is not None}
         return min(known.items(), key=lambda pair: (pair[1], pair[0])) if len(known) > 1 else None
 
     def client(self, name: str) -> str:
         """A client by its name and what it holds."""
-        label = plain(str(self.clients.get(name, {}).get("label", name)))
+        label = plain(self.result.clients[name].label) if name in self.result.clients else name
         return label if label in (name, f"client {name}") else f"{plain(name)} ({label})"

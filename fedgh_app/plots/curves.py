@@ -1,4 +1,4 @@
-"""What goes up or down from round to round: keypoints, clients, the privacy spent."""
+"""What goes up or down from round to round: the headline by part and by client, the privacy spent."""
 
 from __future__ import annotations
 
@@ -22,37 +22,44 @@ from fedgh_app.plots.style import (
     open_frame,
     round_axis,
 )
-from fedgh_app.runs.history import Evaluations, Round
+from fedgh_app.runs.history import Round
+from fedgh_app.words import plural
 
 Curves = dict[str, tuple[list[int], list[float]]]  # rounds and values by the name of the curve
 
 
-def keypoint_curves(history: Sequence[Round], path: Path, title: str, metric: str) -> None:
-    """PCK of each keypoint, and their mean, by round."""
+def part_curves(history: Sequence[Round], path: Path, title: str, metric: str, part: str) -> None:
+    """The headline of each part, and their mean, by round.
+
+    Args:
+        history: the rounds; of those without what the server measured the clients' numbers, if it never measured.
+        path: the picture.
+        title: what was run.
+        metric: name of the headline.
+        part: what a part is called.
+    """
     curves: Curves = {}
-    central = any(this.evaluate.central for this in history)
-    for this in history:
-        chosen = Evaluations(central=this.evaluate.central) if central else this.evaluate
-        if chosen.central is None and chosen.clients is None:
-            continue
-        for name, value in {**chosen.headline.parts, "mean": chosen.headline.score}.items():
-            _add(curves, name, this.round, value)
+    central = any(one.evaluate.central for one in history)
+    for one in history:
+        measured = one.evaluate.central if central else one.evaluate.clients and one.evaluate.headline
+        for name, score in {**measured.parts, "mean": measured.score}.items() if measured else ():
+            _add(curves, name, one.round, score)
     if not curves:
         return
     figure = new_figure(7.6, 4.2)
     axes = figure.subplots()
     _lines(axes, curves)
     whose = "all test images" if central else "the clients' own test images"
-    _finish(axes, curves, f"{title}: keypoints, {whose}", metric)
+    _finish(axes, curves, f"{title}: {plural(part)}, {whose}", metric)
     figure.savefig(path)
 
 
 def client_curves(history: Sequence[Round], labels: Mapping[str, str], path: Path, title: str, metric: str) -> None:
-    """Mean PCK on each client's own test images, by round; with many clients, their quartiles."""
+    """The headline on each client's own test images, by round; with many clients, their quartiles."""
     curves: Curves = {}
-    for this in history:
-        for name, found in this.evaluate.clients.by_client.items() if this.evaluate.clients else ():
-            _add(curves, named(name, labels), this.round, found.score)
+    for one in history:
+        for name, own in one.evaluate.clients.by_client.items() if one.evaluate.clients else ():
+            _add(curves, named(name, labels), one.round, own.score)
     if not curves:
         return
     figure = new_figure(7.6, 4.2)
@@ -67,14 +74,14 @@ def client_curves(history: Sequence[Round], labels: Mapping[str, str], path: Pat
 
 def epsilon(history: Sequence[Round], path: Path, title: str) -> None:
     """What the clients have spent of their privacy, by round."""
-    spent = {this.round: this.privacy["epsilon"] for this in history if this.privacy}
+    spent = {one.round: one.privacy["epsilon"] for one in history if one.privacy}
     if not spent:
         return
     figure = new_figure(6.4, 3.2)
     axes = figure.subplots()
     axes.plot(list(spent), list(spent.values()), color=COLOURS[0], clip_on=False, **dots(spent))
     round_axis(axes, list(spent))
-    delta = next(this.privacy["delta"] for this in history if this.privacy)
+    delta = next(one.privacy["delta"] for one in history if one.privacy)
     axes.set_ylabel(f"ε at δ = {delta:g}")
     axes.set_ylim(bottom=0)
     open_frame(axes)
@@ -106,8 +113,8 @@ def _finish(axes: Axes, curves: Curves, title: str, metric: str) -> None:
 
 
 def _by_round(curves: Curves) -> dict[int, np.ndarray]:
-    found: dict[int, list[float]] = {}
+    table: dict[int, list[float]] = {}
     for rounds, values in curves.values():
         for server_round, value in zip(rounds, values, strict=True):
-            found.setdefault(server_round, []).append(value)
-    return {server_round: np.array(found[server_round]) for server_round in sorted(found)}
+            table.setdefault(server_round, []).append(value)
+    return {server_round: np.array(table[server_round]) for server_round in sorted(table)}

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedgh_app.data import partition
-from fedgh_app.data.partition import Dealt
 from fedgh_app.plots.names import counting
 from fedgh_app.plots.style import MOST_INCHES, MOST_NAMES, colours_of, legend_beside, new_figure, some, whole_numbers
 
 
-def holdings(dealt: Mapping[str, Dealt], path: Path, title: str) -> None:
-    """Training images of each client, stacked by the attribute that their data set is parted by (or naturally is)."""
-    by_set = [
-        [partition.holdings(one.config, one.cache, part) or Counter({member: len(part)}) for part in one.parts.train]
-        for member, one in dealt.items()
-    ]
-    labels = [label for one in dealt.values() for label in one.parts.labels]
-    kinds = list(dict.fromkeys(kind for counts in by_set for kind in sorted(set().union(*counts), key=counting)))
-    held = [counts for each in by_set for counts in each]
+def holdings(
+    held: Sequence[Mapping[str, int]], labels: Sequence[str], attribute: str | None, path: Path, title: str
+) -> None:
+    """Training images of each client, stacked by what they are of.
+
+    Args:
+        held: of each client its number of images by the attribute's value.
+        labels: what the clients are called.
+        attribute: what the values are of; None where they are of several attributes, or none.
+        path: the picture.
+        title: whose images they are.
+    """
+    kinds = sorted(set().union(*held), key=counting)
     figure = new_figure(min(MOST_INCHES, max(5.0, 0.45 * len(held) + 2.5)), 4.0)
     axes = figure.subplots()
-    heights = np.array([[counts[kind] for counts in held] for kind in kinds], dtype=float)
+    heights = np.array([[counts.get(kind, 0) for counts in held] for kind in kinds], dtype=float)
     colours = colours_of(len(kinds))
     if len(held) <= MOST_NAMES:
         below = np.zeros(len(held))
@@ -45,8 +46,6 @@ def holdings(dealt: Mapping[str, Dealt], path: Path, title: str) -> None:
     axes.set_xticks(places, [labels[place] for place in places], **slanted)
     axes.set_ylabel("training images")
     axes.spines[["top", "right"]].set_visible(False)
-    attributes = {partition.attribute_of(one.config, one.cache) for one in dealt.values()} - {None}
-    # Values of one attribute, or of several data sets.
-    legend_beside(axes, next(iter(attributes)) if len(dealt) == 1 and attributes else None)
+    legend_beside(axes, attribute)
     axes.set_title(f"{title}: who holds what")
     figure.savefig(path)

@@ -19,7 +19,7 @@ def draw_spread(axes: Axes, values: Mapping[int, np.ndarray], *, highest: str, l
         highest: what the client with most is called.
         lowest: what the client with least is called.
     """
-    rounds = [number for number, found in values.items() if np.isfinite(found).any()]
+    rounds = [number for number, of_clients in values.items() if np.isfinite(of_clients).any()]
     if not rounds:
         return
     percentiles = [np.nanpercentile(values[number], [100, 75, 50, 25, 0]) for number in rounds]

@@ -27,7 +27,7 @@ from fedgh_app.plots.style import (
     some,
     whole_numbers,
 )
-from fedgh_app.server.federation import Round
+from fedgh_app.runs.history import Round
 
 HIGHEST = 10.0  # inches
 BAR = 0.2  # inches
@@ -40,14 +40,14 @@ def staleness(history: Sequence[Round], labels: Mapping[str, str], path: Path, t
     counts.
     """
     ages = {
-        (client_of(label, labels), this.round): age
-        for this in history
-        for label, age in sorted(this.strategy.get("staleness", {}).items(), key=lambda item: item[1])
+        (client_of(label, labels), one.round): age
+        for one in history
+        for label, age in sorted(one.strategy.get("staleness", {}).items(), key=lambda item: item[1])
     }
     if not ages:
         return
     clients, rounds, table = _by_client_and_round(ages, labels)
-    dropped = {this.round: this.strategy.get("dropped", 0) for this in history if this.round in rounds}
+    dropped = {one.round: one.strategy.get("dropped", 0) for one in history if one.round in rounds}
     figure = _figure_for(clients, rounds)
     above = any(dropped.values())
     panels = figure.subplots(1 + above, 1, sharex=True, squeeze=False, height_ratios=[1, 4] if above else None)[:, 0]
@@ -71,13 +71,13 @@ def staleness(history: Sequence[Round], labels: Mapping[str, str], path: Path, t
 
 def clusters(history: Sequence[Round], labels: Mapping[str, str], path: Path, title: str) -> None:
     """Which cluster each client was in, by round."""
-    names = sorted({name for this in history for name in this.clusters}, key=counting)
+    names = sorted({name for one in history for name in one.clusters}, key=counting)
     if not names:
         return
     membership = {
-        (client, this.round): names.index(name)
-        for this in history
-        for name, members in this.clusters.items()
+        (client, one.round): names.index(name)
+        for one in history
+        for name, members in one.clusters.items()
         for client in members
     }
     clients, rounds, table = _by_client_and_round(membership, labels)

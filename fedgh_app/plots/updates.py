@@ -22,7 +22,7 @@ from fedgh_app.plots.style import (
     open_frame,
     round_axis,
 )
-from fedgh_app.server.federation import Round
+from fedgh_app.runs.history import Round
 
 MOST_ROUNDS = 10
 MOST_IN_ROW = 5
@@ -31,14 +31,14 @@ MOST_WITH_NUMBERS = 6  # clients; in a larger matrix no number has room
 
 def cosine_matrices(history: Sequence[Round], labels: Mapping[str, str], path: Path, title: str) -> None:
     """Cosines between the clients' updates, one matrix a round (evenly chosen rounds where there are many)."""
-    measured = [this for this in history if this.strategy.get("cosines")]
+    measured = [one for one in history if one.strategy.get("cosines")]
     if not measured:
         return
     chosen = np.unique(np.linspace(0, len(measured) - 1, min(MOST_ROUNDS, len(measured))).round().astype(int))
     rounds = [measured[i] for i in chosen]
     rows = -(-len(rounds) // MOST_IN_ROW)
     columns = -(-len(rounds) // rows)
-    matrices = [np.array(this.strategy["cosines"], dtype=float) for this in rounds]
+    matrices = [np.array(one.strategy["cosines"], dtype=float) for one in rounds]
     for matrix in matrices:
         np.fill_diagonal(matrix, np.nan)  # always 1, it would drown the rest
     largest = max([0.1, *(float(np.nanmax(np.abs(m))) for m in matrices if np.isfinite(m).any())])
@@ -46,11 +46,11 @@ def cosine_matrices(history: Sequence[Round], labels: Mapping[str, str], path: P
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(rounds) :]:
         axes.set_visible(False)
-    for axes, this, matrix in zip(grid.flat, rounds, matrices, strict=False):
+    for axes, one, matrix in zip(grid.flat, rounds, matrices, strict=False):
         image = axes.imshow(matrix, vmin=-largest, vmax=largest, cmap="RdBu")
         axes.set_facecolor(ABSENT)
-        axes.set_title(f"round {this.round}", fontsize=9)
-        _name_both_sides(axes, [named(name, labels) for name in this.strategy["clients"]])
+        axes.set_title(f"round {one.round}", fontsize=9)
+        _name_both_sides(axes, [named(name, labels) for name in one.strategy["clients"]])
         if len(matrix) <= MOST_WITH_NUMBERS:
             _write_numbers(axes, matrix, largest)
     figure.colorbar(image, ax=grid, shrink=0.8, label="cosine (negative: conflict)")
@@ -82,12 +82,12 @@ def weights_and_conflicts(history: Sequence[Round], labels: Mapping[str, str], p
 
     A rule without weights (a robust one) has its conflicts drawn alone; two updates of a client in one round add up.
     """
-    measured = [this for this in history if this.strategy.get("c") or this.strategy.get("conflicting") is not None]
+    measured = [one for one in history if one.strategy.get("c") or one.strategy.get("conflicting") is not None]
     if not measured:
         return
-    rounds = [this.round for this in measured]
+    rounds = [one.round for one in measured]
     weights = _weights(measured, labels)
-    conflicts = any(this.strategy.get("conflicting") is not None for this in measured)
+    conflicts = any(one.strategy.get("conflicting") is not None for one in measured)
     parts = [3] * bool(weights) + [2] * conflicts
     figure = new_figure(7.6, 6.0 if len(parts) > 1 else 3.6)
     panels = figure.subplots(len(parts), 1, sharex=True, squeeze=False, height_ratios=parts)[:, 0]
@@ -105,12 +105,12 @@ def weights_and_conflicts(history: Sequence[Round], labels: Mapping[str, str], p
 
 def _weights(measured: Sequence[Round], labels: Mapping[str, str]) -> dict[str, np.ndarray]:
     """Of each client its weight in every round; NaN where it took no part."""
-    found: dict[str, np.ndarray] = {}
-    for place, this in enumerate(measured):
-        for label, value in this.strategy.get("c", {}).items():
-            of_client = found.setdefault(client_of(label, labels), np.full(len(measured), math.nan))
+    weights: dict[str, np.ndarray] = {}
+    for place, one in enumerate(measured):
+        for label, value in one.strategy.get("c", {}).items():
+            of_client = weights.setdefault(client_of(label, labels), np.full(len(measured), math.nan))
             of_client[place] = value if math.isnan(of_client[place]) else of_client[place] + value
-    return found
+    return weights
 
 
 def _draw_weights(
@@ -131,18 +131,18 @@ def _draw_weights(
                 **line_of(place),
                 **dots(rounds),
             )
-    found = np.array([*weights.values()])
-    if np.nanmin(found) < 0:
+    every = np.array([*weights.values()])
+    if np.nanmin(every) < 0:
         axes.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
     else:
-        axes.set_ylim(0, 1.08 * float(np.nanmax(found)) or 1)
+        axes.set_ylim(0, 1.08 * float(np.nanmax(every)) or 1)
     axes.set_ylabel("weight of the client's update")
 
 
 def _draw_conflicts(axes: Axes, rounds: Sequence[int], measured: Sequence[Round]) -> None:
-    whole = [math.nan if (share := this.strategy.get("conflicting")) is None else 100 * share for this in measured]
+    whole = [math.nan if (share := one.strategy.get("conflicting")) is None else 100 * share for one in measured]
     by_tensor = [
-        100 * float(np.mean([*this.strategy.get("conflicting_per_tensor", {}).values()] or [0])) for this in measured
+        100 * float(np.mean([*one.strategy.get("conflicting_per_tensor", {}).values()] or [0])) for one in measured
     ]
     light, dark = "#d0d0d0", "#666666"
     if len(rounds) <= MOST_MARKED:

@@ -7,7 +7,7 @@ of them has less noise in it than either: the tests are paired.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -70,6 +70,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def adjusted(differences: Mapping[str, Difference]) -> dict[str, Difference]:
     """The differences of one table with ``p_holm``, over those that have a p-value."""
-    tested = [name for name, found in differences.items() if found.p is not None]
+    tested = [name for name, gained in differences.items() if gained.p is not None]
     values = dict(zip(tested, holm([differences[name].p or 0.0 for name in tested]), strict=True))
-    return {name: Difference(**{**vars(found), "p_holm": values.get(name)}) for name, found in differences.items()}
+    return {name: replace(gained, p_holm=values.get(name)) for name, gained in differences.items()}

@@ -40,17 +40,18 @@ STYLE: Any = {
 }
 WIDTH = 5.4  # inches: text can still be read at the width of a phone
 MINUS = "\N{MINUS SIGN}"
+MOST_WITH_NUMBERS = 6  # clients; in a larger matrix no number has room
 MOST_SETTINGS = 8  # curves beyond this cannot be told apart
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """PCK of one setting by round, over its runs.
+    """The headline of one setting by round, over its runs.
 
     Attributes:
         rounds: (R,) rounds that every run was evaluated after.
         seconds: (R,) mean time from the start to the round's end.
-        mean, std: (R,) of the PCK; a single run has no standard deviation, which is then 0.
+        mean, std: (R,) of the headline; a single run has no standard deviation, which is then 0.
     """
 
     rounds: np.ndarray
@@ -80,16 +81,16 @@ def curve_of(setting: Setting) -> Curve | None:
     """The setting's curve; None where no round was evaluated, as of clients that were trained alone."""
     by_run: list[dict[int, tuple[float, float]]] = []
     for run in setting.runs:
-        found, clock = {}, 0.0
-        for line in run.history():
-            clock += line.seconds.get("total", 0.0)
-            if (score := line.evaluate.headline.score) is not None:
-                found[line.round] = (clock, score)
-        by_run.append(found)
-    rounds = sorted(set.intersection(*(set(found) for found in by_run)))
+        points, clock = {}, 0.0
+        for one in run.history():
+            clock += one.seconds.get("total", 0.0)
+            if (score := one.evaluate.headline.score) is not None:
+                points[one.round] = (clock, score)
+        by_run.append(points)
+    rounds = sorted(set.intersection(*map(set, by_run)))
     if not rounds:
         return None
-    table = np.array([[found[number] for number in rounds] for found in by_run])  # (runs, R, 2)
+    table = np.array([[points[number] for number in rounds] for points in by_run])  # (runs, R, 2)
     std = table[:, :, 1].std(axis=0, ddof=1) if len(table) > 1 else np.zeros(len(rounds))
     return Curve(np.array(rounds), table[:, :, 0].mean(axis=0), table[:, :, 1].mean(axis=0), std)
 
@@ -100,7 +101,7 @@ def cosines_of(setting: Setting) -> Cosines | None:
     last: dict[tuple[str, str], list[float]] = {}
     labels: dict[str, set[str]] = {}
     for run in setting.runs:
-        measured = [line.strategy for line in run.history() if line.strategy.get("cosines")]
+        measured = [one.strategy for one in run.history() if one.strategy.get("cosines")]
         for strategy in measured:
             for pair, value in _pairs(strategy):
                 every.setdefault(pair, []).append(value)
@@ -127,9 +128,9 @@ def _pairs(strategy: Mapping[str, Any]) -> list[tuple[tuple[str, str], float]]:
     ]
 
 
-def _matrix(found: Mapping[tuple[str, str], Sequence[float]], clients: Sequence[str]) -> np.ndarray:
+def _matrix(cosines: Mapping[tuple[str, str], Sequence[float]], clients: Sequence[str]) -> np.ndarray:
     matrix = np.full((len(clients), len(clients)), np.nan)
-    for (first, second), values in found.items():
+    for (first, second), values in cosines.items():
         matrix[clients.index(first), clients.index(second)] = np.mean(values)
     return matrix
 
@@ -163,7 +164,7 @@ def outcomes(settings: Sequence[Setting], metric: str) -> Figure:
         figure = _figure(WIDTH, 1.0 + 0.42 * len(settings))
         axes = figure.subplots()
         for place, setting in enumerate(settings):
-            values = [100 * run.result.score for run in setting.runs if run.result.score is not None]
+            values = [100 * score for run in setting.runs if (score := run.result.score) is not None]
             colour = colour_of(place)
             # Runs with the same number would lie on top of each other.
             beside = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else [0.0] * len(values)
@@ -175,20 +176,20 @@ def outcomes(settings: Sequence[Setting], metric: str) -> Figure:
     return figure
 
 
-def forest(differences: Mapping[str, Difference], baseline: str) -> Figure:
+def forest(differences: Mapping[str, Difference], baseline: str, metric: str) -> Figure:
     """Differences from the baseline with their confidence intervals."""
     with matplotlib.rc_context(STYLE):
         figure = _figure(WIDTH, 1.1 + 0.42 * len(differences))
         axes = figure.subplots()
         axes.axvline(0, color=FAINT, linewidth=1.2, linestyle="--")
-        for place, found in enumerate(differences.values()):
-            if found.mean is None:
+        for place, gained in enumerate(differences.values()):
+            if gained.mean is None:
                 continue
-            if found.low is not None and found.high is not None:
-                axes.plot([100 * found.low, 100 * found.high], [place] * 2, color=INK, linewidth=1.8)
-            axes.plot(100 * found.mean, place, "o", color=COLOURS[0], markersize=7)
+            if gained.low is not None and gained.high is not None:
+                axes.plot([100 * gained.low, 100 * gained.high], [place] * 2, color=INK, linewidth=1.8)
+            axes.plot(100 * gained.mean, place, "o", color=COLOURS[0], markersize=7)
         _row_for_each(axes, [*differences])
-        axes.set_xlabel(f"PCK minus that of {_short(baseline)} (percentage points)")
+        axes.set_xlabel(f"{metric} minus that of {_short(baseline)} (percentage points)")
     return figure
 
 
@@ -202,7 +203,7 @@ def _row_for_each(axes: Axes, names: Sequence[str]) -> None:
 
 
 def learning_curves(curves: Mapping[tuple[int, str], Curve], metric: str, over: str) -> Figure:
-    """Mean PCK with a band of one standard deviation, over ``rounds`` or ``seconds``.
+    """Mean headline with a band of one standard deviation, over ``rounds`` or ``seconds``.
 
     Curves go by the setting's place, which gives the colour, and its name.
     """
@@ -229,11 +230,11 @@ def learning_curves(curves: Mapping[tuple[int, str], Curve], metric: str, over: 
     return figure
 
 
-def cosine_heatmap(found: Cosines, name: str, when: str, largest: float) -> Figure:
+def cosine_matrix(cosines: Cosines, name: str, when: str, largest: float) -> Figure:
     """Cosines between clients' updates: ``mean`` over the rounds, or of the ``last``; red is conflict."""
     with matplotlib.rc_context(STYLE):
-        matrix = getattr(found, when)
-        count = len(found.clients)
+        matrix = getattr(cosines, when)
+        count = len(cosines.clients)
         few = count <= MOST_CLIENTS
         side = 2.1 + (0.2 * count if few else 1.6)
         figure = _figure(side + 0.7, side)
@@ -246,22 +247,15 @@ def cosine_heatmap(found: Cosines, name: str, when: str, largest: float) -> Figu
         axes.invert_yaxis()
         axes.set_aspect("equal")
         ticks = (np.arange(count) + 0.5).tolist() if few else []
-        axes.set_xticks(ticks, found.labels if few else [], rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(ticks, found.labels if few else [])
+        axes.set_xticks(ticks, cosines.labels if few else [], rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(ticks, cosines.labels if few else [])
         axes.tick_params(length=0, labelsize=8.5)
-        if count <= 6:
+        if count <= MOST_WITH_NUMBERS:
             for (row, column), value in np.ndenumerate(matrix):
                 if np.isfinite(value):
                     colour = "white" if abs(value) > 0.6 * largest else "black"
-                    axes.text(
-                        column + 0.5,
-                        row + 0.5,
-                        f"{value:z.2f}".replace("-", MINUS),
-                        ha="center",
-                        va="center",
-                        fontsize=8,
-                        color=colour,
-                    )
+                    text = f"{value:z.2f}".replace("-", MINUS)
+                    axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8, color=colour)
         axes.set_title(_short(name))
         figure.colorbar(mesh, ax=axes, shrink=0.8, label="cosine")
     return figure

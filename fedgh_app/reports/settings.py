@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NotRequired
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from typing_extensions import TypedDict
 
 from fedgh_app.errors import UserError
 from fedgh_app.runs.outcome import Outcome, is_seed
-from fedgh_app.runs.result import RESULT, Result
+from fedgh_app.runs.result import RESULT
+from fedgh_app.words import percentage, short
 
 if TYPE_CHECKING:
     from fedgh_app.reports.comparison import Difference
 
 # What differs between runs of one setting, beside every key that ends in "seed".
 SEEDED = ("run_dir", "resume", "round_timeout", "keep_checkpoints")
-ELSEWHERE = ("runtime.", "tracking.", "callbacks.")  # where a run ran, and what was written down of it
+ELSEWHERE = ("runtime.", "tracking.", "callbacks.")  # where a run ran, and where its numbers went
 # Which keys say what was chosen in a group.
 CHOICES = ("_target_", "name", "spec")
 
@@ -43,21 +46,62 @@ class Setting:
         return self.name + ("" if self.runs[0].result.evaluated == "central" else " (clients' own)")
 
 
+class Spread(TypedDict):
+    """Mean over runs, and sample standard deviation; None for a single run."""
+
+    mean: float
+    std: float | None
+
+
+class Row(TypedDict):
+    """A setting in numbers, as ``--json`` prints them.
+
+    Attributes:
+        setting: its name.
+        runs: their number.
+        metric: name of the headline.
+        part: what a part is called.
+        evaluated: who measured.
+        score: the headline.
+        parts: that of each part.
+        worst_client: the lowest of a client on its own test images.
+        more: further metrics of the task.
+        epsilon: the largest that was spent; None without differential privacy.
+        seconds: mean of a run's.
+        rejected: replies, in all runs.
+        difference: from the baseline, as `fedgh_app.reports.comparison.Difference` says; None for the baseline itself.
+    """
+
+    setting: str
+    runs: int
+    metric: str
+    part: str
+    evaluated: Literal["central", "clients"]
+    score: Spread | None
+    parts: dict[str, Spread | None]
+    worst_client: Spread | None
+    more: dict[str, Spread | None]
+    epsilon: float | None
+    seconds: float
+    rejected: int
+    difference: NotRequired[dict[str, Any] | None]
+
+
 def find_runs(folders: Sequence[Path]) -> list[Path]:
     """Run directories in ``folders``: those with a ``result.json``, or such folders below; each once.
 
     Raises UserError where a folder holds none.
     """
-    found: list[Path] = []
+    runs: list[Path] = []
     for folder in folders:
         if (folder / RESULT).exists():
-            found.append(folder)
+            runs.append(folder)
             continue
         below = sorted(file.parent for file in folder.glob(f"*/{RESULT}"))
         if not below:
             raise UserError(f"{folder}: no {RESULT} here or one folder below; expected a run directory or a sweep")
-        found += sorted(below, key=lambda path: (len(path.name), path.name))
-    return list({run.resolve(): run for run in found}.values())
+        runs += sorted(below, key=lambda path: (len(path.name), path.name))
+    return list({run.resolve(): run for run in runs}.values())
 
 
 def settings_of(folders: Sequence[Path]) -> list[Setting]:
@@ -70,31 +114,25 @@ def settings_of(folders: Sequence[Path]) -> list[Setting]:
     keys = sorted({key for config in configs for key in config} - set(SEEDED))
     keys = [key for key in keys if not is_seed(key) and not key.startswith(ELSEWHERE)]
     telling = [key for key in keys if len({str(config.get(key)) for config in configs}) > 1]
-    held: dict[str, list[Outcome]] = {}
+    by_name: dict[str, list[Outcome]] = {}
     for run in runs:
-        held.setdefault(_name(run.values, configs, telling), []).append(run)
-    return [Setting(name, tuple(runs)) for name, runs in held.items()]
+        by_name.setdefault(_name(run.values, configs, telling), []).append(run)
+    return [Setting(name, tuple(runs)) for name, runs in by_name.items()]
 
 
-def compare(settings: Sequence[Setting], baseline: str | None = None) -> list[dict[str, Any]]:
+def compare(settings: Sequence[Setting], baseline: str | None = None) -> list[Row]:
     """One row for each setting.
 
     Args:
         settings: as `settings_of` finds them.
         baseline: name of the setting that the others are compared with, as `baseline_of` finds it.
-
-    Returns:
-        For each setting ``setting`` (its name), ``runs`` (number), ``pck`` and ``per_keypoint`` as ``{"mean", "std"}``
-        with the sample standard deviation (null for one run), ``worst_client`` likewise, ``evaluated``, ``epsilon``
-        (the largest; null without differential privacy); with a baseline ``difference``, as
-        `fedgh_app.reports.comparison.Difference` says, null for the baseline itself.
     """
     rows = [_row(setting) for setting in settings]
     if baseline is not None:
         against = baseline_of(settings, baseline)
-        found = differences(settings, against)
+        by_name = differences(settings, against)
         for row in rows:
-            gained = found.get(row["setting"])
+            gained = by_name.get(row["setting"])
             row["difference"] = {"baseline": against.name, **vars(gained)} if gained else None
     return rows
 
@@ -116,24 +154,24 @@ def baseline_of(settings: Sequence[Setting], name: str) -> Setting:
 
 
 def differences(settings: Sequence[Setting], baseline: Setting) -> dict[str, Difference]:
-    """What each other setting gained over the baseline in PCK, by its name."""
+    """What each other setting gained over the baseline in the headline, by its name."""
     from fedgh_app.reports.comparison import adjusted, difference
 
-    found = {}
+    gained = {}
     for setting in settings:
         if setting is not baseline:
             shared = sorted(set(setting.runs[0].seeds()) & set(baseline.runs[0].seeds()))
-            found[setting.name] = difference(_by_seed(setting, shared), _by_seed(baseline, shared))
-    return adjusted(found)
+            gained[setting.name] = difference(_by_seed(setting, shared), _by_seed(baseline, shared))
+    return adjusted(gained)
 
 
 def _by_seed(setting: Setting, keys: Sequence[str]) -> dict[object, float]:
-    """PCK by the values of the seeds ``keys``; a seed that was run twice has no one partner, and is left out."""
-    found: dict[object, list[float]] = {}
+    """The headline by the values of the seeds ``keys``, but of a seed that was run twice, which has no one partner."""
+    scores: dict[object, list[float]] = {}
     for run in setting.runs:
         if run.result.score is not None:
-            found.setdefault(tuple(run.values[key] for key in keys), []).append(run.result.score)
-    return {seed: values[0] for seed, values in found.items() if len(values) == 1}
+            scores.setdefault(tuple(run.values[key] for key in keys), []).append(run.result.score)
+    return {seed: values[0] for seed, values in scores.items() if len(values) == 1}
 
 
 def _kind(config: Mapping[str, Any]) -> str:
@@ -167,90 +205,109 @@ def _told(key: str, value: Any) -> str:
     return f"{group}={str(value).rsplit('.', 1)[-1]}" if group and last in CHOICES else f"{key}={value}"
 
 
-def _row(setting: Setting) -> dict[str, Any]:
+def _row(setting: Setting) -> Row:
     results = [run.result for run in setting.runs]
-    keypoints = list(results[0].parts)
-    held = [[value for value in result.clients_score.values() if value is not None] for result in results]
-    worst = [min(values) for values in held if values]
+    first = results[0]
+    by_client = [[score for score in result.clients_score.values() if score is not None] for result in results]
+    worst = [min(scores) for scores in by_client if scores]
+    spent = [epsilon for result in results if (epsilon := result.privacy.get("epsilon")) is not None]
     return {
         "setting": setting.name,
         "runs": len(results),
-        "evaluated": results[0].evaluated,
-        "pck": _spread([result.score for result in results]),
-        "per_keypoint": {key: _spread([result.parts.get(key) for result in results]) for key in keypoints},
+        "metric": first.metric,
+        "part": first.part,
+        "evaluated": first.evaluated,
+        "score": _spread([result.score for result in results]),
+        "parts": {name: _spread([result.parts.get(name) for result in results]) for name in first.parts},
         "worst_client": _spread(worst) if len(worst) == len(results) else None,
-        "heatmap_accuracy": _spread([result.more.get("heatmap_accuracy") for result in results]),
-        "epsilon": max((spent for spent in map(_epsilon, results) if spent is not None), default=None),
+        "more": {name: _spread([result.more.get(name) for result in results]) for name in first.more},
+        "epsilon": max(spent, default=None),
         "seconds": float(np.mean([result.seconds.rounds for result in results])),
         "rejected": sum(len(result.rejected) for result in results),
     }
 
 
-def _epsilon(result: Result) -> float | None:
-    return result.privacy.get("epsilon")
-
-
-def _spread(values: Sequence[float | None]) -> dict[str, float | None] | None:
+def _spread(values: Sequence[float | None]) -> Spread | None:
     present = [value for value in values if value is not None]
     if not present:
         return None
-    return {
-        "mean": float(np.mean(present)),
-        "std": float(np.std(present, ddof=1)) if len(present) > 1 else None,
-    }
+    std = float(np.std(present, ddof=1)) if len(present) > 1 else None
+    return {"mean": float(np.mean(present)), "std": std}
 
 
-def print_report(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """The rows as tables that fit a terminal of 80 columns: settings, differences from the baseline, keypoints."""
-    table = Table(title="PCK (%), mean ± standard deviation over runs")
+def print_report(rows: Sequence[Row], console: Console) -> None:
+    """The rows as tables that fit a terminal of 80 columns: settings, differences from the baseline, parts."""
+    metric = escape(short_metric(rows))
+    table = Table(title=f"{metric} (%), mean ± standard deviation over runs")
     table.add_column("setting", overflow="fold", min_width=12)
-    for column in ("runs", "mean", "worst client", "heatmap acc.", "seconds"):
+    for column in ("runs", "mean", "worst client", "seconds"):
         table.add_column(column, justify="right", no_wrap=True)
-    names = [row["setting"] + ("" if row["evaluated"] == "central" else " (clients' own)") for row in rows]
+    names = [escape(row["setting"] + ("" if row["evaluated"] == "central" else " (clients' own)")) for row in rows]
     for name, row in zip(names, rows, strict=True):
-        values = (spread_text(row[key]) for key in ("pck", "worst_client", "heatmap_accuracy"))
+        values = (spread_text(row["score"]), spread_text(row["worst_client"]))
         table.add_row(name, str(row["runs"]), *values, f"{row['seconds']:.0f}")
     console.print(table)
     if any(row.get("difference") for row in rows):
-        _print_differences(rows, console)
-    keypoints = Table(title="PCK (%) by keypoint")
-    keypoints.add_column("keypoint", no_wrap=True)
+        _print_differences(rows, metric, console)
+    word = escape(part_word(rows))
+    by_part = _a_column_each(f"{metric} (%) by {word}", word, names)
+    for part in names_in(rows, "parts"):
+        by_part.add_row(escape(part), *(spread_text(row["parts"].get(part)) for row in rows))
+    console.print(by_part)
+    if further := names_in(rows, "more"):
+        by_metric = _a_column_each("further metrics (%)", "metric", names)
+        for key in further:
+            by_metric.add_row(escape(readable(key)), *(spread_text(row["more"].get(key)) for row in rows))
+        console.print(by_metric)
+
+
+def _a_column_each(title: str, first: str, names: Sequence[str]) -> Table:
+    table = Table(title=title)
+    table.add_column(first, no_wrap=True)
     for name in names:
-        keypoints.add_column(name, justify="right", overflow="fold", min_width=11)
-    for keypoint in keypoints_of(rows):
-        keypoints.add_row(keypoint, *(spread_text(row["per_keypoint"].get(keypoint)) for row in rows))
-    console.print(keypoints)
+        table.add_column(name, justify="right", overflow="fold", min_width=11)
+    return table
 
 
-def _print_differences(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
-    found = {row["setting"]: row["difference"] for row in rows if row["difference"]}
-    against = next(iter(found.values()))["baseline"]
-    table = Table(title=f"PCK minus that of {against} (percentage points), same seeds")
+def _print_differences(rows: Sequence[Row], metric: str, console: Console) -> None:
+    gains = {row["setting"]: gained for row in rows if (gained := row.get("difference"))}
+    against = next(iter(gains.values()))["baseline"]
+    table = Table(title=f"{metric} minus that of {escape(against)} (percentage points), same seeds")
     table.add_column("setting", overflow="fold", min_width=12)
     for column in ("pairs", "difference", "95 % interval", "p (t, Holm)"):
         table.add_column(column, justify="right", no_wrap=True)
-    for name, gained in found.items():
-        table.add_row(name, str(gained["pairs"]), *difference_texts(gained))
+    for name, gained in gains.items():
+        table.add_row(escape(name), str(gained["pairs"]), *difference_texts(gained))
     console.print(table)
 
 
-def keypoints_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """All keypoints, in the order of first appearance."""
-    return list(dict.fromkeys(key for row in rows for key in row["per_keypoint"]))
+def names_in(rows: Sequence[Row], table: Literal["parts", "more"]) -> list[str]:
+    """What the tables of all rows have, in the order of first appearance."""
+    return list(dict.fromkeys(name for row in rows for name in row[table]))
 
 
-def spread_text(spread: Mapping[str, float | None] | None) -> str:
+def short_metric(rows: Sequence[Row]) -> str:
+    """The headline's short name; of rows that differ in it each one's."""
+    return " / ".join(dict.fromkeys(short(row["metric"]) for row in rows))
+
+
+def part_word(rows: Sequence[Row]) -> str:
+    """What a part is called; of rows that differ in it each one's."""
+    return " / ".join(dict.fromkeys(row["part"] for row in rows))
+
+
+def readable(key: str) -> str:
+    """A metric's key as people write it: ``rank_1`` is rank 1, ``auc`` AUC."""
+    return key.upper() if len(key) <= 3 else key.replace("_", " ")
+
+
+def spread_text(spread: Spread | None) -> str:
     """``57.3 ± 1.2`` in percent; without the second number for one run."""
     if spread is None:
-        return percent_text(None)
-    if spread["mean"] is None or spread["std"] is None:
-        return percent_text(spread["mean"])
+        return percentage(None)
+    if spread["std"] is None:
+        return percentage(spread["mean"])
     return f"{100 * spread['mean']:.1f} ± {100 * spread['std']:.1f}"
-
-
-def percent_text(value: float | None) -> str:
-    """``57.3``, or a dash."""
-    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def difference_texts(gained: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -32,8 +32,8 @@ class ServerState(Record):
         round: the last round that is in it.
         id: what clients file their own state under.
         session: how often the run was resumed.
-        strategy: that strategy's own; ``edge`` likewise, of the one at the edge where that is another.
-        axes: each axis's own, by config group.
+        strategy, mode, topology, selection: what each of these carries; ``edge_strategy`` where there is another.
+        parts: what the other axes carry, by config group.
         accepted: the draw of the last update that was accepted from each client.
         cohorts: whose model each client is sent.
         seconds: as `fedgh_app.server.federation.Federation.seconds` gives them.
@@ -45,8 +45,11 @@ class ServerState(Record):
     id: str
     session: int
     strategy: dict[str, Any]
-    edge: dict[str, Any] = {}
-    axes: dict[str, Any]
+    edge_strategy: dict[str, Any] = {}
+    mode: dict[str, Any]
+    topology: dict[str, Any]
+    selection: dict[str, Any]
+    parts: dict[str, Any]
     accepted: dict[str, int]
     cohorts: dict[str, str]
     seconds: dict[str, Seconds]

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from fedgh_app.config.combinations import keeps_nothing
+from fedgh_app.config import instantiation
+from fedgh_app.config.choices import keeps_nothing
 from fedgh_app.config.compose import groups
-from fedgh_app.data import site
 from fedgh_app.errors import UserError, first_line
-from fedgh_app.pose.data.records import DatasetSpec, load_spec
 from fedgh_app.runs.directory import CONFIG, MODEL
 from fedgh_app.runs.result import RESULT
 from fedgh_app.runs.storage import load_model
+from fedgh_app.task import Trained, Values, spec_of, task_of
 
 # What a model is built from again.
 GROUPS = ("model", "dataset", "loss", "evaluate", "sharing", "clustering")
@@ -28,28 +26,7 @@ WORDS = ("model._target_", "dataset.spec", "loss._target_", "sharing._target_")
 NUMBERS = ("seed", "batch_size")
 
 
-@dataclass(frozen=True, eq=False)
-class Run:
-    """A run directory with one whole model in it.
-
-    Attributes:
-        directory: the run directory.
-        file: the file in it that holds the model.
-        config: its config, resolved when it ran; absolute paths are those of the machine it ran on.
-        spec: the data set whose keypoints the model finds.
-        model: the trained model, on the CPU, in evaluation mode.
-        metadata: what the model's file says of it: ``model``, ``dataset``, ``rounds``.
-    """
-
-    directory: Path
-    file: Path
-    config: DictConfig
-    spec: DatasetSpec
-    model: nn.Module
-    metadata: Mapping[str, str]
-
-
-def load_run(path: Path | str) -> Run:
+def load_run(path: Path | str) -> Trained:
     """Open a run directory, or one of several models in it by its file (``RUN/model.cluster-0.safetensors``).
 
     Raises UserError where there is no such directory, it is not a run's, or it holds no whole model.
@@ -59,9 +36,6 @@ def load_run(path: Path | str) -> Run:
         raise UserError(f"{path}: no such run directory")
     directory = path if path.is_dir() else _directory_of(path)
     config = read_config(directory, GROUPS, WORDS, NUMBERS)
-    size = config.dataset.get("input_size")
-    if not isinstance(size, ListConfig) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
-        raise UserError(f"{directory / CONFIG}: dataset.input_size: found {size}, expected [height, width]")
     file = path if path.is_file() else directory / MODEL
     if not keeps_nothing(config):
         raise UserError(
@@ -72,10 +46,17 @@ def load_run(path: Path | str) -> Run:
     if not file.exists():
         raise UserError(f"{file}: no such file; {_instead(directory)}")
     state, metadata = load_model(file)
-    spec = load_spec(str(metadata.get("dataset", config.dataset.spec)))
-    model = _build(config, spec)
+    name = str(metadata.get("dataset", config.dataset.spec))
+    task, spec = task_of(name), spec_of(name)
+    values: Values = OmegaConf.to_container(config)  # type: ignore[assignment]  # a dict of it is a dict
+    task.check_opened(values, directory / CONFIG)
+    if "weights" in config.model:
+        config.model.weights = None  # where the backbone started matters no more, and may be gone
+    with torch.random.fork_rng(devices=[]):
+        model = instantiation.build_model(config.model, task, spec)
     _load(model, state, file)
-    return Run(directory, file, config, spec, model.eval(), metadata)
+    loss = instantiation.instantiate(config.loss, "loss", task.builds["loss"])
+    return Trained(directory, file, task, spec, model.eval(), loss, values, metadata)
 
 
 def _directory_of(file: Path) -> Path:
@@ -132,13 +113,6 @@ def _instead(directory: Path) -> str:
     names = [str(name) if name.parent == Path() else str(name.parent) for name in found]
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     return f"this run has several models; expected one of {', '.join(str(directory / n) for n in names[:4])}{more}"
-
-
-def _build(config: DictConfig, spec: DatasetSpec) -> nn.Module:
-    config = copy.deepcopy(config)
-    if "weights" in config.model:
-        config.model.weights = None  # where the backbone started matters no more, and may be gone
-    return site.build_model(config, spec)
 
 
 def _load(model: nn.Module, state: Mapping[str, torch.Tensor], file: Path) -> None:

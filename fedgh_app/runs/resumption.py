@@ -5,12 +5,12 @@ from __future__ import annotations
 import fcntl
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from fedgh_app.config.compose import quoted
 from fedgh_app.errors import UserError
@@ -131,9 +131,10 @@ def _same_clients(overrides: Sequence[str]) -> tuple[str, ...]:
     return next((same for same in SAME_CLIENTS if runtime in same), (runtime,))
 
 
-def check_same(config: DictConfig, directory: Path) -> None:
+def check_same(values: Mapping[str, Any], directory: Path) -> None:
     """Refuse (UserError) a config that differs from the run's own in what may not change."""
-    before, now = (dict(_leaves(node)) for node in (OmegaConf.load(directory / CONFIG), config))
+    written = OmegaConf.to_container(OmegaConf.load(directory / CONFIG))
+    before, now = (dict(_leaves(node)) for node in (written, values))
     for key, value in before.items():
         may = {key, key.split(".")[0]} & {*MAY_CHANGE, "run_dir", "resume", "num_clients"}
         if not may and now.get(key) != value:
@@ -141,11 +142,11 @@ def check_same(config: DictConfig, directory: Path) -> None:
 
 
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, DictConfig):
-        for key in node:
-            yield from _leaves(node[key], f"{path}.{key!s}" if path else str(key))
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _leaves(value, f"{path}.{key!s}" if path else str(key))
     else:
-        yield path, OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
+        yield path, node
 
 
 def key_of(override: str) -> str:

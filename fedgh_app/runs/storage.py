@@ -6,50 +6,25 @@ A model is one safetensors file whose metadata tell how to rebuild it. Equal mod
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
-from pydantic import BaseModel
+from omegaconf import OmegaConf
 from safetensors import SafetensorError
 
 from fedgh_app.errors import UserError, first_line
 from fedgh_app.runs.directory import CHECKPOINTS, CONFIG, MODEL
 from fedgh_app.vision.files import replacing, synchronise
+from fedgh_app.vision.json import plain, write_json
 from fedgh_app.vision.tensors import read_tensors, write_tensors
 
 
-def plain(value: Any) -> Any:
-    """``value`` as JSON can hold it: arrays as lists, numbers as Python's own, NaN and infinities as null."""
-    if isinstance(value, BaseModel):
-        value = dict(value)
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set):
-        return [plain(item) for item in value]
-    if isinstance(value, np.ndarray | torch.Tensor):
-        return plain(value.tolist())
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` as JSON, atomically."""
-    with replacing(path) as draft:
-        draft.write_text(json.dumps(plain(content), indent=1) + "\n")
-
-
-def save_config(directory: Path, config: DictConfig) -> None:
+def save_config(directory: Path, values: Mapping[str, Any]) -> None:
     """Write the config of a run as YAML, atomically."""
     with replacing(directory / CONFIG) as draft:
-        OmegaConf.save(config, draft)
+        OmegaConf.save(OmegaConf.create(dict(values)), draft)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -11,24 +11,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from fedgh_app import model_card
+from fedgh_app.assembly.server import Assembly
 from fedgh_app.client_app import app as client_app
 from fedgh_app.config.compose import compose_config, join_overrides, quoted
-from fedgh_app.data import site
+from fedgh_app.data.federated import FederatedData
 from fedgh_app.errors import UserError
 from fedgh_app.grids.inprocess import InProcessGrid
+from fedgh_app.model_card.facts import Facts
 from fedgh_app.runs import storage
 from fedgh_app.runs.directory import CLIENTS, LOG
 from fedgh_app.runs.history import Round, read_history
-from fedgh_app.runs.result import RESULT, Durations, Result
+from fedgh_app.runs.result import Durations, Result
 from fedgh_app.runs.resumption import claimed, served
 from fedgh_app.runtimes.progress import Display
-from fedgh_app.server.client_evaluation import weighted_mean
+from fedgh_app.server.directory import failing_into
+from fedgh_app.server.evaluation import weighted_mean
 from fedgh_app.server.federation import Federation
-from fedgh_app.server.result import of_pose
-from fedgh_app.server_app import deal, failing_into, federate
+from fedgh_app.server.loop import federate
+from fedgh_app.server_app import deal
+from fedgh_app.task import Task
 
 # What a federation of one client is: the other choices of these groups say how several work together.
 ALONE = {
@@ -44,37 +46,36 @@ ALONE = {
 }
 
 
-def run_inprocess(
-    config: DictConfig, overrides: Sequence[str], directory: Path, nodes: int, display: Display
-) -> Federation:
+def run_inprocess(overrides: Sequence[str], directory: Path, nodes: int, display: Display) -> Federation:
     """A federation of ``nodes`` clients in this process."""
-    deal(config, directory, nodes)
+    assembly = Assembly(compose_config(overrides))
+    deal(assembly, directory, nodes)
     node_configs = [{"partition-id": i, "num-partitions": nodes} for i in range(nodes)]
-    return _federate(config, overrides, directory, node_configs, display)
+    return _federate(assembly, overrides, directory, node_configs, display)
 
 
-def run_centralised(
-    config: DictConfig, overrides: Sequence[str], directory: Path, *, quiet: bool = False
-) -> dict[str, Any]:
+def run_centralised(assembly: Assembly, overrides: Sequence[str], directory: Path, *, quiet: bool = False) -> Result:
     """One client that holds all training images: what the data could give if it might leave its sites.
 
     Raises UserError where the data sets of the federation have no model in common.
     """
-    if "members" in config.dataset:
+    data = assembly.data
+    if data.several:
         raise UserError(
-            f"dataset={config.dataset.spec}: runtime=centralised trains one model, but each data set needs its own; "
-            f"expected one of {', '.join(map(str, config.dataset.members))}"
+            f"dataset={data.name}: runtime=centralised trains one model, but each data set needs its own; "
+            f"expected one of {', '.join(data.sets)}"
         )
-    alone = [*_alone(config, overrides, "partition", "num_clients"), "partition=site"]
-    config = compose_config(alone)
-    site.open_data(config)
-    title = f"centralised on {config.dataset.spec}"
-    with claimed(directory, overrides), Display(config, directory, title=title, quiet=quiet) as display:
-        _federate(config, alone, directory, [{"name": "centralised", "partition-id": 0, "num-partitions": 1}], display)
-    return storage.read_json(directory / RESULT)
+    alone = [*_alone(data, overrides, "partition", "num_clients"), "partition=site"]
+    together = Assembly(compose_config(alone))
+    _ = together.data.only.examples
+    title = f"centralised on {data.name}"
+    with claimed(directory, overrides), display_of(together, directory, title, quiet=quiet) as display:
+        node = {"name": "centralised", "partition-id": 0, "num-partitions": 1}
+        _federate(together, alone, directory, [node], display)
+    return Result.read(directory)
 
 
-def run_local(config: DictConfig, overrides: Sequence[str], directory: Path, *, quiet: bool = False) -> dict[str, Any]:
+def run_local(assembly: Assembly, overrides: Sequence[str], directory: Path, *, quiet: bool = False) -> Result:
     """Each client alone: what a site can reach without the others.
 
     Writes one run directory a client under ``clients/``. The headline is the mean of the clients' results on their own
@@ -82,29 +83,36 @@ def run_local(config: DictConfig, overrides: Sequence[str], directory: Path, *, 
 
     Raises UserError where there is nothing to part, or no client would be tested.
     """
-    if config.partition._target_ is None:
+    data, settings = assembly.data, assembly.settings
+    if data.held_by_sites:
         raise UserError("partition=site: runtime=local needs a partition to train the clients of; expected another")
-    if config.evaluate.clients_every == 0:
+    if settings.evaluate.clients_every == 0:
         raise UserError("evaluate.clients_every=0: runtime=local has no other evaluation; expected at least 1")
-    count = sum(site.clients_of(config).values())
-    labels = [label for dealt in site.deal(config, count).values() for label in dealt.parts.labels]
+    count = sum(data.clients_of().values())
+    labels = [label for dealt in data.deal(count).values() for label in dealt.parts.labels]
     directory.mkdir(parents=True, exist_ok=True)
-    storage.save_config(directory, config)
-    deal(config, directory, count)
+    storage.save_config(directory, assembly.values)
+    deal(assembly, directory, count)
     results = {}
     for i, label in enumerate(labels):
         folder = directory / CLIENTS / str(i)
         folder.mkdir(parents=True)
-        alone = [*_alone(config, overrides, "num_clients", "run_dir"), f"run_dir={quoted(folder)}"]
-        own = compose_config(alone)
-        with Display(own, folder, title=f"{label} alone", quiet=quiet) as display:
-            _federate(own, alone, folder, [{"partition-id": i, "num-partitions": count}], display)
+        alone = [*_alone(data, overrides, "num_clients", "run_dir"), f"run_dir={quoted(folder)}"]
+        with display_of(assembly, folder, f"{label} alone", quiet=quiet) as display:
+            node = {"partition-id": i, "num-partitions": count}
+            _federate(Assembly(compose_config(alone)), alone, folder, [node], display)
         results[str(i)] = (Result.read(folder), read_history(folder)[-1])
-    merged = _merged(results)
-    result: dict[str, Any] = storage.plain(merged)
-    model_card.write(directory, config, result)
-    merged.write(directory)
+    result = _merged(assembly.task, results)
+    specs = {name: one.spec for name, one in data.sets.items()}
+    model_card.write(Facts(directory, assembly.values, result, specs, assembly.task.card(assembly.values, specs)))
+    result.write(directory)
     return result
+
+
+def display_of(assembly: Assembly, directory: Path, title: str, *, quiet: bool = False) -> Display:
+    """What shows the progress of a run."""
+    metric = assembly.data.headline
+    return Display(directory, title=title, rounds=assembly.settings.rounds, metric=metric, quiet=quiet)
 
 
 def without(overrides: Sequence[str], *groups: str) -> list[str]:
@@ -117,26 +125,27 @@ def without(overrides: Sequence[str], *groups: str) -> list[str]:
     return [item for item in overrides if not touched(item) & set(groups)]
 
 
-def _alone(config: DictConfig, overrides: Sequence[str], *dropped: str) -> list[str]:
+def _alone(data: FederatedData, overrides: Sequence[str], *dropped: str) -> list[str]:
     """``overrides`` for a federation of one client, without ``dropped`` keys."""
     choices = dict(ALONE)
-    if "members" in config.dataset:  # no model fits them all, so that sharing all of it is refused
+    if data.several:  # no model fits them all, so that sharing all of it is refused
         del choices["sharing"]
     kept = without(overrides, *choices, *dropped)
     return [*kept, *(f"{group}={choice}" for group, choice in choices.items())]
 
 
-def _merged(results: Mapping[str, tuple[Result, Round]]) -> Result:
-    """One result of the clients' own; a keypoint or client that could not be tested is in no mean."""
+def _merged(task: Task, results: Mapping[str, tuple[Result, Round]]) -> Result:
+    """One result of the clients' own; a part or client that could not be tested is in no mean."""
     tested = {name: last.evaluate.clients for name, (_, last) in results.items() if last.evaluate.clients}
     # A federation of one client: all its test images are that client's.
-    headline = weighted_mean(tested)
+    headline = weighted_mean(list(tested.values()))
     clients = {name: measured.score for name, measured in tested.items()}
-    own = {**of_pose(headline, clients), "central_pck": {name: result.score for name, (result, _) in results.items()}}
+    own = {**task.result(headline, clients), "central_score": {n: result.score for n, (result, _) in results.items()}}
     first = next(iter(results.values()))[0]
     durations = [result.seconds for result, _ in results.values()]
     return Result(
         metric=first.metric,
+        part=first.part,
         score=headline.score,
         parts=headline.parts,
         more=headline.more,
@@ -152,7 +161,7 @@ def _merged(results: Mapping[str, tuple[Result, Round]]) -> Result:
 
 
 def _federate(
-    config: DictConfig,
+    assembly: Assembly,
     overrides: Sequence[str],
     directory: Path,
     node_configs: Sequence[Mapping[str, Any]],
@@ -162,11 +171,13 @@ def _federate(
         client_app,
         node_configs,
         {"overrides": join_overrides(overrides)},
-        examples_per_second=config.runtime.get("examples_per_second", 100.0),
-        speeds=config.runtime.get("speeds"),
+        examples_per_second=assembly.settings.runtime.examples_per_second,
+        speeds=assembly.settings.runtime.speeds,
     )
     with served(directory), failing_into(directory), _log_in(directory / LOG):
-        return federate(config, grid, directory, watch=display.update)
+        federation = assembly.federation(directory)
+        federate(federation, grid, assembly.callbacks, watch=display.update)
+        return federation
 
 
 @contextmanager

@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import httpx
 import tomli_w
@@ -24,17 +23,18 @@ from flwr.supercore.constant import NodeStatus
 from flwr.supercore.control import ControlHttpClient
 from omegaconf import DictConfig
 
-from fedgh_app import server_app
+from fedgh_app.assembly.server import Assembly
 from fedgh_app.config.compose import ROOT, compose_config, join_overrides, quoted
-from fedgh_app.data import site
+from fedgh_app.config.settings import Runtime, Settings
 from fedgh_app.errors import RunFailed, UserError, first_line
-from fedgh_app.runs import resumption, storage
+from fedgh_app.runs import resumption
 from fedgh_app.runs.checkpoints import newest
 from fedgh_app.runs.directory import CLIENTS, LOG, STOP
 from fedgh_app.runs.history import HISTORY
 from fedgh_app.runs.records import FAILURE, Failure
-from fedgh_app.runs.result import RESULT
+from fedgh_app.runs.result import RESULT, Result
 from fedgh_app.runtimes import baselines
+from fedgh_app.runtimes.baselines import display_of
 from fedgh_app.runtimes.progress import Display
 from fedgh_app.runtimes.superlink import (
     START_SECONDS,
@@ -53,7 +53,7 @@ STATUS_SECONDS = 3.0  # between two questions about the run's status; each is a 
 SILENCE_SECONDS = 60.0
 
 
-def launch(overrides: Sequence[str], directory: Path, *, quiet: bool = False) -> dict[str, Any]:
+def launch(overrides: Sequence[str], directory: Path, *, quiet: bool = False) -> Result:
     """Run one federation (or baseline) to its end.
 
     Args:
@@ -62,7 +62,7 @@ def launch(overrides: Sequence[str], directory: Path, *, quiet: bool = False) ->
         quiet: no live progress.
 
     Returns:
-        The content of ``result.json``.
+        What it came to.
 
     Raises:
         UserError: bad input; nothing was started.
@@ -78,32 +78,35 @@ def launch(overrides: Sequence[str], directory: Path, *, quiet: bool = False) ->
         raise UserError(
             f"run_dir={directory}: holds a run already; expected a new or empty directory, or resume={directory}"
         )
-    server_app.check(config)
-    runtime = config.runtime.name
-    if config.resume is not None:
-        if runtime == "local":
+    assembly = Assembly(config)
+    assembly.check()
+    settings = assembly.settings
+    if settings.resume is not None:
+        if settings.runtime.name == "local":
             raise UserError("runtime=local: it is one run for each client, which cannot be resumed; expected a new run")
-        newest(directory, config.rounds)
-    if runtime == "local":
-        return baselines.run_local(config, overrides, directory, quiet=quiet)
-    if runtime == "centralised":
-        return baselines.run_centralised(config, overrides, directory, quiet=quiet)
-    if runtime == "deployment":
-        server_app.check_server_images(config)
-        with resumption.claimed(directory, overrides) as mark, Display(config, directory, quiet=quiet) as display:
-            _deploy(config, overrides, directory, display, mark)
-        return storage.read_json(directory / RESULT)
-    nodes = sum(site.clients_of(config).values())
-    if config.num_clients is None:
-        overrides.append(f"num_clients={nodes}")  # the server then waits for all of them
-    if config.partition._target_ is not None:
-        site.deal(config, nodes)
-    with resumption.claimed(directory, overrides) as mark, Display(config, directory, quiet=quiet) as display:
-        if runtime == "inprocess":
-            baselines.run_inprocess(config, overrides, directory, nodes, display)
+        newest(directory, settings.rounds)
+    if settings.runtime.name in ("local", "centralised"):
+        run = baselines.run_local if settings.runtime.name == "local" else baselines.run_centralised
+        return run(assembly, overrides, directory, quiet=quiet)
+    nodes = 0
+    if settings.runtime.name != "deployment":
+        nodes = sum(assembly.data.clients_of().values())
+        if settings.num_clients is None:
+            overrides.append(f"num_clients={nodes}")  # the server then waits for all of them
+        if not assembly.data.held_by_sites:
+            assembly.data.deal(nodes)
+    title = f"{assembly.strategy_name} on {assembly.data.name}"
+    with (
+        resumption.claimed(directory, overrides) as mark,
+        display_of(assembly, directory, title, quiet=quiet) as display,
+    ):
+        if settings.runtime.name == "inprocess":
+            baselines.run_inprocess(overrides, directory, nodes, display)
+        elif settings.runtime.name == "deployment":
+            _deploy(settings, overrides, directory, display, mark)
         else:
-            _simulate(config, overrides, directory, nodes, display, mark)
-    return storage.read_json(directory / RESULT)
+            _simulate(settings.runtime, overrides, directory, nodes, display, mark)
+    return Result.read(directory)
 
 
 def absolute_paths(config: DictConfig) -> list[str]:
@@ -130,27 +133,28 @@ def _data_roots(node: DictConfig, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _simulate(
-    config: DictConfig, overrides: Sequence[str], directory: Path, nodes: int, display: Display, mark: str
+    runtime: Runtime, overrides: Sequence[str], directory: Path, nodes: int, display: Display, mark: str
 ) -> None:
     """Run on Flower's Ray simulation."""
+    cpus = runtime.client_cpus or 1
     # Ray starts an actor for every client_cpus of these: more than there are clients would only take memory.
-    cores = max(config.runtime.client_cpus, min(usable_cores(), nodes * config.runtime.client_cpus))
+    cores = max(cpus, min(usable_cores(), nodes * cpus))
     federation = {
         "num-supernodes": nodes,
-        "client-resources-num-cpus": config.runtime.client_cpus,
-        "client-resources-num-gpus": config.runtime.client_gpus,
-        "init-args-num-cpus": max(cores, config.runtime.client_cpus),
+        "client-resources-num-cpus": cpus,
+        "client-resources-num-gpus": runtime.client_gpus,
+        "init-args-num-cpus": cores,
     }
     options = ["--federation-config", " ".join(f"{key}={value}" for key, value in federation.items())]
-    with private_superlink(config, directory, mark) as superlink:
+    with private_superlink(cpus, directory, mark) as superlink:
         _run_on(superlink, overrides, directory, display, "starting Ray and the clients", *options)
 
 
-def _deploy(config: DictConfig, overrides: Sequence[str], directory: Path, display: Display, mark: str) -> None:
+def _deploy(settings: Settings, overrides: Sequence[str], directory: Path, display: Display, mark: str) -> None:
     """Run on the SuperLink of a deployment, which goes on running, as the SuperNodes do."""
-    superlink = SuperLink(config.runtime.superlink, environment_of(mark))
+    superlink = SuperLink(settings.runtime.superlink, environment_of(mark))
     with control_of(superlink) as control:
-        _await_sites(control, config, display)
+        _await_sites(control, settings, display)
     _run_on(superlink, overrides, directory, display, "asking the sites who they are")
 
 
@@ -197,19 +201,19 @@ def _keep_log(superlink: SuperLink, run_id: int, file: Path) -> None:
         subprocess.run(command, env=superlink.environment, stdout=log, stderr=log, timeout=START_SECONDS, check=False)
 
 
-def _await_sites(control: ControlHttpClient, config: DictConfig, display: Display) -> None:
+def _await_sites(control: ControlHttpClient, settings: Settings, display: Display) -> None:
     """Wait until ``num_clients`` SuperNodes are connected, or (null) any.
 
     Raises UserError, with the names that they were registered under, where another number is when the time is up;
     RunFailed where no SuperLink answers.
     """
-    wanted, seconds = config.num_clients, config.runtime.node_timeout
+    wanted, seconds = settings.num_clients, settings.runtime.node_timeout or 0.0
     end = time.monotonic() + seconds
     while True:
         try:
             nodes = control.ListNodes(ListNodesRequest()).nodes_info
         except httpx.HTTPError as error:
-            raise RunFailed(f"runtime.superlink={config.runtime.superlink}: {first_line(error)}") from None
+            raise RunFailed(f"runtime.superlink={settings.runtime.superlink}: {first_line(error)}") from None
         names: dict[str, list[str]] = {}
         for node in nodes:
             names.setdefault(node.status, []).append(node.name or str(node.node_id))

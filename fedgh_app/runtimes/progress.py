@@ -1,13 +1,12 @@
-"""Live progress of a run on the terminal, read from its ``history.jsonl``, and the table at its end."""
+"""Live progress of a run on the terminal, read from its ``history.jsonl``, and the tables at its end."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -22,9 +21,10 @@ from rich.table import Table
 
 from fedgh_app.runs import storage
 from fedgh_app.runs.directory import MODEL, PLOTS
-from fedgh_app.runs.history import HISTORY, Round
+from fedgh_app.runs.history import HISTORY, Rejected, Round
 from fedgh_app.runs.records import TRACKING, Tracking
-from fedgh_app.runs.result import RESULT
+from fedgh_app.runs.result import RESULT, Result
+from fedgh_app.words import percentage, short
 
 MOST_CLIENTS = 24  # rows of the table by client
 
@@ -33,29 +33,27 @@ class Display:
     """A bar over the rounds and one line for each round that has ended.
 
     Args:
-        config: the run's config.
-        directory: its run directory, whose history is followed.
-        title: what is run; by default strategy and data set.
+        directory: the run directory, whose history is followed.
+        title: what is run.
+        rounds: how many there will be.
+        metric: name of the headline.
         quiet: show nothing.
     """
 
-    def __init__(self, config: DictConfig, directory: Path, *, title: str | None = None, quiet: bool = False) -> None:
-        self.config = config
-        self.directory = directory
+    def __init__(self, directory: Path, *, title: str, rounds: int, metric: str, quiet: bool = False) -> None:
+        self.directory, self.title, self.rounds, self.metric = directory, title, rounds, short(metric)
         self.console = Console(quiet=quiet)
         self.read = 0  # bytes of the history that were shown
         self.file: int | None = None  # inode of the history: a run that is resumed writes the rounds it keeps anew
-        strategy = str(config.strategy._target_).rsplit(".", 1)[-1]
-        self.title = title or f"{strategy} on {config.dataset.spec}"
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         self.progress = Progress(*columns, TimeElapsedColumn(), console=self.console, transient=True)
-        self.task = self.progress.add_task(self.title, total=config.rounds)
+        self.task = self.progress.add_task(title, total=rounds)
         self.started = time.monotonic()
 
     def __enter__(self) -> Self:
         self.progress.start()
         self.console.print(
-            f"{self.title}, rounds: {self.config.rounds}, run directory {escape(str(self.directory))}", soft_wrap=True
+            f"{self.title}, rounds: {self.rounds}, run directory {escape(str(self.directory))}", soft_wrap=True
         )
         return self
 
@@ -75,73 +73,46 @@ class Display:
         self.file = history.stat().st_ino
         lines, self.read = storage.read_on(history, 0 if kept else self.read)
         for line in [] if kept else lines:
-            self.console.print(self._line(line), soft_wrap=True, highlight=False)
-            self.progress.update(self.task, completed=line["round"], description=self.title)
-
-    def _line(self, line: dict[str, Any]) -> str:
-        parts = [f"round {line['round']:>3}"]
-        if (loss := line["train"].get("loss")) is not None:
-            parts.append(f"loss {loss:.4f}")
-        if (pck := Round.checked(line, self.directory / HISTORY).evaluate.headline.score) is not None:
-            parts.append(f"PCK {100 * pck:5.1f} %")
-        if clusters := line.get("clusters"):
-            parts.append(f"{len(clusters)} cluster{'s' if len(clusters) > 1 else ''}")
-        if late := max(line["strategy"].get("staleness", {}).values(), default=0):
-            parts.append(f"staleness up to {late}")
-        if dropped := line["strategy"].get("dropped"):
-            parts.append(f"{dropped} dropped as too stale")
-        if (conflicts := line["strategy"].get("conflicting")) is not None:
-            by_tensor = line["strategy"].get("conflicting_per_tensor", {}).values()
-            tensors = f" ({100 * sum(by_tensor) / len(by_tensor):.0f} % by tensor)" if by_tensor else ""
-            parts.append(f"{100 * conflicts:.0f} % of pairs in conflict{tensors}")
-        if seconds := line["seconds"].get("total"):
-            parts.append(f"{seconds:.1f} s")
-        for item in line["rejected"]:
-            parts.append(f"[red]rejected {escape(item['client'])}: {escape(item['reason'])}[/red]")
-        for name, reason in line.get("absent", {}).items():
-            parts.append(f"[yellow]not asked {escape(name)}: {escape(reason)}[/yellow]")
-        return "  ".join(parts)
+            ended = Round.checked(line, history)
+            self.console.print(_line(ended, self.metric), soft_wrap=True, highlight=False)
+            self.progress.update(self.task, completed=ended.round, description=self.title)
 
 
-def print_result(result: dict[str, Any], directory: Path, metric: str, console: Console | None = None) -> None:
-    """PCK per keypoint before and after, per client, and where everything lies; ``metric`` names the PCK."""
+def _line(ended: Round, metric: str) -> str:
+    parts = [f"round {ended.round:>3}"]
+    if (loss := ended.train.get("loss")) is not None:
+        parts.append(f"loss {loss:.4f}")
+    if (score := ended.evaluate.headline.score) is not None:
+        parts.append(f"{metric} {100 * score:5.1f} %")
+    if ended.clusters:
+        parts.append(f"{len(ended.clusters)} cluster{'s' if len(ended.clusters) > 1 else ''}")
+    if late := max(ended.strategy.get("staleness", {}).values(), default=0):
+        parts.append(f"staleness up to {late}")
+    if dropped := ended.strategy.get("dropped"):
+        parts.append(f"{dropped} dropped as too stale")
+    if (conflicts := ended.strategy.get("conflicting")) is not None:
+        by_tensor = ended.strategy.get("conflicting_per_tensor", {}).values()
+        tensors = f" ({100 * sum(by_tensor) / len(by_tensor):.0f} % by tensor)" if by_tensor else ""
+        parts.append(f"{100 * conflicts:.0f} % of pairs in conflict{tensors}")
+    if seconds := ended.seconds.get("total"):
+        parts.append(f"{seconds:.1f} s")
+    for item in ended.rejected:
+        parts.append(f"[red]rejected {escape(item.client)}: {escape(item.reason)}[/red]")
+    for name, reason in ended.absent.items():
+        parts.append(f"[yellow]not asked {escape(name)}: {escape(reason)}[/yellow]")
+    return "  ".join(parts)
+
+
+def print_result(result: Result, directory: Path, console: Console | None = None) -> None:
+    """The headline by part before and after, by client, and where everything lies."""
     console = console or Console()
-    where = "held-out images" if result["evaluated"] == "central" else "the clients' own test images"
-    table = Table(title=f"{metric} on {where} (%)")
-    table.add_column("keypoint")
-    table.add_column("before", justify="right")
-    table.add_column("after", justify="right")
-    before = result.get("before") or {}
-    for name, value in result["per_keypoint"].items():
-        table.add_row(name, _percent(before.get(name)), _percent(value))
-    table.add_section()
-    known = [value for value in before.values() if value is not None]
-    table.add_row(
-        "mean",
-        _percent(sum(known) / len(known) if known else None),
-        f"[bold]{_percent(result['pck'])}[/bold]",
-    )
-    console.print(table)
-    found = dict(result.get("clients_pck", {}))
-    if len(found) > 1:
-        which = ""
-        if len(found) > MOST_CLIENTS:
-            which = f", the worst {MOST_CLIENTS} of {len(found)}"
-            known = [(value, name) for name, value in found.items() if value is not None]
-            found = {name: value for value, name in sorted(known)[:MOST_CLIENTS]}
-        clients = Table(title=f"{metric} by client, own test images (%){which}")
-        for column in ("client", "holds", "training images", "PCK"):
-            clients.add_column(column, justify="left" if column in ("client", "holds") else "right")
-        for name, value in found.items():
-            info = result["clients"].get(name, {})
-            clients.add_row(escape(name), escape(str(info.get("label"))), str(info.get("examples")), _percent(value))
-        console.print(clients)
-    if result["rejected"]:
-        console.print(_rejected(result["rejected"]))
-    seconds = result["seconds"]
-    console.print(
-        f"rounds: {result['rounds']} in {seconds['rounds']:.0f} s; rejected replies: {len(result['rejected'])}"
-    )
+    console.print(_by_part(result))
+    if len(result.clients_score) > 1:
+        console.print(_by_client(result))
+    if result.rejected:
+        console.print(_rejected(result.rejected))
+    rejected = f"rejected replies: {len(result.rejected)}"
+    console.print(f"rounds: {result.rounds} in {result.seconds.rounds:.0f} s; {rejected}")
     for name in (RESULT, HISTORY, MODEL):
         if (directory / name).exists():
             console.print(f"  {escape(str(directory / name))}", soft_wrap=True)
@@ -153,18 +124,47 @@ def print_result(result: dict[str, Any], directory: Path, metric: str, console: 
         console.print(escape(line), soft_wrap=True)
 
 
-def _rejected(items: Sequence[Mapping[str, Any]]) -> Table:
-    """Who sent what could not be used, and in which rounds."""
-    rounds: dict[tuple[str, str], list[int]] = {}
-    for item in items:
-        rounds.setdefault((item["client"], item["reason"]), []).append(item["round"])
-    table = Table(title="rejected replies")
-    for column in ("client", "rounds", "reason"):
-        table.add_column(column, overflow="fold")
-    for (client, reason), found in sorted(rounds.items()):
-        table.add_row(escape(client), ", ".join(map(str, found)), escape(reason))
+def _by_part(result: Result) -> Table:
+    """The headline of each part and their mean, before and after training."""
+    where = "held-out images" if result.evaluated == "central" else "the clients' own test images"
+    table = Table(title=f"{result.metric} on {where} (%)")
+    table.add_column(result.part)
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right")
+    for name, score in result.parts.items():
+        table.add_row(escape(name), percentage(result.before.get(name)), percentage(score))
+    table.add_section()
+    before = [score for score in result.before.values() if score is not None]
+    mean = sum(before) / len(before) if before else None
+    table.add_row("mean", percentage(mean), f"[bold]{percentage(result.score)}[/bold]")
     return table
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
+def _by_client(result: Result) -> Table:
+    """The headline on each client's own test images; of many clients the worst."""
+    scores, which = dict(result.clients_score), ""
+    if len(scores) > MOST_CLIENTS:
+        which = f", the worst {MOST_CLIENTS} of {len(scores)}"
+        known = [(score, name) for name, score in scores.items() if score is not None]
+        scores = {name: score for score, name in sorted(known)[:MOST_CLIENTS]}
+    table = Table(title=f"{result.metric} by client, own test images (%){which}")
+    for column in ("client", "holds", "training images", short(result.metric)):
+        table.add_column(column, justify="left" if column in ("client", "holds") else "right")
+    for name, score in scores.items():
+        client = result.clients.get(name)
+        holds, images = (client.label, str(client.examples)) if client else ("-", "-")
+        table.add_row(escape(name), escape(holds), images, percentage(score))
+    return table
+
+
+def _rejected(items: Sequence[Rejected]) -> Table:
+    """Who sent what could not be used, and in which rounds."""
+    rounds: dict[tuple[str, str], list[int]] = {}
+    for item in items:
+        rounds.setdefault((item.client, item.reason), []).append(item.round)
+    table = Table(title="rejected replies")
+    for column in ("client", "rounds", "reason"):
+        table.add_column(column, overflow="fold")
+    for (client, reason), numbers in sorted(rounds.items()):
+        table.add_row(escape(client), ", ".join(map(str, numbers)), escape(reason))
+    return table

@@ -26,7 +26,6 @@ from flwr.cli.flower_config import read_superlink_connection
 from flwr.cli.utils import init_http_client_from_connection
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.utils import get_flwr_home
-from omegaconf import DictConfig
 
 from fedgh_app.errors import RunFailed, UserError
 from fedgh_app.runs import processes
@@ -52,7 +51,7 @@ class SuperLink:
 
 
 @contextlib.contextmanager
-def private_superlink(config: DictConfig, directory: Path, mark: str) -> Iterator[SuperLink]:
+def private_superlink(threads: int, directory: Path, mark: str) -> Iterator[SuperLink]:
     """A SuperLink that is up, and gone afterwards with all that it started."""
     with (
         tempfile.TemporaryDirectory(prefix="fedgh-", ignore_cleanup_errors=True) as folder,
@@ -66,7 +65,7 @@ def private_superlink(config: DictConfig, directory: Path, mark: str) -> Iterato
             "FLWR_TELEMETRY_ENABLED": os.environ.get("FLWR_TELEMETRY_ENABLED", "0"),
             "RAY_USAGE_STATS_ENABLED": "0",
             # The ServerApp's own threads; Ray gives each client its own number.
-            "OMP_NUM_THREADS": str(config.runtime.client_cpus),
+            "OMP_NUM_THREADS": str(threads),
         }
         address = {"address": f"127.0.0.1:{port}", "insecure": True}
         (home / "config.toml").write_text(tomli_w.dumps({"superlink": {"default": "fedgh", "fedgh": address}}))

@@ -32,6 +32,7 @@ from fedgh_app.runs.result import RESULT, Result
 from fedgh_app.runs.resumption import key_of
 from fedgh_app.runs.sweep import SWEEP, Job, Machine, SweepRecord
 from fedgh_app.runtimes.environment import environment
+from fedgh_app.words import percentage, short
 
 # What is no part of what a job computes, nor says what clients it has.
 MAY_CHANGE = ("runtime.", "tracking", "tracking.", "round_timeout", "keep_checkpoints")
@@ -216,31 +217,29 @@ class Sweep:
 
     def print_status(self, console: Console) -> None:
         """The table of all jobs."""
+        completed = [job for job in self.jobs if job.status == "completed" and (self.folder(job) / RESULT).exists()]
+        results = {job.number: Result.read(self.folder(job)) for job in completed}
+        metrics = " / ".join(dict.fromkeys(short(result.metric) for result in results.values()))
         table = Table(title=f"sweep {escape(self.directory.name)}")
         table.add_column("job", justify="right")
         table.add_column("what differs", overflow="fold", min_width=16)
         table.add_column("status", overflow="fold")
-        table.add_column("PCK (%)", justify="right", no_wrap=True)
+        table.add_column(f"{escape(metrics) or 'score'} (%)", justify="right", no_wrap=True)
         table.add_column("seconds", justify="right", no_wrap=True)
         colours = {"completed": "green", "failed": "red", "interrupted": "yellow"}
         for job in self.jobs:
             status = "skipped: completed before" if job.number in self.skipped else job.status
             told = escape(f"{status}: {job.reason}" if job.reason else status)
             colour = colours.get(job.status)
+            score = results[job.number].score if job.number in results else None
             table.add_row(
                 str(job.number),
                 escape(" ".join(self.differing(job))),
                 f"[{colour}]{told}[/{colour}]" if colour else told,
-                self._score(job),
+                percentage(score),
                 f"{job.seconds:.0f}" if job.attempts else "-",
             )
         console.print(table)
-
-    def _score(self, job: Job) -> str:
-        if job.status != "completed" or not (self.folder(job) / RESULT).exists():
-            return "-"
-        score = Result.read(self.folder(job)).score
-        return "-" if score is None else f"{100 * score:.1f}"
 
     def _is_whole(self, job: Job) -> bool:
         """Whether a run came to its end though nobody noted it; the result is the last that it writes."""

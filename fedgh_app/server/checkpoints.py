@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 
 from flwr.app import Array, ArrayRecord
@@ -26,8 +25,8 @@ def take_up(federation: Federation) -> int:
         UserError: the run has ended with all its rounds, its clients or its model are others, a file cannot be read.
     """
     directory = federation.directory
-    file = newest(directory, federation.config.rounds)
-    check_same(federation.config, directory)
+    file = newest(directory, federation.settings.rounds)
+    check_same(federation.values, directory)
     try:
         state = ServerState.load(file)
         if state.cohorts.keys() != federation.clients.keys():
@@ -55,14 +54,13 @@ def take_up(federation: Federation) -> int:
 def save_models(federation: Federation, folder: Path, stem: str, rounds: int) -> list[Path]:
     """Write ``<stem>.safetensors``, or of clusters ``<stem>.<cluster>.safetensors`` each; return the files."""
     written = []
-    model = json.loads(json.dumps(storage.plain(dict(federation.config.model))))
-    models = federation.cohorts.models.items() if _clustered(federation) else [("", federation.arrays)]
+    models = [("", federation.arrays)] if federation.topology.one_model else federation.cohorts.models.items()
     for cohort, arrays in models:
         written.append(folder / _name(stem, cohort))
         storage.save_model(
             written[-1],
             tensors(arrays),
-            model={**model, "num_keypoints": len(federation.spec.keypoints)},
+            model=federation.network,
             dataset=federation.spec.name,
             rounds=rounds,
         )
@@ -73,17 +71,14 @@ def _models(federation: Federation, file: Path, cohorts: list[str]) -> dict[str,
     """The shared arrays by cohort, in the order in which the run's own model has them."""
     expected = federation.cohorts.models[GLOBAL]
     models: dict[str, ArrayRecord] = {}
-    for cohort in cohorts if _clustered(federation) else [""]:
+    one_model = federation.topology.one_model
+    for cohort in [""] if one_model else cohorts:
         path = file.with_name(_name(file.stem, cohort))
         stored, _ = storage.load_model(path)
         for key in stored.keys() ^ expected.keys():
             raise UserError(f"{path}: {key} is {'not ' if key in expected else ''}there; expected the model of the run")
         models[cohort] = ArrayRecord({key: Array(stored[key].numpy()) for key in expected})
-    return models if _clustered(federation) else dict.fromkeys(cohorts, models[""])
-
-
-def _clustered(federation: Federation) -> bool:
-    return bool(federation.config.clustering.name != "none")
+    return dict.fromkeys(cohorts, models[""]) if one_model else models
 
 
 def _name(stem: str, cohort: str) -> str:

@@ -1,25 +1,30 @@
-"""What a federation is while it runs: its clients, the models they are sent, its rounds, its axes."""
+"""What a federation is while it runs: its clients, the models they are sent, its rounds, its parts."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from flwr.app import ArrayRecord, Message
-from omegaconf import DictConfig
 from torch import Tensor
 
-from fedgh_app.config.combinations import is_central
-from fedgh_app.pose.data.records import DatasetSpec
+from fedgh_app.config.settings import Settings
+from fedgh_app.data.federated import FederatedData
 from fedgh_app.runs.history import Round
+from fedgh_app.server.threads import server_threads
 
 if TYPE_CHECKING:
-    from fedgh_app.grids.screening import ScreeningGrid
+    from fedgh_app.server.modes import Mode
+    from fedgh_app.server.parts.part import Part
+    from fedgh_app.server.selection import Selection
+    from fedgh_app.server.topologies import Topology
+    from fedgh_app.task import Learner, Spec, Task
 
 GLOBAL = "global"
 
@@ -29,6 +34,7 @@ class ClientInfo:
     """What a client said of itself at the start.
 
     Attributes:
+        predicts: what its head predicts: only compared, never read.
         speed: how fast it declares to train, relative to the others.
     """
 
@@ -36,7 +42,7 @@ class ClientInfo:
     label: str
     examples: int
     test_examples: int
-    keypoints: tuple[str, ...] = ()
+    predicts: tuple[str, ...] = ()
     speed: float = 1.0
 
 
@@ -55,6 +61,11 @@ class Update:
     start: ArrayRecord
     staleness: int = 0
     scale: float = 1.0
+
+    @property
+    def arrays(self) -> ArrayRecord:
+        """The model that the client sent back."""
+        return next(iter(self.reply.content.array_records.values()))
 
 
 class Cohorts:
@@ -75,10 +86,10 @@ class Cohorts:
 
     def members(self, clients: Iterable[str] | None = None) -> dict[str, list[str]]:
         """Client names by cohort, of ``clients`` or of all, in the order of names; cohorts without any are left out."""
-        found: dict[str, list[str]] = {}
+        members: dict[str, list[str]] = {}
         for client in sorted(self.of if clients is None else clients):
-            found.setdefault(self.of[client], []).append(client)
-        return dict(sorted(found.items()))
+            members.setdefault(self.of[client], []).append(client)
+        return dict(sorted(members.items()))
 
     def regroup(self, models: Mapping[str, ArrayRecord], of: Mapping[str, str]) -> None:
         """Take other cohorts."""
@@ -101,19 +112,31 @@ class Cohorts:
 
 @dataclass
 class Federation:
-    """A run as its parts see it.
+    """A run as its parts see it: built from the config alone, and complete once its clients are known (`admit`).
 
     Attributes:
-        config: the composed config.
+        settings: the single values of the run.
+        values: the resolved config as plain values, for what writes or shows it.
         directory: the run directory.
+        task: what models are trained for.
+        data: its data sets, as far as the server has them.
         spec: the data set; of several, the first.
-        clients: the clients by name, in the order of their names.
+        network: how the model is built, as its file tells it.
+        initial: the shared arrays that round 1 starts from.
+        keeps_local: whether a part of the model stays on the clients.
+        learner: makes a new model, with all that its testing takes.
+        any_head: whether what is shared fits clients whatever they predict.
         strategy: the Flower strategy whose model is evaluated.
         client_strategy: the one whose messages clients answer; at the edge it may be another.
-        cohorts: which clients share which model.
         mode: when the server goes on.
+        topology: how updates become the next models.
+        selection: who is asked.
+        parts: what the other axes add to a round, by config group, in the order in which they are called.
+        learning_rate: of the clients' optimizer.
+        schedule: the factor on it, by round.
+        clients: the clients by name, in the order of their names.
+        cohorts: which clients share which model.
         id: what clients file their own state under, unique to the run.
-        axes: the other parts of the server that carry something from round to round, by config group.
         history: rounds so far, round 0 first.
         accepted: the draw of the last update that was accepted from each client.
         settled: the same as the latest checkpoint holds it; None where there are no checkpoints.
@@ -121,16 +144,28 @@ class Federation:
         earlier: seconds that the run took before it was resumed, as `seconds` gives them.
     """
 
-    config: DictConfig
+    settings: Settings
+    values: Mapping[str, Any]
     directory: Path
-    spec: DatasetSpec
-    clients: dict[str, ClientInfo]
+    task: Task
+    data: FederatedData
+    spec: Spec
+    network: Mapping[str, Any]
+    initial: ArrayRecord
+    keeps_local: bool
+    learner: Callable[[], Learner]
+    any_head: Callable[[], bool]
     strategy: Any
     client_strategy: Any
-    cohorts: Cohorts
     mode: Mode
-    id: str = ""
-    axes: dict[str, Any] = field(default_factory=dict)
+    topology: Topology
+    selection: Selection
+    parts: dict[str, Part]
+    learning_rate: float
+    schedule: Callable[[int], float]
+    clients: dict[str, ClientInfo] = field(default_factory=dict)
+    cohorts: Cohorts = field(init=False)
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
     history: list[Round] = field(default_factory=list)
     accepted: dict[str, int] = field(default_factory=dict)
     settled: dict[str, int] | None = None
@@ -139,10 +174,28 @@ class Federation:
     started: float = field(default_factory=time.perf_counter)
     rounds_started: float | None = None
 
+    def __post_init__(self) -> None:
+        self.cohorts = Cohorts(self.clients, self.initial)
+
+    def admit(self, clients: Mapping[str, ClientInfo], names: dict[int, str]) -> None:
+        """Begin with these clients.
+
+        Args:
+            clients: by name, in the order of names.
+            names: client name by node id. The table itself is kept: a node may come back under another id.
+        """
+        self.clients = dict(clients)
+        self.cohorts = Cohorts(self.clients, self.initial)
+        for strategy in (self.strategy, self.client_strategy):
+            strategy.client_names = names
+        self.topology.join(self)
+        for part in self.parts.values():
+            part.join(self)
+
     @property
     def is_central(self) -> bool:
-        """See `is_central`."""
-        return is_central(self.config)
+        """Whether the server holds one whole model: nothing stays on the clients, and all share one."""
+        return not self.keeps_local and self.topology.one_model
 
     @property
     def arrays(self) -> ArrayRecord:
@@ -158,13 +211,11 @@ class Federation:
 
     def server_state(self) -> dict[str, Any]:
         """What the server carries from round to round beside the models; tensors at the leaves."""
-        edge = {} if self.client_strategy is self.strategy else {"edge": self.client_strategy.state_dict()}
         return {
             "id": self.id,
             "session": self.session,
-            "strategy": self.strategy.state_dict(),
-            **edge,
-            "axes": {name: part.state_dict() for name, part in self._stateful()},
+            **{name: part.state_dict() for name, part in self._stateful().items()},
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "accepted": dict(self.accepted),
             "cohorts": dict(self.cohorts.of),
             "seconds": self.seconds(),
@@ -173,19 +224,19 @@ class Federation:
     def load_server_state(self, state: Mapping[str, Any], models: Mapping[str, ArrayRecord]) -> None:
         """Go on from what `server_state` returned, and the models of the cohorts that it names."""
         self.id, self.session = str(state["id"]), int(state["session"])
-        self.strategy.load_state_dict(state["strategy"])
-        if state["edge"]:
-            self.client_strategy.load_state_dict(state["edge"])
-        for name, part in self._stateful():
-            part.load_state_dict(state["axes"][name])
+        for name, part in self._stateful().items():
+            part.load_state_dict(state[name])
+        for name, part in self.parts.items():
+            part.load_state_dict(state["parts"][name])
         self.accepted = {name: int(draw) for name, draw in state["accepted"].items()}
         self.settled = dict(self.accepted)
         self.cohorts.regroup(models, state["cohorts"])
         self.earlier = dict(state["seconds"])
 
-    def _stateful(self) -> list[tuple[str, Any]]:
-        """The parts, beside the strategies, that carry something from round to round."""
-        return [(name, part) for name, part in {**self.axes, "mode": self.mode}.items() if hasattr(part, "state_dict")]
+    def _stateful(self) -> dict[str, Any]:
+        edge = {} if self.client_strategy is self.strategy else {"edge_strategy": self.client_strategy}
+        others = {"mode": self.mode, "topology": self.topology, "selection": self.selection}
+        return {"strategy": self.strategy, **edge, **others}
 
     def seconds(self) -> dict[str, float]:
         """Wall time until now: ``total`` from the first query on, ``rounds`` of the rounds with their callbacks."""
@@ -201,26 +252,13 @@ class Federation:
 
     def due(self, every: int, server_round: int) -> bool:
         """Whether something done every ``every`` rounds, and after the last, is done after this one."""
-        return every > 0 and (server_round % every == 0 or server_round == self.config.rounds)
+        return every > 0 and (server_round % every == 0 or server_round == self.settings.rounds)
+
+    def threads(self) -> AbstractContextManager[None]:
+        """A block in which torch may use the server's threads."""
+        return server_threads(self.settings.runtime, self.mode.clients_rest)
 
 
 def tensors(arrays: ArrayRecord) -> dict[str, Tensor]:
     """The arrays as tensors over the same memory; not to be written to."""
     return {key: torch.from_numpy(array.numpy()) for key, array in arrays.items()}
-
-
-class Topology(Protocol):
-    """How the updates of a round become the next models."""
-
-    def run_round(self, run: Federation, grid: ScreeningGrid, this: Round) -> None:
-        """Let clients train and give every cohort its next model."""
-
-
-class Mode(Protocol):
-    """When the server goes on: after everybody whom it asked, or after the first few."""
-
-    def updates(self, run: Federation, grid: ScreeningGrid, this: Round, draw: int) -> Sequence[Update]:
-        """The next updates to aggregate, in the order of names."""
-
-    def idle(self, run: Federation) -> list[str]:
-        """Names of the clients that nobody waits for."""

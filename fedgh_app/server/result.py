@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from fedgh_app.data import site
-from fedgh_app.runs.history import Evaluations, Measured
+from fedgh_app.runs.history import Evaluations
 from fedgh_app.runs.result import ClientFacts, Durations, Result
 from fedgh_app.server.federation import Federation
 
@@ -21,7 +18,7 @@ def result_of(federation: Federation) -> Result:
     by_client = last.clients.by_client if last.clients else {}
     clients_score = {name: measured.score for name, measured in by_client.items()}
     return Result(
-        metric=site.headline(federation.config),
+        metric=federation.data.headline,
         score=headline.score,
         parts=headline.parts,
         before=history[0].evaluate.headline.parts if history else {},
@@ -36,12 +33,7 @@ def result_of(federation: Federation) -> Result:
         },
         clients_score=clients_score,
         privacy=history[-1].privacy if history else {},
-        dataset=federation.config.dataset.spec,
-        **of_pose(headline, clients_score),
+        dataset=federation.data.name,
+        part=federation.task.part,
+        **federation.task.result(headline, clients_score),
     )
-
-
-def of_pose(headline: Measured, clients: dict[str, float | None]) -> dict[str, Any]:
-    """Pose's own fields."""
-    own = {name: headline.more.get(name) for name in ("heatmap_accuracy", "auc")}
-    return {"part": "keypoint", "pck": headline.score, "per_keypoint": headline.parts, **own, "clients_pck": clients}

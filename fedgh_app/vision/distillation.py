@@ -13,22 +13,21 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss, normalize
 
 from fedgh_app.errors import UserError
-from fedgh_app.pose.training import PoseBatch, evaluation_mode, features_of, heatmaps_of, place
+from fedgh_app.vision.training import Batch, evaluation_mode, features_of, outputs_of, place
 
-# What is distilled. heatmaps: as the network puts them out, (J, h, w). Logits, where a cross-entropy or an integral
-# loss trained them: their mean is, after the softmax, the normalised product of the clients' distributions, high where
-# all of them see the keypoint. A mean of distributions would have a peak for each client that errs, and an integral
-# keypoint in between; and in a mean of logits the background, by which such a keypoint is debiased, stays at 0.
+# What is distilled. outputs: as the network puts them out. For heatmaps that a cross-entropy or an integral loss
+# trained these are logits: their mean is, after the softmax, the normalised product of the clients' distributions, high
+# where all of them see the keypoint. A mean of distributions would have a peak for each client that errs.
 # features: the backbone's, averaged over pixels and of length 1, (C,): clients of one backbone agree on no more.
-Output = Literal["heatmaps", "features"]
+Output = Literal["outputs", "features"]
 
 
 def soft_targets(
     model: nn.Module,
     states: Iterable[Mapping[str, Tensor]],
-    batches: Iterable[PoseBatch],
+    batches: Iterable[Batch],
     *,
-    output: Output = "heatmaps",
+    output: Output = "outputs",
     device: torch.device | str = "cpu",
     batch_statistics: bool = False,
 ) -> Tensor:
@@ -49,7 +48,7 @@ def soft_targets(
     Returns
     -------
     Tensor
-        (N, J, h, w) or (N, C) float32, on the CPU. Means of features of length 1 are shorter where clients disagree.
+        (N, …) or (N, C) float32, on the CPU. Means of features of length 1 are shorter where clients disagree.
     """
     device = torch.device(device)
     place(model, device)
@@ -80,10 +79,10 @@ def soft_targets(
 def distil(
     model: nn.Module,
     targets: Tensor,
-    batches: Iterable[PoseBatch],
+    batches: Iterable[Batch],
     optimizer: torch.optim.Optimizer,
     *,
-    output: Output = "heatmaps",
+    output: Output = "outputs",
     device: torch.device | str = "cpu",
     batch_statistics: bool = False,
 ) -> float:
@@ -124,8 +123,8 @@ def distil(
 
 def _output(model: nn.Module, images: Tensor, output: Output, device: torch.device) -> Tensor:
     """What is distilled of images (B, 3, H, W), float32, in whichever mode the model is."""
-    if output == "heatmaps":
-        return heatmaps_of(model, images, device)
+    if output == "outputs":
+        return outputs_of(model, images, device)
     if output == "features":
         return normalize(features_of(model, images, device), dim=1)
-    raise UserError(f"distillation.output: found {output!r}, expected heatmaps or features")
+    raise UserError(f"distillation.output: found {output!r}, expected outputs or features")

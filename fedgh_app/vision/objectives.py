@@ -39,11 +39,11 @@ class Objective:
     """The local objective. Most terms can be left out, so each objective states only what it adds.
 
     Attributes:
-        needs_control: whether the server must send its control variate.
+        needs_start: whether the model as it was received is needed: by all but the loss alone.
         has_memory: whether the client keeps `next_memory` from one of its trainings to the next.
     """
 
-    needs_control: ClassVar[bool] = False
+    needs_start: ClassVar[bool] = True
     has_memory: ClassVar[bool] = False
 
     def penalty(self, received: Received) -> Penalty | None:
@@ -70,6 +70,8 @@ class Objective:
 @dataclass(frozen=True)
 class Plain(Objective):
     """The loss alone (McMahan et al., "Communication-Efficient Learning of Deep Networks ...", AISTATS 2017)."""
+
+    needs_start: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,6 @@ class Scaffold(Objective):
     momentum and weight decay.
     """
 
-    needs_control: ClassVar[bool] = True
     has_memory: ClassVar[bool] = True
 
     def penalty(self, received: Received) -> Penalty | None:

@@ -5,10 +5,13 @@ round, 1 ... ``rounds``, gives the factor by which that round's learning rate is
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fedgh_app.errors import UserError
+
+# A round, counted from 1, and how many there are, to the factor on the learning rate.
+Schedule = Callable[[int, int], float]
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedgh_app.errors import UserError
+
+
+class Sharing(Protocol):
+    """Which part of a model stays on the client."""
+
+    def local_keys(self, model: nn.Module) -> tuple[str, ...]:
+        """Keys of the model's state dict that stay on the client, in its order."""
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def test_a_sweep_goes_past_a_failed_job_and_tells(tiny: list[str], tmp_path: Pat
     assert [path.parent.name for path in sweep.glob("*/result.json")] == ["1"]
     pck = json.loads((sweep / "1" / "result.json").read_text())["pck"]
     (row,) = json.loads(fedgh("report", str(sweep), "--json").stdout)
-    assert (row["setting"], row["runs"], row["pck"]) == ("FedGH", 1, {"mean": pck, "std": None})
+    assert (row["setting"], row["runs"], row["score"]) == ("FedGH", 1, {"mean": pck, "std": None})
 
 
 def test_a_sweep_and_a_run_are_not_taken_for_each_other(tmp_path: Path) -> None:

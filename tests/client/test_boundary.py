@@ -21,10 +21,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, Rec
 from safetensors.torch import save_file
 from watching import audited, watched
 
-from fedgh_app.client.boundary import Own, bounded
+from fedgh_app.assembly.client import ClientAssembly
 from fedgh_app.client_app import app
 from fedgh_app.config.compose import ROOT, compose_config, join_overrides
-from fedgh_app.data import site
+from fedgh_app.config.site import SitePaths, bounded
+from fedgh_app.data.site import Site, open_site
 from fedgh_app.errors import UserError
 from fedgh_app.grids.inprocess import InProcessGrid
 from fedgh_app.pose.data.records import load_spec
@@ -37,7 +38,7 @@ FEDBN = "sharing=fedbn"
 
 @functools.lru_cache
 def arrays() -> ArrayRecord:
-    state = site.build_model(compose_config(BASE), load_spec("arm")).state_dict()
+    state = ClientAssembly(compose_config(BASE)).build_model(load_spec("arm")).state_dict()
     return ArrayRecord({key: Array(value.numpy()) for key, value in state.items()})
 
 
@@ -76,7 +77,7 @@ def place(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     shutil.copytree(home / "data" / "arm", data)
     shutil.copytree(home / "data" / "arm", outside / "arm")
     config = compose_config(BASE)
-    model = site.build_model(config, load_spec("arm"))
+    model = ClientAssembly(config).build_model(load_spec("arm"))
     for run in ("run", "teacher"):
         (outside / run).mkdir()
         save_config(outside / run / "config.yaml", config)
@@ -148,12 +149,14 @@ def test_a_simulated_node_reads_what_the_config_names(place: Place, overrides: l
 def test_what_the_site_names_itself_is_read(place: Place) -> None:
     node = place.node | {"weights": str(place.outside / "weights.safetensors")}
     assert place.error(["model.weights=/nowhere", FEDBN], node) is None
-    taught = bounded(compose_config([*BASE, *TAUGHT, "teacher.run=/nowhere"]), Own.of({"teacher": "/models/teacher"}))
+    taught = bounded(
+        compose_config([*BASE, *TAUGHT, "teacher.run=/nowhere"]), SitePaths.of({"teacher": "/models/teacher"})
+    )
     assert taught.teacher.run == "/models/teacher"
 
 
 def test_weights_of_the_site_start_no_run_that_starts_from_none() -> None:
-    own = Own("/data", weights="/data/resnet18.pth")
+    own = SitePaths("/data", weights="/data/resnet18.pth")
     assert bounded(compose_config(["model=mobilenet_v3_small"]), own).model.weights is None
     assert bounded(compose_config(["model.weights=a.pth"]), own).model.weights == own.weights
 
@@ -166,7 +169,7 @@ def test_a_node_of_a_site_has_a_data_root(place: Place) -> None:
 def test_a_data_root_that_is_not_there_is_told_to_the_site_alone(place: Place) -> None:
     missing = str(place.data / "gone")
     with pytest.raises(UserError, match=f"^data-root={re.escape(missing)}: no such directory"):
-        site.open_site(compose_config(BASE), {"name": "clinic", "data-root": missing})
+        open_site(ClientAssembly(compose_config(BASE)).data, {"name": "clinic", "data-root": missing})
     told = place.error([], {"name": "clinic", "data-root": missing}, MessageType.QUERY)
     assert told == "RunFailed: a file of the site cannot be used; its own log says which and why"
 
@@ -185,10 +188,10 @@ def test_the_name_of_a_client_leads_nowhere(place: Place) -> None:
 
 def test_no_more_threads_than_the_site_has_cores() -> None:
     config = compose_config([*BASE, "runtime.client_cpus=100000"])
-    assert bounded(config, Own("/data")).runtime.client_cpus == usable_cores()
-    assert bounded(config, Own()).runtime.client_cpus == 100000
+    assert bounded(config, SitePaths("/data")).runtime.client_cpus == usable_cores()
+    assert bounded(config, SitePaths()).runtime.client_cpus == 100000
     deployed = compose_config([*BASE, "runtime=deployment"])
-    assert bounded(deployed, Own("/data")).runtime.client_cpus == usable_cores()
+    assert bounded(deployed, SitePaths("/data")).runtime.client_cpus == usable_cores()
 
 
 def test_the_server_learns_no_name_of_a_file(place: Place, tmp_path: Path) -> None:
@@ -207,7 +210,7 @@ def test_the_server_learns_no_value_out_of_an_unforeseen_error(place: Place, mon
     def broken(*_: Any) -> None:
         raise KeyError("jane doe")
 
-    monkeypatch.setattr(site.Site, "properties", broken)
+    monkeypatch.setattr(Site, "properties", broken)
     told = place.error([], place.node, MessageType.QUERY)
     assert told == "RunFailed: KeyError at the site; its own log says more"
     told = place.error([], {"partition-id": 0, "num-partitions": 1}, MessageType.QUERY)

@@ -6,22 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from fedgh_app.client.boundary import Own, bounded
-from fedgh_app.client.client import PoseClient
+from fedgh_app.assembly.client import ClientAssembly
+from fedgh_app.client.client import TaskClient
 from fedgh_app.config.compose import compose_config
-from fedgh_app.data import partition, site
+from fedgh_app.config.site import SitePaths, bounded
+from fedgh_app.data.site import open_site
 from fedgh_app.errors import UserError
-from fedgh_app.pose.data.records import load_spec
 
 SMALL = ["dataset.input_size=[32,32]", "model.head_width=8", "batch_size=8", "tracking=none"]
 
 
-def client(*overrides: str, part: int = 0) -> PoseClient:
-    config = compose_config([*SMALL, *overrides])
-    partition.partition(config, site.open_data(config), 4)
-    held = site.open_site(config, {"partition-id": part, "num-partitions": 4})
-    model = site.build_model(config, load_spec("arm"))
-    return PoseClient(config, held, model, {key: tensor.clone() for key, tensor in model.state_dict().items()})
+def client(*overrides: str, part: int = 0) -> TaskClient:
+    assembly = ClientAssembly(compose_config([*SMALL, *overrides]))
+    assembly.data.deal(4)
+    return assembly.client(open_site(assembly.data, {"partition-id": part, "num-partitions": 4}))
 
 
 def test_training_leaves_the_received_arrays_alone(home: Path) -> None:
@@ -77,13 +75,13 @@ def test_the_schedule_sets_the_learning_rate_of_the_round(home: Path, monkeypatc
 def test_a_site_reads_under_its_own_root_whatever_the_config_says(home: Path) -> None:
     config = compose_config([*SMALL, "partition=site", "dataset.root=/nowhere"])
     node = {"data-root": str(home / "data" / "arm"), "name": "hospital"}
-    held = site.open_site(bounded(config, Own.of(node)), node)
+    held = open_site(ClientAssembly(bounded(config, SitePaths.of(node))).data, node)
     assert held.name == "hospital"
-    assert len(held.train) == len(held.cache.indices("train"))
+    assert len(held.train) == len(held.examples.indices("train"))
     with pytest.raises(UserError, match=r"^client hospital: its node config has no data-root"):
-        site.open_site(config, {"name": "hospital"})
+        open_site(ClientAssembly(config).data, {"name": "hospital"})
 
 
 def test_a_node_that_does_not_say_which_part_it_holds_is_an_error(home: Path) -> None:
     with pytest.raises(UserError, match=r"client lab: .*partition=site"):
-        site.open_site(compose_config(SMALL), {"name": "lab"})
+        open_site(ClientAssembly(compose_config(SMALL)).data, {"name": "lab"})

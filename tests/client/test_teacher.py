@@ -12,12 +12,11 @@ from conftest import TINY
 from omegaconf import OmegaConf
 
 from benchmarks import hhd_ablation as ablation
-from fedgh_app import client_app, server_app
-from fedgh_app.client.boundary import Own, bounded
-from fedgh_app.client.client import PoseClient
-from fedgh_app.client.teacher import guide_of
+from fedgh_app import client_app
+from fedgh_app.assembly.client import ClientAssembly
 from fedgh_app.config.compose import compose_config
-from fedgh_app.data import partition, site
+from fedgh_app.config.site import SitePaths, bounded
+from fedgh_app.data.site import open_site
 from fedgh_app.errors import UserError
 from fedgh_app.pose.data.records import load_spec
 from fedgh_app.pose.models import PoseNet
@@ -55,18 +54,19 @@ def student(*overrides: str) -> list[str]:
 
 
 def test_a_student_trains_under_a_teacher_and_reports_its_own_loss(teacher: Path) -> None:
-    config = compose_config(student(f"teacher.run={teacher}"))
-    partition.partition(config, site.open_data(config), 4)
-    held = site.open_site(config, {"partition-id": 0, "num-partitions": 4})
+    assembly = ClientAssembly(compose_config(student(f"teacher.run={teacher}")))
+    assembly.data.deal(4)
+    held = open_site(assembly.data, {"partition-id": 0, "num-partitions": 4})
     held = dataclasses.replace(held, train=held.train[:8])  # one step
-    model = site.build_model(config, held.cache.spec)
-    initial = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    guide = guide_of(config, held.cache.spec)
+    guide = assembly.guide(held.examples.spec)
     assert guide is not None
+    taught = assembly.client(held)
+    initial = taught.training.initial
 
     def trained(guide: Guide | None) -> tuple[list[np.ndarray], object]:
-        model.load_state_dict(initial)
-        client = PoseClient(config, held, model, initial, guide=guide)
+        taught.model.load_state_dict(initial)
+        parts = dataclasses.replace(taught.learner.parts, guide=guide)
+        client = dataclasses.replace(taught, learner=dataclasses.replace(taught.learner, parts=parts))
         sent = [array.copy() for array in client.get_parameters({})]
         arrays, _, metrics = client.fit(sent, {"server-round": 1, "draw": 1})
         return [array.copy() for array in arrays], metrics["loss"]
@@ -83,7 +83,7 @@ def test_a_student_trains_under_a_teacher_and_reports_its_own_loss(teacher: Path
 
 def test_the_guide_is_what_the_runs_say(teacher: Path) -> None:
     config = compose_config(student(f"teacher.run={teacher}", "teacher.loss=l2", "teacher.mirror=false"))
-    guide = guide_of(config, load_spec("arm"))
+    guide = ClientAssembly(config).guide(load_spec("arm"))
     assert guide is not None
     assert guide.integral == Integral(debiased=False, beta=2.0)
     assert guide.logits and guide.input_size == (32, 32)  # trained by cross_entropy, on 32 x 32
@@ -93,32 +93,33 @@ def test_the_guide_is_what_the_runs_say(teacher: Path) -> None:
 
 def test_a_teacher_trained_by_squared_error_has_no_logits(tmp_path: Path, home: Path) -> None:
     path = teacher_run(tmp_path / "run", "loss=mse")
-    guide = guide_of(compose_config(student(f"teacher.run={path / 'model.safetensors'}")), load_spec("arm"))
+    guide = ClientAssembly(compose_config(student(f"teacher.run={path / 'model.safetensors'}"))).guide(load_spec("arm"))
     assert guide is not None and not guide.logits
 
 
 def test_without_a_teacher_there_is_no_guide(home: Path) -> None:
-    assert guide_of(compose_config(TINY), load_spec("arm")) is None
+    assert ClientAssembly(compose_config(TINY)).guide(load_spec("arm")) is None
 
 
 def test_a_sites_own_copy_wins(tmp_path: Path, teacher: Path) -> None:
-    own = Own(teacher=str(teacher))
+    own = SitePaths(teacher=str(teacher))
     config = compose_config(student("partition=site", "teacher.run=/nowhere"))
-    assert guide_of(bounded(config, own), load_spec("arm")) is not None
+    assert ClientAssembly(bounded(config, own)).guide(load_spec("arm")) is not None
     nobody = compose_config(student("partition=site"))
-    assert guide_of(bounded(nobody, own), load_spec("arm")) is not None
+    assert ClientAssembly(bounded(nobody, own)).guide(load_spec("arm")) is not None
     with pytest.raises(
         UserError, match=r"^teacher\.run=null: expected a path, or a node config that says teacher=PATH$"
     ):
-        guide_of(nobody, load_spec("arm"))
+        ClientAssembly(nobody).guide(load_spec("arm"))
 
 
 def test_the_client_app_takes_the_nodes_word(teacher: Path) -> None:
     text = " ".join(student("partition=site", "teacher.run=/nowhere"))
-    own = Own(teacher=str(teacher))
-    assert client_app._guide(text, own, "arm") is client_app._guide(text, own, "arm")
+    own = SitePaths(teacher=str(teacher))
+    spec = load_spec("arm")
+    assert client_app.assembly_at(text, own).guide(spec) is client_app.assembly_at(text, own).guide(spec)
     with pytest.raises(UserError, match="/nowhere"):
-        client_app._guide(text, Own(), "arm")
+        client_app.assembly_at(text, SitePaths()).guide(spec)
 
 
 OTHER_KEYPOINTS = "finds right_ankle, .*; expected a teacher of the keypoints of arm: shoulder, elbow, wrist"
@@ -139,7 +140,7 @@ def test_a_teacher_that_does_not_fit_is_told_before_the_run(
 ) -> None:
     path = teacher_run(tmp_path / "run", *made)
     with pytest.raises(UserError, match=rf"^teacher\.run={path}: {told}") as error:
-        server_app.check(compose_config([*student(f"teacher.run={path}"), *asked]))
+        ClientAssembly(compose_config([*student(f"teacher.run={path}"), *asked])).check()
     assert "\n" not in str(error.value)
 
 
@@ -159,7 +160,7 @@ def test_what_no_teacher_can_be_is_told_when_the_config_is_composed(overrides: l
 
 def test_a_wrong_option_of_the_distillation_is_told_before_the_run(teacher: Path) -> None:
     with pytest.raises(UserError, match=r"^teacher\.window=2\.0: expected a share"):
-        server_app.check(compose_config(student(f"teacher.run={teacher}", "teacher.window=2.0")))
+        ClientAssembly(compose_config(student(f"teacher.run={teacher}", "teacher.window=2.0"))).check()
 
 
 def test_the_path_to_the_teacher_is_absolute_when_it_reaches_flower(

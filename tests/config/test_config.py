@@ -4,14 +4,16 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hypothesis import given
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
+from fedgh_app.config.choices import TERMS
 from fedgh_app.config.compose import (
     CONF,
     compose_config,
     expand_sweep,
     groups,
     join_overrides,
+    parse_overrides,
     split_overrides,
 )
 from fedgh_app.errors import UserError
@@ -56,6 +58,10 @@ def test_it_is_what_hydra_composes(overrides: list[str]) -> None:
     compose_config(overrides[:1])  # what was composed before leaves no trace
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         expected = compose(config_name="config", overrides=overrides)
+    for node in (*expected.values(), expected.topology.get("edge_strategy")):
+        if isinstance(node, DictConfig):
+            with open_dict(node):
+                any(node.pop(term, None) for term in TERMS)
     assert compose_config(overrides) == OmegaConf.create(OmegaConf.to_container(expected, resolve=True))
 
 
@@ -121,6 +127,20 @@ def test_a_value_overrides_an_experiment() -> None:
         (["~partition"], ["partition", "natural"]),
         (["~rounds"], ["rounds"]),
         (["++roundz=3"], ["roundz", "rounds"]),
+        (["seed@x=1"], ["seed@x=1", "no group"]),
+        (["+seed=1"], ["+seed=1", "expected seed=1"]),
+        (["~optimizer.betas=[1,2]"], ["~optimizer.betas", "expected a key that is there"]),
+        (["privacy=local", "model.norm=group", "privacy.delta=1"], ["privacy.delta=1", "a number above 0 and below 1"]),
+        (["privacy=local", "model.norm=group", "privacy.clipping_norm=inf"], ["privacy.clipping_norm=inf", "above 0"]),
+        (["evaluate.clients_fraction=2.0"], ["evaluate.clients_fraction=2.0", "at most 1", "asks nobody"]),
+        (["outlier_factor=1.0"], ["outlier_factor=1.0", "above 1, or inf"]),
+        (["distillation=server", "distillation.images=2000000"], ["distillation.images", "at most 1000000"]),
+        (["topology=edge_cloud", "topology.edge_rounds=0"], ["topology.edge_rounds=0", "at least 1"]),
+        (["runtime=deployment", "partition=site", "runtime.node_timeout=-1"], ["runtime.node_timeout=-1", "above 0"]),
+        (["+runtime.speeds.a=quick"], ["runtime.speeds.a=quick", "a number"]),
+        (["model.debiased=1"], ["model.debiased=1: expected true or false, not a whole number"]),
+        (["optimizer.betas=0.9"], ["optimizer.betas=0.9: expected a list, not a number"]),
+        (["runtime.speeds=3"], ["runtime.speeds=3: expected a group of values, not a whole number"]),
         (["strategy=fedavg,fedgh"], ["strategy=fedavg,fedgh", "-m"]),
         (["strategy"], ["strategy"]),
         (["strategy=[1"], ["strategy"]),
@@ -141,6 +161,44 @@ def test_a_null_experiment_is_none() -> None:
 def test_client_speeds_take_any_name() -> None:
     config = compose_config(["runtime=inprocess", "+runtime.speeds.3=0.1"])
     assert dict(config.runtime.speeds) == {"3": 0.1}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["seed=1"],
+        ["strategy=fedavg,fedgh", "seed=0,1", "rounds=3"],
+        ["seed=range(0,6,2)", "optimizer.lr=choice(0.1,1e-3)", "run_dir='a b',c"],
+        ["seed=0,1", "strategy=fedgh", "seed=2,3"],
+        [
+            "+runtime.speeds.3=0.1,1",
+            "++runtime.server_cpus=1,2",
+            "~optimizer.betas",
+            "dataset.input_size=[32,32],[64,64]",
+        ],
+        ["strategy@topology.edge_strategy=fedaw,krum", "topology.members={a: [0], b: [1]}", "resume=null,x"],
+        ["strategy=shuffle(fedavg)", "seed=sort(3,1,2)", "tag=tag(t,choice(a,b))"],
+    ],
+)
+def test_a_sweep_is_expanded_as_hydra_does(overrides: list[str]) -> None:
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    (expected,) = BasicSweeper.split_arguments(parse_overrides(overrides), None)
+    assert expand_sweep(overrides) == expected
+
+
+def test_a_sweep_over_the_choices_of_a_group() -> None:
+    assert expand_sweep(["strategy=glob(fed*, exclude=[fedm*, fedt*])"]) == [
+        [f"strategy={name}"] for name in ("fedavg", "fedaw", "fedcdw", "feddyn", "fedgh")
+    ]
+    with pytest.raises(UserError, match=r"^strategy=glob\(x\*\): fits no choice"):
+        expand_sweep(["strategy=glob(x*)"])
+
+
+def test_a_sweep_over_an_interval_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"^optimizer\.lr=interval\(0, *1\): expected values"):
+        expand_sweep(["optimizer.lr=interval(0,1)"])
 
 
 def test_a_sweep_is_expanded_in_the_order_of_hydra() -> None:

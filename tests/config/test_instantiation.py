@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from fedgh_app.assembly.client import ClientAssembly
+from fedgh_app.config import instantiation
 from fedgh_app.config.compose import compose_config
-from fedgh_app.config.instantiation import build_optimizer, instantiate
+from fedgh_app.config.instantiation import instantiate
 from fedgh_app.errors import UserError
+from fedgh_app.vision.sharing import FedPav
 
 
 @pytest.mark.parametrize("target", ["strategies.fedgh.SCHEMES", "strategies.updates.Sequence", "strategies.Nothing"])
@@ -22,7 +26,7 @@ def test_a_class_that_a_module_merely_imports_is_not_built() -> None:
 
 def test_another_torch_optimizer_by_its_target() -> None:
     config = compose_config(["optimizer._target_=torch.optim.Adagrad", "~optimizer.betas"])
-    made = build_optimizer(config, [torch.nn.Parameter(torch.zeros(1))], 0.5)
+    made = ClientAssembly(config).optimizer([torch.nn.Parameter(torch.zeros(1))], 0.5)
     assert isinstance(made, torch.optim.Adagrad)
     assert made.defaults["lr"] == config.optimizer.lr * 0.5
 
@@ -30,7 +34,7 @@ def test_another_torch_optimizer_by_its_target() -> None:
 def test_an_optimizer_that_refuses_a_value_is_one_line() -> None:
     config = compose_config(["optimizer.betas=[0.9]"])
     with pytest.raises(UserError, match=r"^optimizer: "):
-        build_optimizer(config, [torch.nn.Parameter(torch.zeros(1))])
+        ClientAssembly(config).optimizer([torch.nn.Parameter(torch.zeros(1))])
 
 
 def test_an_argument_that_the_class_refuses_is_one_line() -> None:
@@ -38,3 +42,21 @@ def test_an_argument_that_the_class_refuses_is_one_line() -> None:
     with pytest.raises(UserError, match=r"^strategy: .*momentum.*it takes .*granularity") as error:
         instantiate(config.strategy, "strategy")
     assert "\n" not in str(error.value)
+
+
+class Toy:
+    """A network of another task."""
+
+
+def test_a_task_says_itself_of_what_modules_its_classes_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(instantiation.TARGETS, "model", ())
+    node = OmegaConf.create({"_target_": f"{__name__}.Toy"})
+    compose_config([f"model._target_={__name__}.Toy"])
+    assert isinstance(instantiate(node, "model", (__name__,)), Toy)
+    for allowed, told in (((), "the package of its task"), (("fedgh_app.pose.models",), r"fedgh_app\.pose\.models")):
+        with pytest.raises(UserError, match=rf"^model\._target_=.*Toy: expected a class under {told}$"):
+            instantiate(node, "model", allowed)
+
+
+def test_what_a_choice_says_of_itself_is_no_argument() -> None:
+    assert instantiate(compose_config(["sharing=fedpav"]).sharing, "sharing") == FedPav()

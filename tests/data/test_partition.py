@@ -5,17 +5,23 @@ from pathlib import Path
 
 import pytest
 
+from fedgh_app.assembly.client import ClientAssembly
 from fedgh_app.config.compose import compose_config
-from fedgh_app.data import partition, site
+from fedgh_app.data import partition
+from fedgh_app.data.federated import DataSet
 from fedgh_app.errors import UserError
 
 CHOICES = ["natural", "iid", "dirichlet", "shard", "size_skewed"]
 
 
+def parted(*overrides: str) -> DataSet:
+    return ClientAssembly(compose_config(["dataset.input_size=[32,32]", *overrides])).data.only
+
+
 def made(overrides: list[str], clients: int) -> tuple[partition.Partition, object]:
-    config = compose_config(["dataset.input_size=[32,32]", *overrides])
-    cache = site.open_data(config)
-    return partition.partition(config, cache, clients), cache
+    data = parted(*overrides)
+    assert data.partitioning is not None
+    return data.partitioning.deal(data.examples, clients), data.examples
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -72,12 +78,12 @@ def test_the_seed_changes_who_holds_what_but_never_what_is_held_out(home: Path) 
 
 
 def test_it_is_computed_once_and_read_by_clients(home: Path) -> None:
-    config = compose_config(["dataset.input_size=[32,32]", "partition=iid", "seed=77"])
-    cache = site.open_data(config)
+    data = parted("partition=iid", "seed=77")
+    assert data.partitioning is not None
     with pytest.raises(UserError, match="never computed"):
-        partition.stored(config, cache, 3)
-    parts = partition.partition(config, cache, 3)
-    assert partition.stored(config, cache, 3) == parts
+        data.partitioning.stored(data.examples, 3)
+    parts = data.partitioning.deal(data.examples, 3)
+    assert data.partitioning.stored(data.examples, 3) == parts
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from fedgh_app.client_app import app as client_app
 from fedgh_app.errors import RunFailed
 from fedgh_app.runs import storage
 from fedgh_app.runs.checkpoints import newest
-from fedgh_app.server.federation import Federation, Round
+from fedgh_app.runs.history import Round
+from fedgh_app.server.federation import Federation
 
 
 def model_of(run: Federation) -> dict[str, bytes]:
@@ -53,21 +54,22 @@ def test_a_bad_reply_is_rejected_by_name_and_the_round_goes_on(
 ) -> None:
     run, _, said = faulted
     number, client = PLACES[kind]
-    (rejected,) = [dict(item) for item in run.history[number].rejected if item.client == client]
-    assert rejected["round"] == number
-    assert FAULTS[kind][1] in rejected["reason"] and "\n" not in rejected["reason"]
+    (rejected,) = [item for item in run.history[number].rejected if item.client == client]
+    assert rejected.round == number
+    assert FAULTS[kind][1] in rejected.reason and "\n" not in rejected.reason
     assert client not in run.history[number].strategy["clients"]
     assert {"0", "1"} <= set(run.history[number].strategy["clients"])
-    assert rejected in storage.read_lines(run.directory / "history.jsonl")[number]["rejected"]
-    assert rejected in storage.read_json(run.directory / "result.json")["rejected"]
-    assert f"round {number}: rejected client {client}: {rejected['reason']}" in said
+    written = {"round": number, "client": client, "reason": rejected.reason}
+    assert written in storage.read_lines(run.directory / "history.jsonl")[number]["rejected"]
+    assert written in storage.read_json(run.directory / "result.json")["rejected"]
+    assert f"round {number}: rejected client {client}: {rejected.reason}" in said
 
 
 def test_a_client_that_raises_is_rejected_by_name_and_the_round_goes_on(
     faulted: tuple[Federation, Federation, str],
 ) -> None:
     _, run, _ = faulted
-    found = {(item.round, item.client): item.reason for this in run.history for item in this.rejected}
+    found = {(item.round, item.client): item.reason for line in run.history for item in line.rejected}
     assert found.keys() == set(PLACES.values())
     assert all("out of memory" in reason for reason in found.values())
 
@@ -83,8 +85,8 @@ class Full:
     def __init__(self, server_round: int, size: int) -> None:
         self.server_round, self.size = server_round, size
 
-    def after_round(self, run: Federation, this: Round) -> None:
-        if this.round == self.server_round:
+    def after_round(self, run: Federation, current: Round) -> None:
+        if current.round == self.server_round:
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, resource.RLIM_INFINITY))
 
     def close(self, run: Federation, failure: str | None) -> None: ...

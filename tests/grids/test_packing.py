@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recording import Recording
 
+from fedgh_app.assembly.server import Assembly
 from fedgh_app.client_app import app as client_app
 from fedgh_app.config.compose import compose_config, join_overrides
-from fedgh_app.data import partition, site
 from fedgh_app.grids.packing import LAYOUT, PackingGrid, pack, packing, unpack
-from fedgh_app.server_app import federate
+from fedgh_app.server.loop import federate
 
 
 def model() -> ArrayRecord:
@@ -119,11 +119,13 @@ def test_no_layout_raises_anything_else(layout: str, data: bytes) -> None:
 
 def federation(overrides: list[str], directory: Path, *, packed: bool) -> tuple[Any, Recording]:
     config = compose_config(overrides)
-    partition.partition(config, site.open_data(config), 4)
+    Assembly(config).data.deal(4)
     directory.mkdir()
     nodes = [{"partition-id": number, "num-partitions": 4} for number in range(4)]
     grid = Recording(client_app, nodes, {"overrides": join_overrides(overrides)})
-    return federate(config, PackingGrid(grid) if packed else grid, directory, []), grid
+    made = Assembly(config).federation(directory)
+    federate(made, PackingGrid(grid) if packed else grid, [])
+    return made, grid
 
 
 def test_a_federation_is_the_same_when_its_messages_are_packed(toy: list[str], tmp_path: Path) -> None:
@@ -151,10 +153,11 @@ class Garbling(Recording):
 
 def test_a_reply_whose_layout_is_broken_is_rejected_and_the_round_goes_on(toy: list[str], tmp_path: Path) -> None:
     config = compose_config([*toy, "rounds=1"])
-    partition.partition(config, site.open_data(config), 4)
+    Assembly(config).data.deal(4)
     nodes = [{"partition-id": number, "num-partitions": 4} for number in range(4)]
     grid = Garbling(client_app, nodes, {"overrides": join_overrides([*toy, "rounds=1"])})
-    run = federate(config, PackingGrid(grid), tmp_path, [])
+    run = Assembly(config).federation(tmp_path)
+    federate(run, PackingGrid(grid), [])
     (rejected,) = run.history[1].rejected
     assert rejected.client == "0"
     assert "is missing" in rejected.reason

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedgh_app.grids.replies import Expected, examine, squared_distance
+from fedgh_app.pose.evaluation.tally import BOUNDS
 
 SENT = {
     "conv.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -127,7 +128,7 @@ def test_a_good_reply_is_good() -> None:
 
 @pytest.mark.parametrize("name", ["", "a\nb", "[/red]", "<script>", "$\\frac{$", "\x1b[2J", "a" * 101])
 def test_a_name_that_would_not_survive_a_table_is_refused(name: str) -> None:
-    said = {"name": name, "label": "a", "keypoints": "wrist", "num-examples": 1, "num-test": 1, "speed": 1.0}
+    said = {"name": name, "label": "a", "predicts": "wrist", "num-examples": 1, "num-test": 1, "speed": 1.0}
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, SUPERLINK_NODE_ID
     asked = Message(RecordDict(), 1, MessageType.QUERY)
 
@@ -142,11 +143,11 @@ def test_a_name_that_would_not_survive_a_table_is_refused(name: str) -> None:
 COUNTS = {"visible/wrist": 4, "correct/wrist": 2, "area/wrist": 1.5, "heatmap_visible/wrist": 4}
 COUNTED = {"num-examples": 5, "loss": 0.5, "loss-terms": 4, **COUNTS, "heatmap_correct/wrist": 4}
 ODD_COUNTS = {
-    "more correct than visible": ({"correct/wrist": 5000}, "5000 of 4 wrist are correct"),
-    "negative": ({"correct/wrist": -1}, "-1 of 4 wrist"),
-    "more visible than examples": ({"visible/wrist": 6}, "2 of 6 wrist"),
+    "more correct than visible": ({"correct/wrist": 5000}, "correct of wrist is 5000; expected 0 to 4"),
+    "negative": ({"correct/wrist": -1}, "correct of wrist is -1; expected 0 to 4"),
+    "more visible than examples": ({"visible/wrist": 6}, "visible of wrist is 6; expected 0 to 5"),
     "area": ({"area/wrist": 4.5}, "area of wrist is 4.5; expected 0 to 4"),
-    "heatmaps": ({"heatmap_correct/wrist": 5}, "5 of 4 heatmaps of wrist"),
+    "heatmaps": ({"heatmap_correct/wrist": 5}, "heatmap_correct of wrist is 5; expected 0 to 4"),
     "loss": ({"loss-terms": -1}, "loss-terms is -1"),
 }
 
@@ -157,7 +158,7 @@ def test_counts_that_no_evaluation_gives_are_a_fault(odd: str) -> None:
     message = asked("evaluate")
     for metrics, expected in ((COUNTED, None), ({**COUNTED, **changed}, reason)):
         reply = Message(RecordDict({"metrics": MetricRecord(dict(metrics))}), reply_to=message)
-        fault = examine(message, reply).fault
+        fault = examine(message, reply, Expected(bounds=BOUNDS)).fault
         assert fault is None if expected is None else str(fault).startswith(expected)
 
 
@@ -185,7 +186,7 @@ def test_statistics_that_no_training_gives_are_a_fault(odd: str) -> None:
     ("key", "value"), [("num-examples", -5), ("num-test", -1), ("speed", 0.0), ("speed", math.nan), ("speed", math.inf)]
 )
 def test_a_description_out_of_range_is_a_fault(key: str, value: float) -> None:
-    said = {"name": "a", "label": "b", "keypoints": "c", "num-examples": 1, "num-test": 0, "speed": 1.0}
+    said = {"name": "a", "label": "b", "predicts": "c", "num-examples": 1, "num-test": 0, "speed": 1.0}
     message = asked("query")
     for change, good in ({}, True), ({key: value}, False):
         reply = Message(RecordDict({"client": ConfigRecord(said | change)}), reply_to=message)

@@ -130,10 +130,10 @@ def test_what_the_strategy_asked_for_is_checked(distance: float | None, reason: 
     assert grid.rejected[0].reason.startswith(reason)
 
 
-@pytest.mark.parametrize("missing", ["name", "label", "keypoints", "num-examples", "num-test", "speed"])
+@pytest.mark.parametrize("missing", ["name", "label", "predicts", "num-examples", "num-test", "speed"])
 def test_a_client_that_does_not_describe_itself_is_rejected(missing: str) -> None:
     app = ClientApp()
-    said = {"name": "a", "label": "b", "keypoints": "c", "num-examples": 1, "num-test": 1, "speed": 1.0}
+    said = {"name": "a", "label": "b", "predicts": "c", "num-examples": 1, "num-test": 1, "speed": 1.0}
 
     @app.query()
     def query(message: Message, context: Context) -> Message:

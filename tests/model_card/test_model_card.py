@@ -5,46 +5,64 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fedgh_app.callbacks.model_card import ModelCard
+from omegaconf import OmegaConf
+
 from fedgh_app.config.compose import compose_config
-from fedgh_app.model_card import render, write
+from fedgh_app.model_card import Facts, render, write
 from fedgh_app.pose.data.records import load_spec
-from fedgh_app.server.federation import ClientInfo, Federation, Round
+from fedgh_app.runs.history import Evaluations, Measured, MeasuredByClients, Rejected, Round
+from fedgh_app.runs.result import ClientFacts, Durations, Result
+from fedgh_app.task import task_of
 
 ARM = ("shoulder", "elbow", "wrist")
+Scores = dict[str, float | None]
 
 
-def measured(pck: float, keypoints: dict[str, float], central: bool = True, **clients: float) -> dict[str, Any]:
+def measured(score: float, parts: Scores, central: bool = True, **clients: float | None) -> Evaluations:
     """A round's evaluation."""
-    found = {"score": pck, "parts": keypoints, "labelled": dict.fromkeys(keypoints, 50)}
-    by_client = {name: {"score": value, "examples": 30} for name, value in clients.items()}
-    own = {**found, "weighted": {"score": pck, "parts": keypoints}, "by_client": by_client}
-    return {**({"central": {**found, "examples": 120}} if central else {}), "clients": own}
+    pooled = Measured(score=score, parts=parts, labelled=dict.fromkeys(parts, 50), examples=120)
+    by_client = {name: Measured(score=own, examples=30) for name, own in clients.items()}
+    by_clients = MeasuredByClients(**pooled.model_dump(), weighted=pooled, by_client=by_client)
+    return Evaluations(central=pooled if central else None, clients=by_clients)
 
 
-def result(keypoints: dict[str, float | None], **changes: Any) -> dict[str, Any]:
-    """What ``result.json`` of two clients holds."""
-    known = [value for value in keypoints.values() if value is not None]
-    clients = {
-        "0": {"label": "front", "examples": 100, "test_examples": 60},
-        "1": {"label": "top | left\n", "examples": 80, "test_examples": 60},
-    }
-    return {
-        "pck": sum(known) / len(known),
-        "per_keypoint": keypoints,
+def client(label: str, examples: int, tests: int) -> ClientFacts:
+    return ClientFacts(label=label, examples=examples, test_examples=tests)
+
+
+def result(parts: Scores, **changes: Any) -> Result:
+    """What two clients came to."""
+    known = [score for score in parts.values() if score is not None]
+    values: dict[str, Any] = {
+        "metric": "PCK@0.2",
+        "part": "keypoint",
+        "score": sum(known) / len(known),
+        "parts": parts,
+        "before": dict.fromkeys(parts, 0.1),
         "evaluated": "central",
         "rounds": 2,
+        "seconds": Durations(rounds=3.0),
         "rejected": [],
-        "before": dict.fromkeys(keypoints, 0.1),
-        "clients": clients,
-        "clients_pck": {"0": 0.95, "1": 0.85},
-        **changes,
+        "clients": {"0": client("front", 100, 60), "1": client("top | left\n", 80, 60)},
+        "clients_score": {"0": 0.95, "1": 0.85},
     }
+    return Result(**values | changes)
+
+
+def facts(folder: Path, overrides: list[str], came_to: Result, history: list[Round], **more: Any) -> Facts:
+    config = compose_config(overrides)
+    values: Any = OmegaConf.to_container(config, resolve=True)
+    specs = {str(name): load_spec(str(name)) for name in config.dataset.get("members", [config.dataset.spec])}
+    return Facts(folder, values, came_to, specs, task_of("arm").card(values, specs), history=history, **more)
+
+
+def card_of(folder: Path, overrides: list[str], came_to: Result, history: list[Round], **more: Any) -> str:
+    return render(facts(folder, overrides, came_to, history, **more))
 
 
 NAN = float("nan")
-GOOD = {"shoulder": 0.9, "elbow": 0.95, "wrist": 0.85}
-STEADY = [Round(round=0, evaluate=measured(0.1, GOOD)), Round(round=1, evaluate=measured(0.899, GOOD))]
+GOOD: Scores = {"shoulder": 0.9, "elbow": 0.95, "wrist": 0.85}
+STEADY = [Round(round=n, evaluate=measured(score, GOOD)) for n, score in enumerate((0.1, 0.899))]
 
 
 def limits(card: str) -> list[str]:
@@ -53,13 +71,15 @@ def limits(card: str) -> list[str]:
 
 def test_a_good_run_says_its_numbers_and_the_limits_that_all_have(home: Path, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
-    config = compose_config(["strategy=fedaw", "local_epochs=3", "objective=prox", "evaluate.decoding=dark", "seed=5"])
-    card = render(tmp_path, config, result(GOOD), [*STEADY, Round(round=2, evaluate=measured(0.9, GOOD))])
+    chosen = ["strategy=fedaw", "local_epochs=3", "objective=prox", "evaluate.decoding=dark", "seed=5"]
+    card = card_of(tmp_path, chosen, result(GOOD), [*STEADY, Round(round=2, evaluate=measured(0.9, GOOD))])
     for words in (
         "# FedAW on arm",
         "finds 3 keypoints of one person in a crop of 64 x 64 pixels",
         "2 clients kept their images and sent model updates, which FedAW put together, for 2 rounds.",
         "fedgh predict RUN photo.jpg",
+        'run = load_run("RUN")',
+        "- Keypoints: shoulder, elbow, wrist",
         "- Licence: generated by this project, no restriction",
         "The clients hold 180 training images and 120 test images",
         "2 rounds of 3 local epochs in batches of 32, learning rate 0.001, seed 5;",
@@ -80,18 +100,14 @@ def test_a_good_run_says_its_numbers_and_the_limits_that_all_have(home: Path, tm
 
 
 def test_what_is_weak_is_said(home: Path, tmp_path: Path) -> None:
-    found = {"shoulder": 0.65, "elbow": 0.95, "wrist": None}
+    parts: Scores = {"shoulder": 0.65, "elbow": 0.95, "wrist": None}
     changes = {
-        "clients_pck": {"0": 0.95, "1": 0.5},
-        "rejected": [{"round": 1}],
-        "clients": {
-            "0": {"label": "0", "examples": 9, "test_examples": 60},
-            "1": {"label": "client 1", "examples": 9, "test_examples": 30},
-            "2": {"label": "top", "examples": 9, "test_examples": 0},
-        },
+        "clients_score": {"0": 0.95, "1": 0.5},
+        "rejected": [Rejected(round=1, client="1", reason="late")],
+        "clients": {"0": client("0", 9, 60), "1": client("client 1", 9, 30), "2": client("top", 9, 0)},
     }
     history = [*STEADY[:1], Round(round=1, evaluate=measured(0.7, GOOD)), Round(round=2, evaluate=measured(0.8, GOOD))]
-    told = limits(render(tmp_path, compose_config([]), result(found, **changes), history))
+    told = limits(card_of(tmp_path, [], result(parts, **changes), history))
     for words in (
         "Weak keypoints, by PCK@0.2: shoulder (65.0 %).",
         "Not measured, for want of labelled test images: wrist.",
@@ -102,7 +118,7 @@ def test_what_is_weak_is_said(home: Path, tmp_path: Path) -> None:
         "Replies of clients that were rejected: 1; `history.jsonl` says why.",
     ):
         assert words in told, words
-    all_weak = limits(render(tmp_path, compose_config([]), result(dict.fromkeys(ARM, 0.2)), STEADY))
+    all_weak = limits(card_of(tmp_path, [], result(dict.fromkeys(ARM, 0.2)), STEADY))
     assert "Every keypoint is weak: PCK@0.2 below 70.0 %." in all_weak
 
 
@@ -111,7 +127,7 @@ def test_each_cluster_has_its_model(home: Path, tmp_path: Path) -> None:
         (tmp_path / f"model.{name}.safetensors").touch()
     clusters = {"cluster-0": ["0"], "cluster-1": ["1"]}
     history = [*STEADY, Round(round=2, evaluate=measured(0.9, GOOD, central=False), clusters=clusters)]
-    card = render(tmp_path, compose_config(["clustering=finch"]), result(GOOD, evaluated="clients"), history)
+    card = card_of(tmp_path, ["clustering=finch"], result(GOOD, evaluated="clients"), history)
     assert r"| `model.cluster-1.safetensors` | 1 (top \| left) |" in card
     assert "fedgh export RUN/model.cluster-0.safetensors" in card
     assert "Measured by 2 clients, each on its own test images, 120 in all" in card
@@ -119,10 +135,10 @@ def test_each_cluster_has_its_model(home: Path, tmp_path: Path) -> None:
 
 def test_several_data_sets_are_each_named_with_their_licence(home: Path, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
-    config = compose_config(["dataset=arm_lspet", "sharing=fedpav"])
     lspet = load_spec("lspet")
-    found = result(dict.fromkeys((*ARM, *lspet.keypoints), 0.8), evaluated="clients")
-    card = render(tmp_path, config, found, [Round(round=0, evaluate=measured(0.1, GOOD, central=False))] * 2)
+    came_to = result(dict.fromkeys((*ARM, *lspet.keypoints), 0.8), evaluated="clients")
+    rounds = [Round(round=0, evaluate=measured(0.1, GOOD, central=False))] * 2
+    card = card_of(tmp_path, ["dataset=arm_lspet", "sharing=fedpav"], came_to, rounds)
     assert "# FedGH on arm and lspet" in card and "finds 17 keypoints" in card
     assert f"**lspet**: {lspet.title}." in card and "- Licence: academic use" in card
     assert "each client keeps its own head" in card and "fedgh predict" not in card
@@ -132,17 +148,15 @@ def test_several_data_sets_are_each_named_with_their_licence(home: Path, tmp_pat
 
 def test_what_could_not_be_measured_is_no_number(home: Path, tmp_path: Path) -> None:
     # Nobody's wrist is labelled in a test image, and none of the second client's keypoints.
-    found = {"shoulder": 0.9, "elbow": 0.8, "wrist": NAN}
-    clients = {name: ClientInfo(name, name, examples=9, test_examples=60) for name in ("0", "1")}
+    parts: Scores = {"shoulder": 0.9, "elbow": 0.8, "wrist": NAN}
+    changes = {"score": 0.85, "before": parts, "clients": {name: client(name, 9, 60) for name in ("0", "1")}}
     for central in (True, False):
-        rounds = [
-            Round(round=number, evaluate=measured(0.85, found, central, **{"0": 0.85, "1": NAN})) for number in (0, 1)
-        ]
-        nothing: dict[str, Any] = dict.fromkeys(("strategy", "client_strategy", "cohorts", "mode"))
-        run = Federation(compose_config([]), tmp_path, load_spec("arm"), clients, **nothing, history=rounds)
-        ModelCard().close(run, None)
+        rounds = [Round(round=n, evaluate=measured(0.85, parts, central, **{"0": 0.85, "1": NAN})) for n in (0, 1)]
+        evaluated = "central" if central else "clients"
+        came_to = result(parts, evaluated=evaluated, clients_score={"0": 0.85, "1": NAN}, **changes)
+        write(facts(tmp_path, [], came_to, rounds))
         card = (tmp_path / "MODEL_CARD.md").read_text()
-        assert "nan" not in card
+        assert "nan" not in card and "None" not in card
         assert "| wrist | 50 | - | - |" in card and "| 1 | 1 | 9 | 60 | - |" in card
         assert "**PCK@0.2: 85.0 %**, before training 85.0 %." in card
         assert "Not measured, for want of labelled test images: wrist." in limits(card)
@@ -150,12 +164,9 @@ def test_what_could_not_be_measured_is_no_number(home: Path, tmp_path: Path) -> 
 
 
 def test_a_thousand_clients_are_told_by_quartiles(home: Path, tmp_path: Path) -> None:
-    clients = {
-        str(number): {"label": f"client {number}", "examples": number, "test_examples": number % 2}
-        for number in range(1, 1001)
-    }
-    pcks = {str(number): number / 100 for number in range(1, 101)}
-    card = render(tmp_path, compose_config([]), result(GOOD, clients=clients, clients_pck=pcks), STEADY)
+    clients = {str(number): client(f"client {number}", number, number % 2) for number in range(1, 1001)}
+    scores = {str(number): number / 100 for number in range(1, 101)}
+    card = card_of(tmp_path, [], result(GOOD, clients=clients, clients_score=scores), STEADY)
     assert "| of 1000 clients | smallest |" in card
     assert "| training images | 1 | 250.75 | 500.5 | 750.25 | 1000 |" in card
     assert "| PCK on its own test images (100 measured) | 1.0 % | 25.8 % | 50.5 % | 75.2 % | 100.0 % |" in card
@@ -164,8 +175,9 @@ def test_a_thousand_clients_are_told_by_quartiles(home: Path, tmp_path: Path) ->
 
 
 def test_a_run_that_failed_says_so_even_before_its_first_round(home: Path, tmp_path: Path) -> None:
-    nothing = result(GOOD, pck=None, per_keypoint={}, before={}, clients_pck={}, rounds=0, evaluated="clients")
-    write(tmp_path, compose_config([]), nothing, [], "client 3:\nout of memory.")
+    changes: dict[str, Any] = {"score": None, "before": {}, "clients_score": {}, "rounds": 0, "evaluated": "clients"}
+    nothing = result(GOOD, **changes).model_copy(update={"parts": {}})
+    write(facts(tmp_path, [], nothing, [], failure="client 3:\nout of memory."))
     card = (tmp_path / "MODEL_CARD.md").read_text()
     assert "> **This run failed:** client 3: out of memory. What is here is the model after round 0." in card
     assert "Nothing was measured." in card

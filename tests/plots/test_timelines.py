@@ -9,7 +9,7 @@ import pytest
 from histories import asynchronous, coloured, history
 
 from fedgh_app.plots.timelines import clusters, staleness
-from fedgh_app.server.federation import Round
+from fedgh_app.runs.history import Round
 
 
 @pytest.mark.parametrize(("clients", "rounds"), [(1, 1), (4, 25), (30, 25), (1500, 3)])

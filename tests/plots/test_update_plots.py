@@ -9,7 +9,7 @@ import pytest
 from histories import asynchronous, coloured, history
 
 from fedgh_app.plots.updates import cosine_matrices, weights_and_conflicts
-from fedgh_app.server.federation import Round
+from fedgh_app.runs.history import Round
 
 
 @pytest.mark.parametrize(("clients", "rounds"), [(1, 1), (2, 25), (12, 2), (30, 2)])
@@ -25,8 +25,8 @@ def test_cosines_and_weights_are_drawn(tmp_path: Path, clients: int, rounds: int
 def test_two_updates_of_a_client_weigh_together(tmp_path: Path) -> None:
     twice = Round(round=1, strategy={"c": {"0": 0.3, "0#2": 0.2, "1": 0.5}})
     once = Round(round=1, strategy={"c": {"0": 0.5, "1": 0.5}})
-    for name, this in (("a", twice), ("b", once)):
-        weights_and_conflicts([this], {"0": "left", "1": "right"}, tmp_path / f"{name}.png", "t")
+    for name, one in (("a", twice), ("b", once)):
+        weights_and_conflicts([one], {"0": "left", "1": "right"}, tmp_path / f"{name}.png", "t")
     assert (cv2.imread(str(tmp_path / "a.png")) == cv2.imread(str(tmp_path / "b.png"))).all()
 
 

@@ -9,13 +9,15 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
+from fedgh_app.config.choices import values_of
 from fedgh_app.errors import UserError
 from fedgh_app.pose.evaluation.tally import tally
 from fedgh_app.pose.models import PoseNet
 from fedgh_app.pose.models.decoding import Integral, quarter
 from fedgh_app.pose.models.losses import HeatmapCrossEntropy, HeatmapMSE, IntegralLoss
-from fedgh_app.pose.training import cosine_distance, embed, evaluate, find_keypoints, predict, train
+from fedgh_app.pose.training import evaluate, find_keypoints, train
 from fedgh_app.vision.objectives import Dyn, Plain, Prox, Received, Scaffold
+from fedgh_app.vision.training import cosine_distance, embed, predict
 
 CONF = Path(__file__).parents[2] / "conf"
 SIZE = 32
@@ -104,7 +106,7 @@ def test_a_pose_net_learns_with_each_configured_optimizer(optimizer):
 
 @pytest.mark.parametrize("name, kind", [("mse", HeatmapMSE), ("cross_entropy", HeatmapCrossEntropy)])
 def test_the_config_builds_each_loss(name, kind):
-    loss = instantiate(OmegaConf.load(CONF / "loss" / f"{name}.yaml"))
+    loss = instantiate(values_of("loss", name))
     assert type(loss) is kind
     assert loss.sigma == 2
 

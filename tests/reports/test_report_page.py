@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
-from sweep_folder import PCK, make, run
+from sweep_folder import SCORES, make, run
 
 from fedgh_app.config.compose import compose_config
 from fedgh_app.errors import UserError
@@ -73,22 +73,25 @@ def percent(value: float) -> str:
 
 def test_the_tables_have_the_numbers_of_json(sweep: Path) -> None:
     page, rows = page_of(sweep), compare(settings_of([sweep]), "FedAvg")
+    told = ["PCK@0.2 (%)", "worst client (%)", "AUC (%)", "heatmap accuracy (%)", "seconds a run", "rejected replies"]
+    assert page.tables["results"][0] == ["setting", "runs", *told]
     for cells, row in zip(page.tables["results"][1:], rows, strict=True):
-        pck = f"{percent(row['pck']['mean'])} ± {percent(row['pck']['std'])}"
+        score = f"{percent(row['score']['mean'])} ± {percent(row['score']['std'])}"
         worst = f"{percent(row['worst_client']['mean'])} ± {percent(row['worst_client']['std'])}"
-        assert cells[:4] == [row["setting"], str(row["runs"]), pck, worst]
-        assert cells[6] == str(row["rejected"])
+        assert cells[:4] == [row["setting"], str(row["runs"]), score, worst]
+        assert cells[4:6] == ["30.0 ± 0.0", "40.0 ± 0.0"]
+        assert cells[7] == str(row["rejected"])
     for cells, row in zip(page.tables["differences"][1:], rows[1:], strict=True):
         gained = row["difference"]
         ends = f"{100 * gained['low']:+.1f} to {100 * gained['high']:+.1f}"
         numbers = [f"{gained['p']:.3f}", f"{gained['p_holm']:.3f}"]
         expected = [row["setting"], "4", f"{100 * gained['mean']:+.1f}", ends, *numbers]
         assert [cell.replace("\N{MINUS SIGN}", "-") for cell in cells] == expected
-    assert page.tables["keypoints"][0] == ["setting", "shoulder", "elbow", "wrist"]
-    for cells, row in zip(page.tables["keypoints"][1:], rows, strict=True):
-        means = [percent(row["per_keypoint"][name]["mean"]) for name in ("shoulder", "elbow", "wrist")]
+    assert page.tables["parts"][0] == ["setting", "shoulder", "elbow", "wrist"]
+    for cells, row in zip(page.tables["parts"][1:], rows, strict=True):
+        means = [percent(row["parts"][name]["mean"]) for name in ("shoulder", "elbow", "wrist")]
         assert [cell.split(" ± ")[0] for cell in cells[1:]] == means
-    assert [cells[3] for cells in page.tables["runs"][1:]] == [percent(value) for of in PCK.values() for value in of]
+    assert [cells[3] for cells in page.tables["runs"][1:]] == [percent(value) for of in SCORES.values() for value in of]
 
 
 def test_json_has_the_difference_that_scipy_finds(sweep: Path) -> None:
@@ -98,7 +101,7 @@ def test_json_has_the_difference_that_scipy_finds(sweep: Path) -> None:
     assert rows[0]["difference"] is None
     found = rows[1]["difference"]
     assert found["baseline"] == "FedAvg" and found["pairs"] == 4
-    assert found["p"] == pytest.approx(stats.ttest_rel(PCK["fedgh"], PCK["fedavg"]).pvalue)
+    assert found["p"] == pytest.approx(stats.ttest_rel(SCORES["fedgh"], SCORES["fedavg"]).pvalue)
     assert found["mean"] == pytest.approx(0.0425)
 
 
@@ -111,7 +114,7 @@ def test_markdown_says_the_same(sweep: Path) -> None:
             assert re.search(rf"^\| {pattern} \|", text, re.MULTILINE), cells
     drawn = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
     assert sorted(drawn) == sorted(f"report-figures/{file.name}" for file in (sweep / "report-figures").iterdir())
-    assert len(drawn) == 2 + 2 + 6  # outcomes, differences; two curves; two heatmaps a setting
+    assert len(drawn) == 2 + 2 + 6  # outcomes, differences; two curves; two matrices a setting
 
 
 def test_it_tells_of_failed_jobs_rejected_replies_and_how_to_have_it_again(sweep: Path) -> None:
@@ -159,11 +162,12 @@ def test_what_somebody_else_wrote_is_text(tmp_path: Path) -> None:
     folder = make(tmp_path / "sweep", {"fedavg": (0.5, 0.6)}, failed=False)
     result = storage.read_json(folder / "0" / "result.json")
     result["rejected"] = [{"round": 1, "client": BREAK, "reason": f"{BREAK}\nsecond line"}]
-    result["per_keypoint"] = {BREAK: 0.5}
+    result["parts"] = {BREAK: 0.5}
+    result |= {"more": {BREAK: 0.5}, "part": BREAK, "metric": BREAK}
     storage.write_json(folder / "0" / "result.json", result)
     tracking = {"mode": "online", "url": "javascript:alert(1)", "folder": "w", "sync": None}
     storage.write_json(folder / "0" / "tracking.json", tracking)
-    write(settings_of([folder]), [folder], folder)
+    write(settings_of([folder]), [folder], folder, "fedavg")
     page = page_of(folder)
     assert page.all("script") == [] and "javascript" not in (folder / "report.html").read_text()
     assert page.tables["rejected"][1][3] == BREAK
@@ -181,7 +185,7 @@ def test_what_privacy_was_spent_is_in_the_results(tmp_path: Path) -> None:
     settings = settings_of([folder])
     assert [row["epsilon"] for row in compare(settings)] == [3.5, None]
     write(settings, [folder], folder)
-    assert [cells[7] for cells in page_of(folder).tables["results"]] == ["privacy ε", "3.5", "\N{EN DASH}"]
+    assert [cells[8] for cells in page_of(folder).tables["results"]] == ["privacy ε", "3.5", "\N{EN DASH}"]
     assert "| rejected replies | privacy ε |\n" in (folder / "report.md").read_text()
 
 
@@ -238,7 +242,7 @@ def test_where_nobody_may_write_is_one_line(sweep: Path, tmp_path: Path) -> None
 def test_a_damaged_run_is_named(tmp_path: Path) -> None:
     folder = make(tmp_path / "sweep", {"fedavg": (0.5, 0.6)}, failed=False)
     (folder / "1" / "result.json").write_text("{}")
-    with pytest.raises(UserError, match=r"sweep/1/result\.json: pck: "):
+    with pytest.raises(UserError, match=r"sweep/1/result\.json: metric: "):
         settings_of([folder])
     (folder / "1" / "result.json").write_bytes((folder / "0" / "result.json").read_bytes())
     (folder / "0" / "history.jsonl").write_text("{}\n")
@@ -250,7 +254,7 @@ def test_a_damaged_run_is_named(tmp_path: Path) -> None:
 def test_curves_are_means_over_the_runs(sweep: Path) -> None:
     curve = report_figures.curve_of(settings_of([sweep])[0])
     assert curve is not None and curve.rounds.tolist() == [0, 1, 2, 3, 4, 5]
-    reached = np.array(PCK["fedavg"]) * (1 - 0.5**2)
+    reached = np.array(SCORES["fedavg"]) * (1 - 0.5**2)
     assert curve.mean[2] == pytest.approx(reached.mean())
     assert curve.std[2] == pytest.approx(reached.std(ddof=1))
     assert curve.seconds[2] == pytest.approx(3 * np.mean([10, 11, 12, 13]))
@@ -277,7 +281,7 @@ def test_cosines_are_means_over_rounds_and_runs_by_client(tmp_path: Path) -> Non
 
 
 def test_beyond_eight_settings_the_best_and_the_baseline_are_drawn(sweep: Path, tmp_path: Path) -> None:
-    from fedgh_app.reports.page import _shown
+    from fedgh_app.reports.content import _shown
 
     runs = settings_of([sweep])[0].runs
     many = [Setting(f"s{i}", (runs[i % 4],)) for i in range(10)]

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import copy
-import functools
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from written_run import composed, write_run
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
+from written_run import write_run
 
-from fedgh_app.config.compose import compose_config
-from fedgh_app.data import site
 from fedgh_app.errors import UserError
 from fedgh_app.runs import storage
 from fedgh_app.runs.opening import load_run
@@ -38,7 +35,7 @@ def test_a_run_comes_back_with_its_trained_weights(toy: list[str], tmp_path: Pat
     state = write_run(tmp_path / "run", toy)
     run = load_run(tmp_path / "run")
     assert (run.directory, run.spec.name, run.metadata["rounds"]) == (tmp_path / "run", "arm", "3")
-    assert list(run.config.dataset.input_size) == [32, 32]
+    assert run.dataset["input_size"] == [32, 32]
     assert not run.model.training
     for key, tensor in run.model.state_dict().items():
         assert torch.equal(tensor, state[key]), key

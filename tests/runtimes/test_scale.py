@@ -15,13 +15,12 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from recording import run
 
-from fedgh_app.callbacks.callback import Callback
+from fedgh_app.assembly.server import Assembly
 from fedgh_app.config.compose import compose_config
 from fedgh_app.data import site
 from fedgh_app.grids.inprocess import InProcessGrid
-from fedgh_app.runs.history import Round
-from fedgh_app.server.federation import Federation
-from fedgh_app.server_app import federate
+from fedgh_app.server.federation import Callback, Federation, Round
+from fedgh_app.server.loop import federate
 
 MODEL_BYTES = 4 * 200_000
 SAMPLED = 5
@@ -39,7 +38,7 @@ class Client:
         self.asked[kind] += 1
         name = str(context.node_config["partition-id"])
         if kind == "query":
-            said = {"name": name, "label": name, "keypoints": "shoulder,elbow,wrist", "speed": 1.0}
+            said = {"name": name, "label": name, "predicts": "shoulder,elbow,wrist", "speed": 1.0}
             return Message(
                 RecordDict({"client": ConfigRecord({**said, "num-examples": 3, "num-test": 1})}), reply_to=message
             )
@@ -99,7 +98,8 @@ def federation(clients: int, directory: Path, *overrides: str) -> tuple[Federati
     gc.collect()
     tracemalloc.start()
     try:
-        done = federate(config, grid, directory, hooks)
+        done = Assembly(config).federation(directory)
+        federate(done, grid, hooks)
         return done, client, watch, tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

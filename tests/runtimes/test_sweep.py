@@ -52,8 +52,8 @@ if kind == "long":
     (folder / "history.jsonl").write_text("{}")
     (folder / "under-way").touch()
     time.sleep(60)
-result = {"metric": "PCK@0.2", "score": 0.5, "parts": {}, "evaluated": "central", "rounds": 2}
-(folder / "result.json").write_text(json.dumps({**result, "seconds": {"rounds": 1.0}, "rejected": []}))
+result = {"metric": "PCK@0.2", "score": 0.5, "parts": {}, "evaluated": "central", "rounds": 2, "rejected": []}
+(folder / "result.json").write_text(json.dumps({**result, "seconds": {"rounds": 3.0}}))
 """
 SEEDS = ["strategy=fedavg", "seed=0,1,2,3,4", "rounds=2"]
 
@@ -90,7 +90,7 @@ def test_however_a_job_ends_the_others_run(tmp_path: Path, capfd: pytest.Capture
     reasons = ["round 1: too few replies", "ValueError: nobody expected this", "killed by SIGKILL"]
     assert [job.reason for job in planned.jobs] == [None, *reasons, None]
     assert not planned.completed
-    for words in ("seed=3", "failed: killed by SIGKILL", "50.0"):
+    for words in ("seed=3", "failed: killed by SIGKILL", "PCK (%)", "50.0"):
         assert words in said
     assert "rounds=2" not in said  # all jobs share it
     kept = storage.read_json(planned.directory / "sweep.json")

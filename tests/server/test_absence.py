@@ -17,15 +17,17 @@ from flwr.app import Context, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from network import Network, federation
 
+from fedgh_app.assembly.server import Assembly
 from fedgh_app.client.termination import terminable
 from fedgh_app.client_app import app as client_app
 from fedgh_app.config.compose import compose_config, join_overrides
 from fedgh_app.errors import RunFailed, UserError
 from fedgh_app.grids.screening import ScreeningGrid
-from fedgh_app.pose.data.records import load_spec
 from fedgh_app.runs import storage
 from fedgh_app.runs.checkpoints import newest
-from fedgh_app.server_app import query, wait_for_nodes
+from fedgh_app.runs.history import Rejected
+from fedgh_app.server.nodes import wait_for_nodes
+from fedgh_app.server.registration import query
 
 RAY = "<class 'ray.exceptions.ActorDiedError'>:<'The actor died unexpectedly before finishing this task.'>"
 
@@ -49,10 +51,10 @@ def test_a_process_that_dies_at_a_node_costs_its_reply(quick: list[str], tmp_pat
         grid.errors = {2: (ErrorCode.CLIENT_APP_CRASHED, "ClientApp stopped responding.")} if server_round == 2 else {}
 
     run, _ = federation([*quick, "rounds=3"], tmp_path / "run", before=kill)
-    assert [[dict(item) for item in this.rejected] for this in run.history] == [
+    assert [line.rejected for line in run.history] == [
         [],
         [],
-        [{"round": 2, "client": "1", "reason": "ClientApp stopped responding."}],
+        [Rejected(round=2, client="1", reason="ClientApp stopped responding.")],
         [],
     ]
     assert run.history[3].strategy["clients"] == ["0", "1", "2", "3"]
@@ -85,10 +87,10 @@ def silence(grid: Network, server_round: int) -> None:
 
 def test_a_client_that_never_answers_is_not_asked_again_until_it_does(quick: list[str], tmp_path: Path) -> None:
     run, grid = federation([*quick, "rounds=4", "round_timeout=1"], tmp_path / "run", before=silence)
-    assert [(item.round, item.client, item.reason) for this in run.history for item in this.rejected] == [
+    assert [(item.round, item.client, item.reason) for line in run.history for item in line.rejected] == [
         (1, "2", "no reply within the time it had")
     ]
-    assert [this.absent for this in run.history] == [{}, {}, {"2": "it owes a reply"}, {}, {}]
+    assert [line.absent for line in run.history] == [{}, {}, {"2": "it owes a reply"}, {}, {}]
     trained = [message for message in grid.sent if message.metadata.message_type == "train"]
     assert all(1 <= message.metadata.ttl < 2 for message in trained)
     asked = [message.content["config"]["server-round"] for message in trained if message.metadata.dst_node_id == 3]
@@ -107,7 +109,7 @@ def test_in_simulation_a_client_that_never_answers_is_left_alone(quick: list[str
     """Another process would answer the question whether it is still at work."""
     simulated = [item.replace("inprocess", "simulation") for item in quick]
     run, grid = federation([*simulated, "rounds=4", "round_timeout=1"], tmp_path / "run", before=silence)
-    assert [this.absent for this in run.history] == [{}, {}, *[{"2": "it owes a reply"}] * 3]
+    assert [line.absent for line in run.history] == [{}, {}, *[{"2": "it owes a reply"}] * 3]
     assert sum(message.metadata.dst_node_id == 3 for message in grid.sent) == 2  # who it is, and one training
 
 
@@ -142,11 +144,11 @@ def test_a_start_with_too_few_nodes_waits_so_long_and_says_who_is_there() -> Non
     assert wait_for_nodes(grid, 2, 20) == [1, 2]
 
 
-def test_who_cannot_say_its_name_goes_by_the_one_it_is_registered_under() -> None:
-    config = compose_config([*TINY, "partition=site", "runtime=deployment"])
+def test_who_cannot_say_its_name_goes_by_the_one_it_is_registered_under(home: Path, tmp_path: Path) -> None:
+    config = compose_config([*TINY, "partition=site", "runtime=deployment", f"dataset.root={tmp_path}"])
     grid = Network(client_app, [{"name": "clinic"}], {"overrides": join_overrides([*TINY, "partition=site"])})
     with pytest.raises(UserError, match=r"^1 of 1 clients cannot take part: client site-1: .* no data-root"):
-        query(ScreeningGrid(grid), config, load_spec("arm"))
+        query(Assembly(config).federation(tmp_path), ScreeningGrid(grid))
 
 
 def test_a_round_with_fewer_clients_than_the_minimum_waits_so_long_and_says_who_is_missing(
@@ -186,12 +188,12 @@ def test_a_node_that_disappears_is_not_asked_and_takes_part_once_it_is_back(
             grid.offline = set()
 
     run, _ = federation([*quick, "rounds=5", "strategy=fedaw"], tmp_path / "run", before=leave)
-    trained = [this.strategy["clients"] for this in run.history[1:]]
+    trained = [line.strategy["clients"] for line in run.history[1:]]
     assert trained[0] == ["0", "1", "2", "3"]
     assert trained[1] == ["0", "1", "3"]
     assert trained[-1] == ["0", "1", "2", "3"]
     assert run.history[2].absent == {"2": "its node is not connected"}
-    assert not any(this.rejected for this in run.history)
+    assert not any(line.rejected for line in run.history)
     assert run.strategy.client_names == {1: "0", 2: "1", 3 if same else 9: "2", 4: "3"}
     assert sorted(run.strategy.state_dict()["participations"]) == ["0", "1", "2", "3"]
 

@@ -9,26 +9,26 @@ import pytest
 import torch
 from conftest import ToyPose
 from flwr.app import Context, Message, MessageType
+from omegaconf import OmegaConf
 from recording import run
 from safetensors.numpy import load_file
 
+from fedgh_app.assembly.server import Assembly
 from fedgh_app.client import local_state
-from fedgh_app.client_app import _model, _site
+from fedgh_app.client_app import _site, assembly_at
 from fedgh_app.client_app import app as client_app
 from fedgh_app.config.compose import compose_config
-from fedgh_app.data import site
+from fedgh_app.data.site import open_site
 from fedgh_app.errors import RunFailed
 from fedgh_app.pose.data.batches import Batches
-from fedgh_app.pose.data.records import load_spec
 from fedgh_app.pose.models.losses import HeatmapCrossEntropy
 from fedgh_app.pose.training import evaluate
 from fedgh_app.runs import storage
 from fedgh_app.server.federation import Federation
-from fedgh_app.server_app import _fits_any_keypoints
 
 
 def files_of(done: Federation) -> list[Path]:
-    return [local_state.file_of(done.config, done.id, str(number)) for number in range(4)]
+    return [local_state.file_of(done.settings, done.id, str(number)) for number in range(4)]
 
 
 def wire_of(messages: list[Message]) -> bytes:
@@ -80,7 +80,7 @@ def test_what_stays_local_is_in_no_message(kind: str, toy: list[str], home: Path
 def test_a_client_is_tested_with_its_own_part(sharing: str, prefix: str, toy: list[str], tmp_path: Path) -> None:
     """Each client's loss by hand: the shared arrays and what its file holds, on its own test images."""
     done, _ = run([*toy, f"sharing={sharing}", "rounds=2", "optimizer.lr=0.05"], tmp_path / "run")
-    found = done.history[-1].evaluate.clients.by_client
+    measured = done.history[-1].evaluate.clients.by_client
     shared = done.state_dict()
     own = []
     for number, file in enumerate(files_of(done)):
@@ -90,12 +90,14 @@ def test_a_client_is_tested_with_its_own_part(sharing: str, prefix: str, toy: li
         assert own[-1] and all(key.startswith(prefix) for key in own[-1])
         model = ToyPose(3)
         model.load_state_dict({**shared, **own[-1]})
-        held = site.open_site(done.config, {"partition-id": number, "num-partitions": 4})
-        batches = Batches(held.cache, held.test, batch_size=32, seed=0, shuffle=False)
-        assert evaluate(model, batches, HeatmapCrossEntropy()).loss == pytest.approx(found[str(number)].loss)
+        held = open_site(
+            Assembly(OmegaConf.create(dict(done.values))).data, {"partition-id": number, "num-partitions": 4}
+        )
+        batches = Batches(held.examples, held.test, batch_size=32, seed=0, shuffle=False)
+        assert evaluate(model, batches, HeatmapCrossEntropy()).loss == pytest.approx(measured[str(number)].loss)
     for one, other in itertools.pairwise(own):
         assert all(not torch.equal(one[key], other[key]) for key in one if one[key].is_floating_point())
-    assert "central" not in done.history[-1].evaluate
+    assert done.history[-1].evaluate.central is None
 
 
 @pytest.mark.parametrize("setting", [["sharing=fedbn"], ["strategy=feddyn", "objective=dyn"]])
@@ -104,7 +106,7 @@ def test_a_client_that_restarts_finds_its_state_again(setting: list[str], toy: l
     the process of a simulation holds for every client, stays empty."""
 
     def forgetful(message: Message, context: Context) -> Message:
-        _model.cache_clear()
+        assembly_at.cache_clear()
         _site.cache_clear()
         reply = client_app(message, context)
         assert not context.state
@@ -149,9 +151,11 @@ def test_nothing_is_kept_where_nothing_stays(toy: list[str], tmp_path: Path, hom
 
 
 @pytest.mark.parametrize(("sharing", "fits"), [("all", False), ("fedbn", False), ("fedpav", True)])
-def test_other_keypoints_fit_only_where_the_head_stays(sharing: str, fits: bool, home: Path) -> None:
+def test_a_client_that_predicts_something_else_fits_only_where_the_head_stays(
+    sharing: str, fits: bool, home: Path, tmp_path: Path
+) -> None:
     config = compose_config([f"sharing={sharing}", "model.head_width=8"])
-    assert _fits_any_keypoints(config, load_spec("arm")) is fits
+    assert Assembly(config).federation(tmp_path).any_head() is fits
 
 
 def test_the_headline_is_the_clients_mean_weighted_by_their_test_images(toy: list[str], tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_fast_clients_do_not_wait_for_a_slow_one(toy: list[str], tmp_path: Path)
     _, waiting = run([item for item in overrides if not item.startswith("mode")], tmp_path / "sync")
     # The same number of updates (12, and 4 in each of 6 rounds): a third of the rounds' work, in far less than a third.
     assert grid.clock < waiting.clock / 6
-    staleness = [this.strategy["staleness"] for this in done.history[1:]]
+    staleness = [line.strategy["staleness"] for line in done.history[1:]]
     assert all(len(found) == 2 for found in staleness)
     trained = Counter(label.split("#")[0] for found in staleness for label in found)
     assert trained["3"] <= 1
@@ -46,7 +46,7 @@ def test_staleness_counts_aggregations_and_scales_updates(toy: list[str], tmp_pa
     """
     speeds = ["++runtime.speeds.3=0.4", "partition=iid", "mode=async", "mode.buffer=3", "rounds=3"]
     done, _ = run([*toy, *speeds, "evaluate.clients_every=0", "strategy=fedavg"], tmp_path / "run")
-    assert [this.strategy["staleness"] for this in done.history[1:]] == [
+    assert [line.strategy["staleness"] for line in done.history[1:]] == [
         {"0": 0, "1": 0, "2": 0},
         {"0": 1, "1": 1, "2": 0},
         {"0": 1, "1": 1, "3": 2},
@@ -63,7 +63,7 @@ def test_too_stale_updates_are_dropped_and_counted(toy: list[str], tmp_path: Pat
         "mode.max_staleness=1",
     ]
     done, _ = run([*toy, *speeds, "evaluate.clients_every=0"], tmp_path / "run")
-    assert [this.strategy["dropped"] for this in done.history[1:]] == [0, 0, 1]
+    assert [line.strategy["dropped"] for line in done.history[1:]] == [0, 0, 1]
     assert list(done.history[3].strategy["staleness"]) == ["0", "1", "2"]
 
 
@@ -80,10 +80,10 @@ def test_a_client_that_returns_twice_in_a_buffer_is_two_updates(toy: list[str], 
 def test_fewer_at_a_time_are_selected_among_the_idle(toy: list[str], tmp_path: Path) -> None:
     overrides = ["mode=async", "mode.buffer=1", "mode.concurrency=2", "rounds=4", "selection=power_of_choice"]
     done, _ = run([*toy, *overrides, "evaluate.clients_every=0"], tmp_path / "run")
-    chosen = [names for this in done.history[1:] for names in this.selection["chosen"]]
+    chosen = [names for line in done.history[1:] for names in line.selection["chosen"]]
     assert len(chosen[0]) == 2
     assert all(len(names) == 1 for names in chosen[1:])
-    assert any("asked" in this.selection for this in done.history)
+    assert any("asked" in line.selection for line in done.history)
 
 
 def test_who_fails_is_not_asked_again_before_the_next_aggregation(toy: list[str], tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_who_fails_is_not_asked_again_before_the_next_aggregation(toy: list[str]
     done, _ = run(
         [*toy, "mode=async", "mode.buffer=3", "rounds=2", "evaluate.clients_every=0"], tmp_path / "run", faulty
     )
-    assert [len(this.rejected) for this in done.history[1:]] == [1, 1]
+    assert [len(line.rejected) for line in done.history[1:]] == [1, 1]
 
 
 def test_with_nobody_left_those_that_came_are_enough(toy: list[str], tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from fedgh_app.grids.replies import Norms
 from fedgh_app.runs import storage
-from fedgh_app.server.outliers import Outliers
+from fedgh_app.server.parts.outliers import Outliers
 
 
 def norms(*values: float) -> dict[str, Norms]:
@@ -26,12 +26,12 @@ def norms(*values: float) -> dict[str, Norms]:
     ],
 )
 def test_an_update_far_above_the_median_is_odd(values: tuple[float, ...], odd: list[str]) -> None:
-    assert list(Outliers(100.0).reasons(norms(*values))) == odd
+    assert list(Outliers(100.0).reject(norms(*values))) == odd
 
 
 def test_few_updates_are_compared_with_those_accepted_last() -> None:
     seen = Outliers(100.0)
-    assert [bool(seen.reasons(norms(value))) for value in (1.0, 1.2, 0.9, 1e6, 1.1, 1e6)] == [
+    assert [bool(seen.reject(norms(value))) for value in (1.0, 1.2, 0.9, 1e6, 1.1, 1e6)] == [
         False,
         False,
         False,
@@ -42,4 +42,4 @@ def test_few_updates_are_compared_with_those_accepted_last() -> None:
     again = Outliers(100.0)
     again.load_state_dict(storage.plain(seen.state_dict()))
     assert list(again.recent) == list(seen.recent) == [(value, 1.0) for value in (1.0, 1.2, 0.9, 1.1)]
-    assert not Outliers(float("inf")).reasons(norms(1.0, 1.0, 1.0, 1e30))
+    assert not Outliers(float("inf")).reject(norms(1.0, 1.0, 1.0, 1e30))

@@ -223,5 +223,5 @@ def test_an_asynchronous_run_goes_on(toy: list[str], tmp_path: Path) -> None:
         with pytest.raises(Killed):
             run([*overrides, where], directory, dying_at(server_round, 2))
     done, _ = run([*overrides, f"resume={directory}"], directory)
-    assert [this.round for this in done.history] == [0, 1, 2, 3, 4]
-    assert not any(this.rejected for this in done.history)
+    assert [line.round for line in done.history] == [0, 1, 2, 3, 4]
+    assert not any(line.rejected for line in done.history)

@@ -12,13 +12,13 @@ import torch
 from faults import misbehaving
 from omegaconf import OmegaConf
 
+from fedgh_app.assembly.server import Assembly
 from fedgh_app.client_app import app as client_app
 from fedgh_app.config.compose import compose_config, join_overrides, quoted
-from fedgh_app.data import partition, site
 from fedgh_app.errors import RunFailed, UserError
 from fedgh_app.grids.inprocess import InProcessGrid
 from fedgh_app.pose.data.batches import Batches
-from fedgh_app.pose.evaluation.tally import tally
+from fedgh_app.pose.evaluation.tally import scores, tally
 from fedgh_app.pose.models.decoding import Dark
 from fedgh_app.pose.models.losses import HeatmapCrossEntropy
 from fedgh_app.pose.training import evaluate
@@ -26,7 +26,8 @@ from fedgh_app.reports.settings import compare, settings_of
 from fedgh_app.runs import storage
 from fedgh_app.runtimes.launcher import launch
 from fedgh_app.server.federation import Federation
-from fedgh_app.server_app import federate, wait_for_nodes
+from fedgh_app.server.loop import federate
+from fedgh_app.server.nodes import wait_for_nodes
 
 
 def federation(
@@ -34,13 +35,16 @@ def federation(
 ) -> Federation:
     """A federation over ``app``, whose clients may be registered (and so answer) in reverse order."""
     config = compose_config(overrides)
-    partition.partition(config, site.open_data(config), nodes)
+    assembly = Assembly(config)
+    assembly.data.deal(nodes)
     node_configs: list[dict[str, Any]] = [{"partition-id": i, "num-partitions": nodes} for i in range(nodes)]
     if reverse:
         node_configs.reverse()
     directory.mkdir(parents=True, exist_ok=True)
     grid = InProcessGrid(app, node_configs, {"overrides": join_overrides(overrides)})
-    return federate(config, grid, directory)
+    made = assembly.federation(directory)
+    federate(made, grid, assembly.callbacks)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +60,6 @@ def run(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_directory_holds_all_that_others_rely_on(run: Path) -> None:
     result = storage.read_json(run / "result.json")
     assert 0 <= result["pck"] <= 1
-    assert (result["metric"], result["score"], result["parts"]) == ("PCK@0.2", result["pck"], result["per_keypoint"])
     assert list(result["per_keypoint"]) == ["shoulder", "elbow", "wrist"]
     assert (result["evaluated"], result["rounds"], result["rejected"]) == ("central", 2, [])
     assert 0 < result["seconds"]["rounds"] <= result["seconds"]["total"]
@@ -81,9 +84,10 @@ def test_a_run_directory_holds_all_that_others_rely_on(run: Path) -> None:
 def test_the_pooled_clients_are_the_central_evaluation(run: Path) -> None:
     """Every test image has one owner, so counting by client and counting at the server give the same numbers."""
     last = storage.read_lines(run / "history.jsonl")[-1]["evaluate"]
-    for key in ("score", "more", "loss"):
+    for key in ("score", "loss"):
         assert last["clients"][key] == pytest.approx(last["central"][key], rel=1e-5)
-    assert last["central"]["more"].keys() == {"auc", "heatmap_accuracy"}
+    assert last["clients"]["more"].keys() == {"auc", "heatmap_accuracy"}
+    assert last["clients"]["more"] == pytest.approx(last["central"]["more"], rel=1e-5)
     worst = last["clients"]["worst_client"]
     assert last["clients"]["by_client"][worst]["score"] == last["clients"]["worst"]
 
@@ -99,21 +103,26 @@ def test_clients_and_server_read_maps_as_the_config_says(toy: list[str], tmp_pat
     found = storage.read_lines(tmp_path / "run/history.jsonl")[-1]["evaluate"]
     assert (tmp_path / "run/plots/predictions.png").exists()
     config = compose_config(chosen)
-    cache, spec = site.open_data(config), site.specs(config)["arm"]
-    model = site.build_model(config, spec)
+    client = Assembly(config)
+    cache, spec = client.data.only.examples, client.data.only.spec
+    model = client.build_model(spec)
     model.load_state_dict(storage.load_model(tmp_path / "run/model.safetensors")[0])
     batches = Batches(cache, cache.indices("test"), batch_size=8, seed=0, shuffle=False)
     loss = HeatmapCrossEntropy()
     flip = spec.flip_permutation
     expected = evaluate(model, batches, loss, decode=Dark(logits=True), flip_permutation=flip)
     for where in ("central", "clients"):
-        assert found[where]["more"]["auc"] == pytest.approx(tally(expected, spec.keypoints, 0.2).auc, rel=1e-5)
+        assert found[where]["more"]["auc"] == pytest.approx(
+            scores(tally(expected, spec.keypoints, 0.2)).more["auc"], rel=1e-5
+        )
         assert found[where]["loss"] == pytest.approx(expected.loss, rel=1e-5)
     for other in (
         evaluate(model, batches, loss, decode=Dark(logits=True)),
         evaluate(model, batches, loss, flip_permutation=flip),
     ):
-        assert tally(other, spec.keypoints, 0.2).auc != pytest.approx(found["central"]["more"]["auc"], rel=1e-5)
+        assert scores(tally(other, spec.keypoints, 0.2)).more["auc"] != pytest.approx(
+            found["central"]["more"]["auc"], rel=1e-5
+        )
 
 
 def test_checkpoints_are_the_latest_and_the_best(toy: list[str], tmp_path: Path) -> None:
@@ -136,7 +145,7 @@ def test_a_hook_that_fails_at_the_end_costs_nothing_else(
     def fail(*_: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("fedgh_app.plots.curves.keypoint_curves", fail)
+    monkeypatch.setattr("fedgh_app.plots.curves.part_curves", fail)
     result = launch([*toy, "rounds=1", "tracking=wandb", "tracking.mode=offline"], tmp_path / "run", quiet=True)
     assert result["rounds"] == 1
     assert storage.read_json(tmp_path / "run/tracking.json")["mode"] == "offline"
@@ -252,7 +261,7 @@ def test_another_model_is_no_start(run: Path, tiny: list[str], tmp_path: Path) -
 
 def test_a_number_of_clients_that_does_not_match_names_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = InProcessGrid(client_app, [{"partition-id": i} for i in range(2)], {})
-    monkeypatch.setattr("fedgh_app.server_app.NODE_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("fedgh_app.server.nodes.NODE_WAIT_SECONDS", 0.1)
     assert wait_for_nodes(grid, 2) == [1, 2]
     with pytest.raises(UserError, match=r'num_clients=4: 2 nodes are connected.*"num-supernodes=4"'):
         wait_for_nodes(grid, 4)

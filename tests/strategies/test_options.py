@@ -1,13 +1,12 @@
 import inspect
-from pathlib import Path
 
 import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 import strategies
+from fedgh_app.config.choices import values_of
 
-FOLDER = Path(__file__).parents[2] / "conf" / "strategy"
 # Set by whoever writes a strategy into a program, not in a config: record keys and callables.
 IN_CODE = {"weighted_by_key", "arrayrecord_key", "configrecord_key"}
 IN_CODE |= {"train_metrics_aggr_fn", "evaluate_metrics_aggr_fn"}
@@ -18,7 +17,7 @@ IN_CODE |= {"fraction_train", "fraction_evaluate", "min_train_nodes", "min_evalu
 @pytest.mark.parametrize("name", strategies.__all__)
 def test_every_option_is_visible_in_the_config(name):
     file = "conflict_averse" if name == "ConflictAverse" else name.lower()
-    config = OmegaConf.load(FOLDER / f"{file}.yaml")
+    config = values_of("strategy", file)
     strategy = instantiate(OmegaConf.merge({"seed": 7}, {"strategy": config}).strategy)
     assert type(strategy).__name__ == name
     assert strategy.seed == 7

@@ -123,7 +123,7 @@ def test_features_train_the_backbone_alone():
     assert moved and all(key.startswith("backbone.") for key in moved)
 
 
-@pytest.mark.parametrize("output", ["heatmaps", "features"])
+@pytest.mark.parametrize("output", ["outputs", "features"])
 @pytest.mark.parametrize("batch_statistics", [False, True])
 def test_the_student_comes_nearer_to_its_teachers(output, batch_statistics):
     model, shown = small_network(), [batch(part) for part in images(8).split(4)]
@@ -228,7 +228,7 @@ def test_examples_and_targets_must_match():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("output", ["heatmaps", "features"])
+@pytest.mark.parametrize("output", ["outputs", "features"])
 def test_the_gpu_agrees_with_the_cpu(output):
     teachers = [PoseNet("resnet18", 2, head_width=8).state_dict() for _ in range(2)]
     shown = [batch(torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)))]

@@ -1,5 +1,4 @@
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,10 +8,10 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from torch import nn
 
+from fedgh_app.config.choices import values_of
 from fedgh_app.errors import UserError
 from fedgh_app.vision.objectives import Dyn, Plain, Prox, Received, Scaffold
 
-CONF = Path(__file__).parents[2] / "conf" / "objective"
 ALL = [Plain(), Prox(0.5), Dyn(0.5), Scaffold()]
 
 
@@ -240,9 +239,9 @@ def test_senseless_values_are_refused(build):
 
 @pytest.mark.parametrize("name, kind", [("plain", Plain), ("prox", Prox), ("dyn", Dyn), ("scaffold", Scaffold)])
 def test_the_config_builds_each_objective(name, kind):
-    assert instantiate(OmegaConf.load(CONF / f"{name}.yaml")) == kind()  # the file states the defaults
+    assert instantiate(values_of("objective", name)) == kind()  # the file states the defaults
 
 
 def test_dyn_takes_the_strategys_alpha():
-    config = OmegaConf.create({"strategy": {"alpha": 0.3}, "objective": OmegaConf.load(CONF / "dyn.yaml")})
+    config = OmegaConf.create({"strategy": {"alpha": 0.3}, "objective": values_of("objective", "dyn")})
     assert instantiate(config.objective) == Dyn(0.3)

@@ -1,15 +1,11 @@
-from pathlib import Path
-
 import pytest
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import nn
 
+from fedgh_app.config.choices import values_of
 from fedgh_app.errors import UserError
 from fedgh_app.pose.models import PoseNet
 from fedgh_app.vision.sharing import All, FedBN, FedPav
-
-CONF = Path(__file__).parents[2] / "conf" / "sharing"
 
 
 def small():
@@ -123,6 +119,6 @@ def test_fedbn_refuses_a_model_that_it_does_not_divide(model, words):
 
 @pytest.mark.parametrize("name, kind", [("all", All), ("fedbn", FedBN), ("fedpav", FedPav)])
 def test_the_config_builds_each_sharing(name, kind):
-    sharing = instantiate(OmegaConf.load(CONF / f"{name}.yaml"))
+    sharing = instantiate(values_of("sharing", name))
     assert sharing == kind()
     hash(sharing)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from fedgh_app.errors import UserError
 from fedgh_app.pose.data import crops as cropping
 from fedgh_app.pose.data.cache import CropCache
-from fedgh_app.errors import UserError
 
 # A half body is shown with this margin around its joints, as in HRNet's code, and if they are at least so many.
 HALF_MARGIN = 1.5

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedgh_app.errors import UserError
 from fedgh_app.pose.data import crops as cropping
 from fedgh_app.pose.data.augmentation import Augmentation, Drawn
 from fedgh_app.pose.data.cache import CropCache
-from fedgh_app.errors import UserError
 
 # Of ImageNet's RGB values in [0, 1]; torchvision's pretrained weights expect images so normalised.
 MEAN = (0.485, 0.456, 0.406)

@@ -1,41 +1,30 @@
-"""Crops of a whole data set as one memory-mapped array, built once and shared through the page cache.
+"""The crop cache of a pose data set (`fedgh_app.vision.cache`): each person's box, cut out once, and its keypoints.
 
-Decoding a photograph costs a hundred times what warping its crop costs. So each box is cut out once, with a
-margin in which a later rotation or zoom finds real pixels, and training only warps from there.
+A margin lies around each box, in which a later rotation or zoom finds real pixels.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import os
-import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 
-from fedgh_app.pose.data import crops as cropping
-from fedgh_app.vision.cores import usable_cores
 from fedgh_app.errors import UserError
-from fedgh_app.vision.images import read_image
-from fedgh_app.pose.readers import annotation_file, read_records
+from fedgh_app.pose.data import crops as cropping
 from fedgh_app.pose.data.records import BadRecord, DatasetSpec, PoseRecord
 from fedgh_app.pose.data.split import split_records
+from fedgh_app.pose.readers import annotation_file, read_records
+from fedgh_app.vision import cache
+from fedgh_app.vision.images import read_image
 
 # Raise it whenever the code would make other crops from the same files.
 VERSION = 2
 # A crop's size as a multiple of the network's input: what rotation and zoom may show beyond it.
 MARGIN = 1.5
-# Crops in flight between the decoding threads and the file: bounds the builder's memory.
-BLOCK = 256
-ARRAYS = ("keypoints", "visible", "reference_length", "to_image", "split", "group", "ids", "images")
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,19 +80,11 @@ def open_cache(
     if not root.is_dir():
         raise UserError(f"dataset.root={root}: no such folder; to get the data: {spec.obtain}")
     name = fingerprint(spec, root, input_size, margin)
-    path = directory / name
-    try:
-        if not _is_whole(path):
-            directory.mkdir(parents=True, exist_ok=True)
-            with _locked(directory / f"{name}.lock"):
-                if not _is_whole(path):  # nobody built it while we waited
-                    _build(path, spec, root, input_size, margin, on_bad)
-        cache = _load(path, (path / "meta.json").stat().st_ino, spec)
-    except OSError as error:
-        raise UserError(f"{directory}: cannot keep the crop cache here: {error.strerror or error}") from error
-    if cache.bad and on_bad == "raise":
-        raise UserError(str(cache.bad[0]))
-    return cache
+    path = cache.opened(directory, name, lambda part: _build(part, spec, root, input_size, margin, on_bad))
+    found = _load(path, (path / cache.META).stat().st_ino, spec)
+    if found.bad and on_bad == "raise":
+        raise UserError(str(found.bad[0]))
+    return found
 
 
 def check_sizes(input_size: tuple[int, int], margin: float) -> None:
@@ -124,57 +105,10 @@ def crop_size(input_size: tuple[int, int], margin: float) -> tuple[int, int]:
 
 
 def fingerprint(spec: DatasetSpec, root: Path, input_size: tuple[int, int], margin: float) -> str:
-    """Hash of all that crops depend on: settings, annotation file, each image's name, size and time."""
+    """Hash of all that crops depend on."""
     annotations, _ = annotation_file(spec, root)
-    try:
-        state = annotations.stat()
-    except OSError as error:
-        raise UserError(f"{annotations}: annotation file is missing") from error
-    digest = hashlib.sha256()
-    settings = [VERSION, asdict(spec), str(root), list(input_size), margin, state.st_size, state.st_mtime_ns]
-    digest.update(json.dumps(settings).encode())
-    digest.update(_sha(str(annotations), state.st_size, state.st_mtime_ns, state.st_ino))
-    for line in sorted(_listing(root / "images", "")):
-        digest.update(line)
-    return digest.hexdigest()[:24]
-
-
-@lru_cache(maxsize=64)
-def _sha(path: str, size: int, mtime: int, inode: int) -> bytes:
-    """Content hash, kept per process since a client asks for each message; the rest is the memory's key."""
-    try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError as error:
-        raise UserError(f"{path}: annotation file cannot be read: {error.strerror}") from error
-
-
-def _listing(folder: Path, prefix: str) -> Iterator[bytes]:
-    """A line per file under `folder`; a scan is several times as fast as a `stat` by path for each record."""
-    try:
-        entries = os.scandir(folder)
-    except OSError as error:
-        raise UserError(f"{folder}: image folder cannot be read: {error.strerror}") from error
-    with entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):  # no record may have an image behind a link that leads out
-                yield from _listing(folder / entry.name, f"{prefix}{entry.name}/")
-            elif entry.is_file():  # a dangling link is no file: its record is reported as missing
-                state = entry.stat()
-                yield os.fsencode(f"{prefix}{entry.name}\0{state.st_size}\0{state.st_mtime_ns}\n")
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path` among processes; the system drops it when a holder dies."""
-    try:
-        import fcntl
-    except ImportError:  # not POSIX: the atomic rename alone keeps caches whole; work may be done twice
-        yield
-        return
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    settings = [VERSION, asdict(spec), str(root), list(input_size), margin]
+    return cache.fingerprint(settings, annotations, root / "images")
 
 
 def cut(record: PoseRecord, input_size: tuple[int, int], margin: float) -> tuple[np.ndarray, np.ndarray]:
@@ -240,89 +174,48 @@ def cut_records(records: Sequence[PoseRecord], spec: DatasetSpec, input_size: tu
 
 
 def _build(
-    path: Path,
+    part: Path,
     spec: DatasetSpec,
     root: Path,
     input_size: tuple[int, int],
     margin: float,
     on_bad: Literal["raise", "skip"],
 ) -> None:
-    """Write the cache beside `path` and rename it into place, so that it is there whole or not at all."""
+    """Fill the folder ``part`` with the cache."""
     records, bad = read_records(spec, root, on_bad=on_bad)
     split_records(records, spec)  # before the slow part: a contradiction in the file is found at once
-    for remains in (path, *path.parent.glob(f"{path.name}.part*")):  # damaged, or left by a process that died
-        shutil.rmtree(remains, ignore_errors=True)
-    part = path.with_name(f"{path.name}.part{os.getpid()}")
-    part.mkdir()
-    try:
-        matrices = []
-        kept: list[PoseRecord] = []
-        with (part / "crops.u8").open("wb") as file:
-            for record, result in _cut_all(records, input_size, margin):
-                if isinstance(result, UserError):
-                    if on_bad == "raise":
-                        raise result
-                    reason = str(result).removeprefix(f"{record.image}: ")
-                    bad.append(BadRecord(record.image, reason))
-                    continue
-                # Written, not stored through a map: on a full disk that would kill the process (SIGBUS).
-                file.write(np.ascontiguousarray(result[0]).data)
-                matrices.append(result[1])
+    kept: list[PoseRecord] = []
+    matrices: list[np.ndarray] = []
+
+    def crops() -> Iterator[np.ndarray]:
+        for record, result in cache.in_order(records, lambda record: cut(record, input_size, margin)):
+            if not isinstance(result, UserError):
                 kept.append(record)
-            file.flush()
-            os.fsync(file.fileno())
-        if not kept:
-            raise UserError(f"{root}: no usable pose of data set {spec.name} ({len(bad)} bad records)")
-        _write_arrays(part, spec, kept, np.stack(matrices))
-        meta = {
+                matrices.append(result[1])
+                yield result[0]
+            elif on_bad == "raise":
+                raise result
+            else:
+                bad.append(BadRecord(record.image, str(result).removeprefix(f"{record.image}: ")))
+
+    cache.write_crops(part, crops())
+    if not kept:
+        raise UserError(f"{root}: no usable pose of data set {spec.name} ({len(bad)} bad records)")
+    names = {key for record in kept for key in record.attributes}
+    cache.write_columns(
+        part,
+        _arrays(kept, np.stack(matrices), split_records(kept, spec)),
+        {name: [record.attributes.get(name, "") for record in kept] for name in names},
+        {
             "shape": [len(kept), *crop_size(input_size, margin), 3],
             "input_size": list(input_size),
             "bad": [[str(entry.file), entry.reason] for entry in bad],
-            "attributes": sorted({key for record in kept for key in record.attributes}),
-        }
-        (part / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-        try:
-            part.rename(path)
-        except OSError:
-            if not _is_whole(path):  # else, without a lock, somebody was faster: theirs is the same
-                raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _cut_all(
-    records: Sequence[PoseRecord], input_size: tuple[int, int], margin: float
-) -> Iterator[tuple[PoseRecord, tuple[np.ndarray, np.ndarray] | UserError]]:
-    """Crops in the records' order, on as many threads as this process has cores: OpenCV releases the GIL."""
-
-    def attempt(record: PoseRecord) -> tuple[np.ndarray, np.ndarray] | UserError:
-        try:
-            return cut(record, input_size, margin)
-        except UserError as error:
-            return error
-
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)  # the pool is the parallelism; OpenCV's own threads on top would only get in its way
-    try:
-        with ThreadPoolExecutor(usable_cores()) as pool:
-            for start in range(0, len(records), BLOCK):
-                block = records[start : start + BLOCK]
-                yield from zip(block, pool.map(attempt, block), strict=True)
-    finally:
-        cv2.setNumThreads(threads)
-
-
-def _write_arrays(part: Path, spec: DatasetSpec, records: Sequence[PoseRecord], matrices: np.ndarray) -> None:
-    arrays = _arrays(records, matrices, split_records(records, spec))
-    names = sorted({key for record in records for key in record.attributes})
-    for position, name in enumerate(names):  # by number: an attribute's name need not be a file's
-        arrays[f"attribute{position}"] = np.array([record.attributes.get(name, "") for record in records])
-    with (part / "arrays.npz").open("wb") as file:
-        np.savez(file, **arrays)
+        },
+    )
 
 
 def _arrays(records: Sequence[PoseRecord], matrices: np.ndarray, split: Sequence[str]) -> dict[str, Any]:
-    """`ARRAYS` by name, of records whose crops were cut by `matrices` (N, 2, 3)."""
+    """What stands beside the crops, by name, of records whose crops were cut by `matrices` (N, 2, 3)."""
     keypoints = np.stack([record.keypoints for record in records])
     lengths = np.array([record.reference_length for record in records])
     return {
@@ -337,28 +230,14 @@ def _arrays(records: Sequence[PoseRecord], matrices: np.ndarray, split: Sequence
     }
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a cache lies at `path` with all its bytes."""
-    try:
-        meta = json.loads((path / "meta.json").read_bytes())
-        whole = (path / "crops.u8").stat().st_size == int(np.prod(meta["shape"]))
-        return whole and (path / "arrays.npz").is_file()
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
 @lru_cache(maxsize=8)
 def _load(path: Path, inode: int, spec: DatasetSpec) -> CropCache:
     """Map a whole cache; kept per process until another one lies at `path` (`inode` of its meta file)."""
-    meta = json.loads((path / "meta.json").read_bytes())
-    with np.load(path / "arrays.npz", allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in stored.files}
-    for array in arrays.values():
-        array.flags.writeable = False  # shared by all who open the cache in this process
+    crops, arrays, attributes, meta = cache.load(path)
     return CropCache(
-        crops=np.memmap(path / "crops.u8", dtype=np.uint8, mode="r", shape=tuple(meta["shape"])),
-        **{name: arrays[name] for name in ARRAYS},
-        attributes={name: arrays[f"attribute{position}"] for position, name in enumerate(meta["attributes"])},
+        crops=crops,
+        **arrays,
+        attributes=attributes,
         bad=[BadRecord(Path(file), reason) for file, reason in meta["bad"]],
         spec=spec,
         input_size=(meta["input_size"][0], meta["input_size"][1]),

@@ -15,16 +15,16 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fedgh_app.errors import UserError
 from fedgh_app.pose.data.augmentation import Augmentation
 from fedgh_app.pose.data.batches import MEAN, STD, Batches
 from fedgh_app.pose.data.cache import cut_records
 from fedgh_app.pose.data.crops import apply_affine, crop_matrix
-from fedgh_app.pose.prediction.drawing import Image, contact_sheet, draw_skeleton
-from fedgh_app.errors import UserError
-from fedgh_app.vision.images import read_image, write_image
-from fedgh_app.pose.readers import annotation_file, read_records
 from fedgh_app.pose.data.records import BadRecord, DatasetSpec, PoseRecord
 from fedgh_app.pose.data.split import split_of, split_records
+from fedgh_app.pose.prediction.drawing import Image, contact_sheet, draw_skeleton
+from fedgh_app.pose.readers import annotation_file, read_records
+from fedgh_app.vision.images import read_image, write_image
 
 TILE = 288  # px, side of a picture on the contact sheet
 AROUND = 1.7  # a picture shows this many times the annotated box

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import yaml
 
 from fedgh_app.errors import UserError
-
-SPEC_DIRECTORY = Path(__file__).resolve().parents[3] / "datasets"
+from fedgh_app.vision.specs import DIRECTORY, read_spec
 
 Metric = Literal["pck", "pckh"]
 Reference = Literal["box", "torso", "head"]
@@ -43,6 +40,11 @@ class DatasetSpec:
     source: str
     obtain: str
     upper_body: tuple[int, ...] = ()
+
+    @property
+    def predicts(self) -> tuple[str, ...]:
+        """What a head that is trained on it predicts: the keypoints."""
+        return self.keypoints
 
     @property
     def num_keypoints(self) -> int:
@@ -105,29 +107,14 @@ class BadRecord:
         return f"{self.file}: {self.reason}"
 
 
-def spec_names(directory: Path = SPEC_DIRECTORY) -> list[str]:
-    """Names of the data sets that are described, in alphabetical order."""
-    return sorted(path.stem for path in directory.glob("*.yaml"))
-
-
-def load_spec(name: str, directory: Path = SPEC_DIRECTORY) -> DatasetSpec:
+def load_spec(name: str, directory: Path = DIRECTORY) -> DatasetSpec:
     """Read `<directory>/<name>.yaml`; anything wrong in it is one `UserError`."""
-    known = spec_names(directory)
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3) or known
-        raise UserError(f"dataset={name}: no such data set; expected one of {', '.join(near)}")
-    path = directory / f"{name}.yaml"
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+    path, values = read_spec(name, directory)
     return _spec(path, name, values)
 
 
-def _spec(path: Path, name: str, values: Any) -> DatasetSpec:
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a mapping, found {type(values).__name__}")
-    expected = {entry.name for entry in fields(DatasetSpec)} - {"name"}
+def _spec(path: Path, name: str, values: dict[str, Any]) -> DatasetSpec:
+    expected = {entry.name for entry in fields(DatasetSpec)} - {"name"} | {"task"}
     if set(values) | {"upper_body"} != expected:
         missing, extra = sorted(expected - {*values, "upper_body"}), sorted(map(str, set(values) - expected))
         raise UserError(f"{path}: missing keys {missing}, unknown keys {extra}")

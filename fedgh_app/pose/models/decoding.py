@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedgh_app.errors import UserError
+from fedgh_app.pose.checks import DECODINGS
 from fedgh_app.pose.models.heatmaps import REFERENCE_WIDTH, Size, peaks, to_input
 
 # Maps (B, J, h, w) and the input's size to points (B, J, 2) in input pixels and scores (B, J).
@@ -153,9 +154,6 @@ class Integral:
         share = torch.where(kept, share, torch.zeros_like(share))
         centre = maps.new_tensor([(width - 1) / 2, (height - 1) / 2])
         return (raw - share * centre) / (1 - share)
-
-
-DECODINGS = ("argmax", "quarter", "dark")
 
 
 class MapLoss(Protocol):

@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 from fedgh_app.errors import UserError
 from fedgh_app.pose.models.decoding import MOST_BACKGROUND, Integral
 from fedgh_app.pose.models.heatmaps import Size, peaks
-from fedgh_app.pose.training import evaluation_mode, heatmaps_of
+from fedgh_app.vision.training import evaluation_mode, outputs_of
 
 
 class HHD(nn.Module):
@@ -139,7 +139,7 @@ class Guide:
         if images.shape[-2:] != self.input_size:
             images = interpolate(images, self.input_size, mode="bilinear", align_corners=False, antialias=True)
         with torch.no_grad(), evaluation_mode(self.teacher):
-            explicit = heatmaps_of(self.teacher, images, images.device)
+            explicit = outputs_of(self.teacher, images, images.device)
         return self.distillation(maps, explicit, visible, integral=self.integral, logits=self.logits)
 
 

@@ -27,9 +27,10 @@ from fedgh_app.pose.models.decoding import Decode
 from fedgh_app.pose.prediction.boxes import Box, Boxes, parse_box, read_boxes
 from fedgh_app.pose.prediction.drawing import draw_people
 from fedgh_app.pose.prediction.videos import CODEC_NAME, Video, frames_of, open_video, writing
-from fedgh_app.pose.training import Permutation, find_keypoints, place
+from fedgh_app.pose.training import Permutation, find_keypoints
 from fedgh_app.vision.files import staged
 from fedgh_app.vision.images import read_image
+from fedgh_app.vision.training import place
 
 PREDICTIONS = "predictions.json"
 IMAGE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))

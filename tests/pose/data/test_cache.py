@@ -115,7 +115,7 @@ def test_interrupted_build_leaves_no_cache(tmp_path: Path, monkeypatch: pytest.M
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache_module, "_write_arrays", interrupted)
+        patch.setattr(cache_module.cache, "write_columns", interrupted)
         with pytest.raises(KeyboardInterrupt):
             open_arm(root, directory)
     assert builds(directory) == []
@@ -246,7 +246,7 @@ def test_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache_module.os, "fsync", full)
+    monkeypatch.setattr(cache_module.cache.os, "fsync", full)
     with pytest.raises(UserError, match="cannot keep the crop cache here: No space left"):
         open_arm(root, tmp_path / "cache")
     assert builds(tmp_path / "cache") == []

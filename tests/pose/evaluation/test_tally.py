@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedgh_app.pose.evaluation.metrics import Evaluation, pck
-from fedgh_app.pose.evaluation.tally import Tally, tally
+from fedgh_app.pose.evaluation.tally import BOUNDS, scores, tally
+from fedgh_app.vision.tally import Tally
 
 NAMES = ["shoulder", "elbow", "wrist"]
 # Three examples of three keypoints; the last is never visible.
@@ -33,25 +34,25 @@ def evaluation(distance: np.ndarray, visible: np.ndarray, hits: np.ndarray | Non
 
 
 def test_by_hand() -> None:
-    found = tally(evaluation(DISTANCE, VISIBLE, HITS), NAMES, 0.2)
-    assert found.per_keypoint["shoulder"] == pytest.approx(2 / 3)  # 0.1 and 0.2, which lies on the threshold
-    assert found.per_keypoint["elbow"] == pytest.approx(1 / 2)
-    assert math.isnan(found.per_keypoint["wrist"])
-    assert found.pck == pytest.approx((2 / 3 + 1 / 2) / 2)
-    assert found.auc == pytest.approx((0.5 / 3 + 0) / 2)  # shoulder is right from half the threshold on, once
-    assert found.heatmap_accuracy == pytest.approx((2 / 3 + 1) / 2)
-    assert found.scores().labelled == {"shoulder": 3, "elbow": 2, "wrist": 0}
+    found = scores(tally(evaluation(DISTANCE, VISIBLE, HITS), NAMES, 0.2))
+    assert found.parts["shoulder"] == pytest.approx(2 / 3)  # 0.1 and 0.2, which lies on the threshold
+    assert found.parts["elbow"] == pytest.approx(1 / 2)
+    assert math.isnan(found.parts["wrist"])
+    assert found.score == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert found.more["auc"] == pytest.approx((0.5 / 3 + 0) / 2)  # shoulder is right from half the threshold on, once
+    assert found.more["heatmap_accuracy"] == pytest.approx((2 / 3 + 1) / 2)
+    assert found.labelled == {"shoulder": 3, "elbow": 2, "wrist": 0}
 
 
 def test_nothing_visible_is_nan_everywhere() -> None:
-    found = tally(evaluation(DISTANCE, np.zeros((3, 3), bool)), NAMES, 0.2)
-    assert all(math.isnan(value) for value in (found.pck, found.auc, found.heatmap_accuracy))
+    found = scores(tally(evaluation(DISTANCE, np.zeros((3, 3), bool)), NAMES, 0.2))
+    assert all(math.isnan(value) for value in (found.score, *found.more.values()))
 
 
 def test_a_prediction_that_is_nan_is_wrong() -> None:
-    found = tally(evaluation(np.full((3, 3), np.nan), VISIBLE), NAMES, 0.2)
-    assert found.pck == 0
-    assert found.auc == 0
+    found = scores(tally(evaluation(np.full((3, 3), np.nan), VISIBLE), NAMES, 0.2))
+    assert found.score == 0
+    assert found.more["auc"] == 0
 
 
 def test_names_must_be_as_many_as_keypoints() -> None:
@@ -68,12 +69,12 @@ masks = hnp.arrays(bool, (7, 3))
 def test_it_counts_what_pck_says_and_the_area_is_its_integral(
     distance: np.ndarray, visible: np.ndarray, threshold: float
 ) -> None:
-    found = tally(evaluation(distance, visible), NAMES, threshold)
-    np.testing.assert_allclose(list(found.per_keypoint.values()), pck(distance, visible, threshold))
+    found = scores(tally(evaluation(distance, visible), NAMES, threshold))
+    np.testing.assert_allclose(list(found.parts.values()), pck(distance, visible, threshold))
     grid = (np.arange(400) + 0.5) / 400 * threshold
     area = np.mean([pck(distance, visible, a) for a in grid], axis=0)
     if not np.isnan(area).all():
-        assert found.auc == pytest.approx(np.nanmean(area), abs=2e-3)
+        assert found.more["auc"] == pytest.approx(np.nanmean(area), abs=2e-3)
 
 
 @settings(deadline=None, max_examples=30)
@@ -83,18 +84,24 @@ def test_two_clients_add_up_to_one_that_has_both(distance: np.ndarray, visible: 
     parts = [tally(evaluation(distance[s], visible[s]), NAMES, 0.2) for s in (slice(0, cut), slice(cut, 7))]
     both = parts[0] + parts[1]
     for name in NAMES:
-        assert vars(both.counts[name]) == pytest.approx(vars(whole.counts[name]))
+        assert both.sums[name] == pytest.approx(whole.sums[name])
 
 
 def test_clients_with_other_keypoints_add_up() -> None:
     arm = tally(evaluation(DISTANCE, VISIBLE), NAMES, 0.2)
     leg = tally(evaluation(DISTANCE[:, :1], VISIBLE[:, :1]), ["knee"], 0.2)
     both = arm + leg
-    assert list(both.counts) == [*NAMES, "knee"]
-    assert both.counts["shoulder"] == arm.counts["shoulder"]
+    assert list(both.sums) == [*NAMES, "knee"]
+    assert both.sums["shoulder"] == arm.sums["shoulder"]
 
 
 @given(distances, masks)
 def test_it_survives_a_message(distance: np.ndarray, visible: np.ndarray) -> None:
     found = tally(evaluation(distance, visible), NAMES, 0.2)
-    assert Tally.from_scalars({"loss": 1.0, "num-examples": 7, **found.as_scalars()}) == found
+    assert Tally.from_scalars({"loss": 1.0, "num-examples": 7, **found.as_scalars()}, BOUNDS) == found
+
+
+@settings(deadline=None, max_examples=30)
+@given(distances, masks, st.floats(0.05, 1))
+def test_no_evaluation_is_impossible(distance: np.ndarray, visible: np.ndarray, threshold: float) -> None:
+    assert tally(evaluation(distance, visible), NAMES, threshold).fault(BOUNDS, 7) is None

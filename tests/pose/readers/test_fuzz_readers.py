@@ -20,7 +20,7 @@ from mutation import altered, counted, damaged, fuzz, one_line
 from fedgh_app.errors import UserError
 from fedgh_app.pose.arms import coco_folder
 from fedgh_app.pose.data.cache import open_cache
-from fedgh_app.pose.data.records import SPEC_DIRECTORY, load_spec, spec_names
+from fedgh_app.pose.data.records import load_spec
 from fedgh_app.pose.official import coco as official_coco
 from fedgh_app.pose.official import mpii as official_mpii
 from fedgh_app.pose.official.results import read_results
@@ -28,6 +28,7 @@ from fedgh_app.pose.prediction import videos
 from fedgh_app.pose.prediction.boxes import read_boxes
 from fedgh_app.pose.readers import mpii, read_records
 from fedgh_app.vision.images import read_image
+from fedgh_app.vision.specs import DIRECTORY, spec_names
 
 ARM, MPII, LSPET, COCO = (load_spec(name) for name in ("arm", "mpii", "lspet", "coco"))
 
@@ -321,7 +322,7 @@ def test_videos(tmp_path: Path, suffix: str, codec: str, count: int) -> None:
 @counted
 def test_specs(tmp_path: Path, count: int) -> None:
     file = tmp_path / "mine.yaml"
-    known = [(SPEC_DIRECTORY / f"{name}.yaml").read_text() for name in spec_names()]
+    known = [(DIRECTORY / f"{name}.yaml").read_text() for name in spec_names()]
 
     def check(content: bytes) -> None:
         file.write_bytes(content)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import shlex
 import tempfile
@@ -12,14 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import OverrideType
-from omegaconf import DictConfig, OmegaConf
-
-from fedgh_app.config.compose import CONF, compose_config, parse_overrides
-from fedgh_app.runs.inference import predictor
-from fedgh_app.pose import official
-from fedgh_app.pose.evaluation import error_pictures
 from fedgh_app.errors import UserError
+from fedgh_app.pose import official
+from fedgh_app.pose.data.records import DatasetSpec, load_spec
+from fedgh_app.pose.data.split import split_records
+from fedgh_app.pose.evaluation import error_pictures
 from fedgh_app.pose.evaluation.people import (
     Errors,
     Progress,
@@ -31,23 +27,20 @@ from fedgh_app.pose.evaluation.people import (
     predict_people,
     read_detections,
 )
-from fedgh_app.vision.files import staged
-from fedgh_app.vision.images import write_image
 from fedgh_app.pose.official import Score, Side
 from fedgh_app.pose.official.coco import images_of
 from fedgh_app.pose.official.results import Result, write_results
 from fedgh_app.pose.prediction.prediction import Predictor, check_output
+from fedgh_app.pose.prediction.trained import predictor
 from fedgh_app.pose.readers import annotation_file, read_records
-from fedgh_app.pose.data.records import DatasetSpec, load_spec
-from fedgh_app.pose.data.split import split_records
-from fedgh_app.runs.opening import Run
-from fedgh_app.runs.storage import write_json
+from fedgh_app.task import Trained, Values
+from fedgh_app.vision.files import staged
+from fedgh_app.vision.images import write_image
+from fedgh_app.vision.json import write_json
 
 PREDICTIONS = "predictions.json"
 # Of two predictions whose OKS is beyond this, the worse goes; Simple Baselines' value.
 OKS_NMS = 0.9
-# What an evaluation depends on, beside the model.
-OWN = ("dataset", "evaluate", "batch_size")
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +63,8 @@ class Evaluation:
 
 
 def evaluate_run(
-    run: Run,
-    overrides: Sequence[str] = (),
+    run: Trained,
+    values: Values,
     *,
     side: Side = "test",
     detections: Path | None = None,
@@ -83,8 +76,7 @@ def evaluate_run(
 
     Args:
         run: whose model.
-        overrides: Hydra overrides of what the run was evaluated on and how: ``dataset=…``, ``dataset.KEY=…``,
-            ``evaluate.KEY=…``, ``batch_size=…``.
+        values: the run's config, with those groups replaced that say on what and how: ``dataset``, ``evaluate``.
         side: which side of the data set's fixed split.
         detections: COCO detections to look in; None for the annotated boxes.
         oks_nms: with detections, the OKS beyond which the worse of two predictions goes; 1 keeps all,
@@ -93,7 +85,7 @@ def evaluate_run(
         progress: called with the number of people (or, with detections, images) done and in all.
 
     Raises:
-        UserError: an override that an evaluation does not depend on, other keypoints than the model's, no such data,
+        UserError: other keypoints than the model's, no such data,
             nobody on that side of the split, detections for a protocol that does not match people.
     """
     official.check_side(side)
@@ -102,21 +94,21 @@ def evaluate_run(
         raise UserError(f"--oks-nms {oks_nms}: expected a number above 0, at most 1")
     if out is not None:
         check_output(out)
-    config = configured(run.config, overrides)
-    spec = _spec(config, run)
+    dataset = values["dataset"]
+    spec = _spec(dataset, run)
     if detections is not None and spec.name != "coco":
         raise UserError(
             f"--detections {detections}: the protocol of {spec.name} does not match people with predictions, "
             "so that their own boxes are needed; expected dataset=coco"
         )
-    root = Path(config.dataset.root).expanduser().resolve()
-    skip = config.dataset.on_bad == "skip"
-    records, _ = read_records(spec, root, on_bad=config.dataset.on_bad)
+    root = Path(dataset["root"]).expanduser().resolve()
+    skip = dataset["on_bad"] == "skip"
+    records, _ = read_records(spec, root, on_bad=dataset["on_bad"])
     asked = [
         record for record, split in zip(records, split_records(records, spec), strict=True) if side in ("all", split)
     ]
     truth = annotation_file(spec, root)[0]
-    ready = predictor(dataclasses.replace(run, config=config), batch_size=4 * config.batch_size)
+    ready = predictor(dataclasses.replace(run, values=values), batch_size=4 * values["batch_size"])
     if detections is None:
         if not asked:
             raise UserError(
@@ -138,8 +130,8 @@ def evaluate_run(
         "truth": str(truth),
         "split": side,
         "boxes": "annotated" if detections is None else str(detections),
-        "decoding": "integral" if getattr(run.model, "integral", None) else config.evaluate.decoding,
-        "flip_test": bool(config.evaluate.flip_test),
+        "decoding": "integral" if getattr(run.model, "integral", None) else values["evaluate"]["decoding"],
+        "flip_test": bool(values["evaluate"]["flip_test"]),
         "person_score": "mean confidence of the keypoints" + (" x score of the detection" if detections else ""),
         "oks_nms": None if detections is None else oks_nms,
     }
@@ -159,54 +151,22 @@ def evaluate_run(
         return evaluation
 
 
-def _name(run: Run) -> str:
+def _name(run: Trained) -> str:
     """The run's directory, and the model's file where that is not the only one."""
     stem = run.file.stem
     return " ".join([run.directory.resolve().name, *([stem] if stem != "model" else [])])
 
 
-def configured(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """A run's config with those of its values replaced that an evaluation depends on.
-
-    Another data set is looked at in the size that the model was trained on, unless ``dataset.input_size`` says
-    otherwise. Raises UserError for a value that is not known, not right, or of no consequence.
-    """
-    parsed = parse_overrides(overrides)
-    for item in parsed:
-        if item.type is not OverrideType.CHANGE:
-            raise UserError(f"{item.input_line}: an evaluation adds and deletes no key; expected KEY=VALUE")
-        if item.key_or_group.split(".")[0] not in OWN:
-            raise UserError(
-                f"{item.input_line}: an evaluation does not depend on it; "
-                "expected dataset=…, dataset.KEY=…, evaluate.KEY=… or batch_size=…"
-            )
-    changed = copy.deepcopy(config)
-    # A run may be older than a key.
-    changed.evaluate = OmegaConf.merge(OmegaConf.load(CONF / "config.yaml").evaluate, config.evaluate)
-    if not parsed:
-        return changed
-    keys = [item.key_or_group for item in parsed]
-    # Whatever the run did with clients: these two go with every data set.
-    composed = compose_config(["partition=iid", "sharing=fedpav", *overrides])
-    if "dataset" in keys:
-        changed.dataset = composed.dataset
-        changed.dataset.input_size = config.dataset.input_size
-    for key in keys:
-        if key != "dataset":
-            OmegaConf.update(changed, key, OmegaConf.select(composed, key))
-    return changed
-
-
-def _spec(config: DictConfig, run: Run) -> DatasetSpec:
+def _spec(dataset: Values, run: Trained) -> DatasetSpec:
     """The data set to evaluate on, whose keypoints have to be the model's."""
-    if "members" in config.dataset:
-        names = " or ".join(map(str, config.dataset.members))
-        raise UserError(f"dataset={config.dataset.spec}: it holds several data sets; expected one of them: {names}")
-    spec = load_spec(config.dataset.spec)
-    if spec.keypoints != run.spec.keypoints:
+    if "members" in dataset:
+        names = " or ".join(dataset["members"])
+        raise UserError(f"dataset={dataset['spec']}: it holds several data sets; expected one of them: {names}")
+    spec = load_spec(dataset["spec"])
+    if spec.keypoints != run.spec.predicts:
         raise UserError(
             f"dataset={spec.name}: it has {_some(spec.keypoints)}, but the model of {run.directory} finds those of "
-            f"{run.spec.name}, {_some(run.spec.keypoints)}; expected a data set with these"
+            f"{run.spec.name}, {_some(run.spec.predicts)}; expected a data set with these"
         )
     return spec
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -11,40 +11,46 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from omegaconf import DictConfig, OmegaConf
 from written_run import write_run
 
-from fedgh_app.config.instantiation import instantiate
-from fedgh_app.data import site
+from fedgh_app.config.evaluation import evaluated_on
 from fedgh_app.errors import UserError
 from fedgh_app.pose import official
 from fedgh_app.pose.data.batches import Batches
+from fedgh_app.pose.data.cache import open_cache
 from fedgh_app.pose.data.records import load_spec
-from fedgh_app.pose.evaluation.tally import tally
+from fedgh_app.pose.evaluation import official_run
+from fedgh_app.pose.evaluation.official_run import Evaluation
+from fedgh_app.pose.evaluation.tally import scores, tally
 from fedgh_app.pose.training import evaluate
-from fedgh_app.runs.evaluation import configured, evaluate_run
-from fedgh_app.runs.opening import Run, load_run
+from fedgh_app.runs.opening import load_run
+from fedgh_app.task import Trained
 
 FILES = ["errors.png", "evaluation.json", "predictions.json", "worst.png"]
 
 
+def evaluate_run(run: Trained, overrides: Sequence[str] = (), **options: Any) -> Evaluation:
+    """As the command calls it."""
+    return official_run.evaluate_run(run, evaluated_on(run.values, overrides), **options)
+
+
 @pytest.fixture
-def arm_run(toy: list[str], tmp_path: Path) -> Run:
+def arm_run(toy: list[str], tmp_path: Path) -> Trained:
     write_run(tmp_path / "run", toy)
     return load_run(tmp_path / "run")
 
 
-def test_the_number_is_that_of_training_and_of_the_written_predictions(arm_run: Run, tmp_path: Path) -> None:
+def test_the_number_is_that_of_training_and_of_the_written_predictions(arm_run: Trained, tmp_path: Path) -> None:
     found = evaluate_run(arm_run, out=tmp_path / "out")
-    config, spec = arm_run.config, arm_run.spec
-    cache = site.open_data(config)
+    dataset, spec = arm_run.dataset, arm_run.spec
+    cache = open_cache(spec, Path(dataset["root"]), input_size=(32, 32), directory=tmp_path / "cache")
     batches = Batches(cache, cache.indices("test"), batch_size=32, seed=0, shuffle=False)
-    counted = tally(evaluate(arm_run.model, batches, instantiate(config.loss, "loss")), spec.keypoints, 0.2)
-    scores = found.score.as_json()
+    counted = scores(tally(evaluate(arm_run.model, batches, arm_run.loss), spec.predicts, 0.2))
+    written = found.score.as_json()
     assert found.score.people == len(cache.indices("test"))
-    assert scores["mean"] == pytest.approx(100 * counted.pck, abs=1e-6)
-    assert {name: scores[name] for name in spec.keypoints} == pytest.approx(
-        {name: 100 * value for name, value in counted.per_keypoint.items()}, abs=1e-6
+    assert written["mean"] == pytest.approx(100 * counted.score, abs=1e-6)
+    assert {name: written[name] for name in spec.predicts} == pytest.approx(
+        {name: 100 * value for name, value in counted.parts.items()}, abs=1e-6
     )
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == FILES
     for name in ("errors.png", "worst.png"):
@@ -58,26 +64,20 @@ def test_the_number_is_that_of_training_and_of_the_written_predictions(arm_run: 
     assert evaluate_run(arm_run).score == found.score  # without files
 
 
-def test_how_maps_are_read_is_a_value(arm_run: Run) -> None:
+def test_how_maps_are_read_is_a_value(arm_run: Trained) -> None:
     readings = ([], ["evaluate.decoding=argmax"], ["evaluate.flip_test=true"])
     assert len({evaluate_run(arm_run, reading).score.rows["PCK@0.2"]["auc"] for reading in readings}) == 3
 
 
-def test_another_data_set_is_looked_at_as_the_model_was_trained(arm_run: Run) -> None:
-    root = arm_run.config.dataset.root
-    config = configured(arm_run.config, ["dataset=lspet_arm", f"dataset.root={root}", "evaluate.decoding=dark"])
-    assert (config.dataset.spec, list(config.dataset.input_size)) == ("lspet_arm", [32, 32])
-    assert (config.dataset.root, config.evaluate.decoding) == (root, "dark")
-    assert arm_run.config.evaluate.decoding == "quarter"
-    config = configured(arm_run.config, ["dataset.input_size=[64,64]"])
-    assert (config.dataset.root, list(config.dataset.input_size)) == (root, [64, 64])
-
-
-def test_a_run_from_before_a_key_existed(arm_run: Run) -> None:
-    old = DictConfig(OmegaConf.to_container(arm_run.config))
-    del old.evaluate["decoding"], old.evaluate["flip_test"]
-    config = configured(old, [])
-    assert (config.evaluate.decoding, config.evaluate.flip_test) == ("quarter", False)
+def test_another_data_set_is_looked_at_as_the_model_was_trained(arm_run: Trained) -> None:
+    root = arm_run.dataset["root"]
+    changes = ["dataset=lspet_arm", f"dataset.root={root}", "evaluate.decoding=dark"]
+    values = evaluated_on(arm_run.values, changes)
+    assert (values["dataset"]["spec"], values["dataset"]["input_size"]) == ("lspet_arm", [32, 32])
+    assert (values["dataset"]["root"], values["evaluate"]["decoding"]) == (root, "dark")
+    assert arm_run.values["evaluate"]["decoding"] == "quarter"
+    values = evaluated_on(arm_run.values, ["dataset.input_size=[64,64]"])
+    assert (values["dataset"]["root"], values["dataset"]["input_size"]) == (root, [64, 64])
 
 
 def test_a_model_of_several_goes_by_its_file(toy: list[str], tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_model_of_several_goes_by_its_file(toy: list[str], tmp_path: Path) -> 
     assert (about["run"], about["model"]) == (str(tmp_path / "run"), "model.cluster-1.safetensors")
 
 
-def test_what_does_not_fit_is_one_line(arm_run: Run, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_one_line(arm_run: Trained, tmp_path: Path) -> None:
     cases: list[tuple[list[str], dict[str, Any], str]] = [
         (["dataset=lspet"], {}, "dataset=lspet: it has 14 keypoints .* finds those of arm, 3 keypoints"),
         (["dataset=arm_lspet"], {}, "several data sets; expected one of them: arm or lspet"),
@@ -120,7 +120,7 @@ def test_a_broken_image_leaves_nothing_half_written(toy: list[str], home: Path, 
     with pytest.raises(UserError, match=f"{broken.name}.*truncated"):
         evaluate_run(run, side="all", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    OmegaConf.update(run.config, "dataset.on_bad", "skip")
+    run.values["dataset"]["on_bad"] = "skip"
     found = evaluate_run(run, side="all", out=tmp_path / "out")
     assert (found.score.people, found.score.left_out) == (7, 1)
     assert found.again is not None and found.again.endswith("--on-bad skip")
@@ -159,7 +159,7 @@ def write_coco(root: Path) -> None:
 
 
 @pytest.fixture
-def coco_run(toy: list[str], tmp_path: Path) -> Run:
+def coco_run(toy: list[str], tmp_path: Path) -> Trained:
     """A model of COCO's 17 keypoints, and three images."""
     write_coco(tmp_path / "coco")
     write_run(tmp_path / "run", [*toy, "dataset=coco", "partition=iid"], root=tmp_path / "coco")
@@ -175,11 +175,11 @@ def detections(folder: Path, *entries: tuple[int, list[float], float], category:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is drawn: it takes longer than all the rest."""
-    monkeypatch.setattr("fedgh_app.runs.evaluation._draw", lambda *_: None)
+    monkeypatch.setattr("fedgh_app.pose.evaluation.official_run._draw", lambda *_: None)
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_coco_in_annotated_and_in_detected_boxes(coco_run: Run, tmp_path: Path) -> None:
+def test_coco_in_annotated_and_in_detected_boxes(coco_run: Trained, tmp_path: Path) -> None:
     truth = tmp_path / "coco/annotations.json"
     evaluate_run(coco_run, out=tmp_path / "first")
     content, known = (json.loads(file.read_text()) for file in (truth, tmp_path / "first/predictions.json"))
@@ -206,7 +206,7 @@ def test_coco_in_annotated_and_in_detected_boxes(coco_run: Run, tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_double_detections_are_suppressed(coco_run: Run, tmp_path: Path) -> None:
+def test_double_detections_are_suppressed(coco_run: Trained, tmp_path: Path) -> None:
     box = [30.0, 30, 60, 60]
     file = detections(tmp_path, (2, box, 0.9), (2, box, 0.8), (3, box, 0.1))
     evaluate_run(coco_run, detections=file, out=tmp_path / "out")
@@ -217,7 +217,7 @@ def test_double_detections_are_suppressed(coco_run: Run, tmp_path: Path) -> None
     ]
 
 
-def test_bad_detections_are_one_line(coco_run: Run, tmp_path: Path) -> None:
+def test_bad_detections_are_one_line(coco_run: Trained, tmp_path: Path) -> None:
     box = [30.0, 30, 60, 60]
     cases: list[tuple[Any, str]] = [
         (detections(tmp_path, (9, box, 1)).read_text(), "entry 0: found image_id 9"),
@@ -242,14 +242,14 @@ def test_bad_detections_are_one_line(coco_run: Run, tmp_path: Path) -> None:
 
 
 def test_the_command(
-    arm_run: Run,
+    arm_run: Trained,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     fedgh: Callable[..., int],
 ) -> None:
     run = str(arm_run.directory)
-    monkeypatch.setattr("fedgh_app.runs.evaluation._draw", lambda *_: None)
+    monkeypatch.setattr("fedgh_app.pose.evaluation.official_run._draw", lambda *_: None)
     assert fedgh("evaluate", run, "evaluate.flip_test=true", "--json") == 0
     about = json.loads(capsys.readouterr().out)
     assert (about["flip_test"], about["split"], about["scores"]["people"]) == (True, "test", 16)

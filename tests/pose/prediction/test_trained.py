@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 from written_run import write_run
 
-from fedgh_app.config.instantiation import instantiate
-from fedgh_app.data import site
 from fedgh_app.pose.data.batches import Batches
+from fedgh_app.pose.data.cache import open_cache
 from fedgh_app.pose.data.crops import apply_affine, invert_affine, similarity_matrix
 from fedgh_app.pose.models.confidence import MassAtPeak, peak_height
-from fedgh_app.pose.models.decoding import Dark, argmax, quarter
+from fedgh_app.pose.models.decoding import Dark, argmax, decoder
+from fedgh_app.pose.prediction import trained as inference
 from fedgh_app.pose.training import evaluate
-from fedgh_app.runs import inference
 from fedgh_app.runs.opening import load_run
 
 
@@ -33,15 +32,14 @@ def test_with_the_boxes_of_a_data_set_predictions_are_those_of_its_evaluation(
     content = json.loads((out / "predictions.json").read_text())
     names = {image["id"]: image["file_name"] for image in content["images"]}
     predicted = {names[entry["image_id"]]: np.reshape(entry["keypoints"], (-1, 3)) for entry in content["annotations"]}
-    config = load_run(run).config
-    cache = site.open_data(config)
+    opened = load_run(run)
+    cache = open_cache(opened.spec, root, input_size=(32, 32), directory=tmp_path / "cache")
     batches = Batches(cache, np.arange(80), batch_size=80, seed=0, shuffle=False)
-    model = load_run(run).model
     found = evaluate(
-        model,
+        opened.model,
         batches,
-        instantiate(config.loss, "loss"),
-        decode=site.decoder_of(config, model),
+        opened.loss,
+        decode=decoder(opened.model, "dark", opened.loss),
         flip_permutation=cache.spec.flip_permutation,
     )
     # A crop of the cache has the input in its middle: (96 - 64) / 2 on a side at a margin of 1.5.
@@ -61,9 +59,6 @@ def test_what_is_asked_for_goes_before_what_the_run_says(toy: list[str], tmp_pat
     assert isinstance(inference.predictor(run).decode, Dark)
     asked = inference.predictor(run, decoding="argmax", flip_test=False, batch_size=3)
     assert (asked.decode, asked.flip_permutation, asked.batch_size, asked.input_size) == (argmax, None, 3, (32, 32))
-    del run.config.evaluate["decoding"], run.config.evaluate["flip_test"]  # a run of before they were
-    old = inference.predictor(run)
-    assert (old.decode, old.flip_permutation) == (quarter, None)
 
 
 def test_confidence_goes_by_what_the_maps_were_trained_to(toy: list[str], tmp_path: Path) -> None:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import torch
 
-from fedgh_app.data import site
-from fedgh_app.config.instantiation import instantiate
-from fedgh_app.pose.prediction import export as exporting
+from fedgh_app.errors import UserError
+from fedgh_app.pose.data.records import DatasetSpec
 from fedgh_app.pose.models.confidence import Confidence, MassAtPeak, peak_height
 from fedgh_app.pose.models.decoding import decoder
-from fedgh_app.errors import UserError
+from fedgh_app.pose.prediction import export as exporting
 from fedgh_app.pose.prediction.export import Agreement
 from fedgh_app.pose.prediction.prediction import Predictor
-from fedgh_app.runs.opening import Run
+from fedgh_app.task import Trained
 
 
 def predictor(
-    run: Run, *, decoding: str | None = None, flip_test: bool | None = None, batch_size: int = 32
+    run: Trained, *, decoding: str | None = None, flip_test: bool | None = None, batch_size: int = 32
 ) -> Predictor:
     """The run's model on a GPU if there is one.
 
@@ -28,25 +28,23 @@ def predictor(
         flip_test: whether to look at the mirrored crop too; None likewise.
         batch_size: most crops in one pass.
     """
-    # Runs of before these keys existed were evaluated in this way.
-    usual = {"decoding": "quarter", "flip_test": False, **run.config.evaluate}
-    height, width = next(iter(site.members(run.config).values())).dataset.input_size
-    loss = instantiate(run.config.loss, "loss")
+    usual, spec = run.values["evaluate"], cast(DatasetSpec, run.spec)
+    height, width = run.dataset["input_size"]
     flips = usual["flip_test"] if flip_test is None else flip_test
     return Predictor(
         model=run.model,
-        spec=run.spec,
+        spec=spec,
         input_size=(int(height), int(width)),
-        decode=decoder(run.model, decoding or usual["decoding"], loss),
+        decode=decoder(run.model, decoding or usual["decoding"], run.loss),
         confidence=confidence(run),
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         batch_size=batch_size,
-        flip_permutation=run.spec.flip_permutation if flips else None,
+        flip_permutation=spec.flip_permutation if flips else None,
     )
 
 
-def export(run: Run, path: Path, *, decoding: str | None = None) -> Agreement:
-    """Write the run's model to an ONNX file, with what says where it comes from; see `fedgh_app.pose.prediction.export`.
+def export(run: Trained, path: Path, *, decoding: str | None = None) -> Agreement:
+    """Write the run's model to an ONNX file, with what says where it comes from; see `export.export`.
 
     Raises UserError where the export's packages are missing, the file cannot be written, or it disagrees with PyTorch.
     """
@@ -62,10 +60,9 @@ def export(run: Run, path: Path, *, decoding: str | None = None) -> Agreement:
     return exporting.export(predictor(run, decoding=decoding, flip_test=False), path, about)
 
 
-def confidence(run: Run) -> Confidence:
+def confidence(run: Trained) -> Confidence:
     """How sure the run's model is of a keypoint: what its maps mean depends on what it was trained to."""
-    loss = instantiate(run.config.loss, "loss")
-    if not loss.logits:
+    if not run.loss.logits:
         return peak_height
     integral = getattr(run.model, "integral", None)
-    return MassAtPeak(sigma=loss.sigma, beta=1.0 if integral is None else integral.beta)
+    return MassAtPeak(sigma=run.loss.sigma, beta=1.0 if integral is None else integral.beta)

@@ -9,15 +9,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedgh_app.grids.replies import Norms
+from fedgh_app.server.parts.part import Part
 
 RECENT = 32  # norms of accepted updates that are kept
 FEWEST = 3  # among two lengths nobody can say which is the odd one
 
-_PARTS = ("update", "running statistics")
+_KINDS = ("update", "running statistics")
 
 
-class Outliers:
-    """Finds updates whose norm is above ``factor`` times the median of what they are compared with.
+class Outliers(Part):
+    """Rejects updates whose norm is above ``factor`` times the median of what they are compared with.
 
     They are compared with each other where there are three or more, as in a synchronous round; fewer, and single ones
     that arrive asynchronously, with the updates that were accepted last and with each other. Parameters and the running
@@ -32,18 +33,18 @@ class Outliers:
         self.factor = factor
         self.recent: deque[tuple[float, float]] = deque(maxlen=RECENT)
 
-    def reasons(self, norms: Mapping[str, Norms]) -> dict[str, str]:
+    def reject(self, norms: Mapping[str, Norms]) -> dict[str, str]:
         """Why updates are not to be used, by their key; the others are remembered as accepted."""
         pairs = {key: (norm.parameters, norm.statistics) for key, norm in norms.items()}
         others = list(pairs.values()) if len(pairs) >= FEWEST else [*self.recent, *pairs.values()]
-        found = {key: reason for key, pair in pairs.items() if (reason := self._reason(pair, others))}
-        self.recent.extend(p for key, p in pairs.items() if key not in found and all(map(math.isfinite, p)))
-        return found
+        reasons = {key: reason for key, pair in pairs.items() if (reason := self._reason(pair, others))}
+        self.recent.extend(p for key, p in pairs.items() if key not in reasons and all(map(math.isfinite, p)))
+        return reasons
 
     def _reason(self, pair: tuple[float, float], others: Sequence[tuple[float, float]]) -> str | None:
         if len(others) < FEWEST or math.isinf(self.factor):
             return None
-        for place, name in enumerate(_PARTS):
+        for place, name in enumerate(_KINDS):
             median = statistics.median(other[place] for other in others)
             if median > 0 and pair[place] > self.factor * median:
                 return (

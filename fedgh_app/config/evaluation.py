@@ -1,0 +1,46 @@
+"""On what, and how, `fedgh evaluate` tests the model of a run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra.core.override_parser.types import OverrideType
+from omegaconf import OmegaConf
+
+from fedgh_app.config.compose import compose_config, parse_overrides
+from fedgh_app.errors import UserError
+
+# What an evaluation depends on, beside the model.
+DEPENDS_ON = ("dataset", "evaluate", "batch_size")
+
+
+def evaluated_on(values: Mapping[str, Any], overrides: Sequence[str]) -> Mapping[str, Any]:
+    """A run's config with those of its values replaced that an evaluation depends on.
+
+    Another data set is looked at in the size that the model was trained on, unless ``dataset.input_size`` says
+    otherwise. Raises UserError for a value that is not known, not right, or of no consequence.
+    """
+    parsed = parse_overrides(overrides)
+    for item in parsed:
+        if item.type is not OverrideType.CHANGE:
+            raise UserError(f"{item.input_line}: an evaluation adds and deletes no key; expected KEY=VALUE")
+        if item.key_or_group.split(".")[0] not in DEPENDS_ON:
+            raise UserError(
+                f"{item.input_line}: an evaluation does not depend on it; "
+                "expected dataset=…, dataset.KEY=…, evaluate.KEY=… or batch_size=…"
+            )
+    if not parsed:
+        return values
+    changed = OmegaConf.create(copy.deepcopy(dict(values)))
+    keys = [item.key_or_group for item in parsed]
+    # Whatever the run did with clients: these two go with every data set.
+    composed = compose_config(["partition=iid", "sharing=fedpav", *overrides])
+    if "dataset" in keys:
+        changed.dataset = composed.dataset
+        changed.dataset.input_size = values["dataset"]["input_size"]
+    for key in keys:
+        if key != "dataset":
+            OmegaConf.update(changed, key, OmegaConf.select(composed, key))
+    return OmegaConf.to_container(changed)  # type: ignore[return-value]  # a dict of it is a dict

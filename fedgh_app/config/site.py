@@ -1,0 +1,76 @@
+"""The config as a site takes it: no path of the server's is read there.
+
+A node is a site once its node config names a ``data-root``. It trusts the app's code; config and messages come from a
+server that may be anybody's. Other nodes are simulated, on the machine of the one who wrote the config.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig
+
+from fedgh_app.config.choices import keeps_nothing
+from fedgh_app.errors import UserError
+from fedgh_app.vision.cores import usable_cores
+
+
+@dataclass(frozen=True)
+class SitePaths:
+    """The paths that a node's own config names.
+
+    Attributes:
+        data_root: folder of its images, which makes it a site.
+        teacher: run directory of its copy of the teacher.
+        weights: checkpoint file of its copy of the backbone's weights.
+    """
+
+    data_root: str | None = None
+    teacher: str | None = None
+    weights: str | None = None
+
+    @classmethod
+    def of(cls, node_config: Mapping[str, Any]) -> SitePaths:
+        """Those of a node config."""
+        named = (node_config.get(key) for key in ("data-root", "teacher", "weights"))
+        return cls(*(None if path is None else str(path) for path in named))
+
+
+def bounded(config: DictConfig, paths: SitePaths) -> DictConfig:
+    """The config as a node takes it: at a site, each path in it is the site's own, or none.
+
+    Raises UserError where training needs a file that the site has not named.
+    """
+    taken = copy.deepcopy(config)
+    if "run" in taken.teacher and paths.teacher is not None:
+        taken.teacher.run = paths.teacher
+    if taken.model.get("weights") is not None and paths.weights is not None:
+        taken.model.weights = paths.weights
+    if paths.data_root is None:
+        return taken
+    _root_all(taken, paths.data_root)
+    taken.run_dir = taken.init = taken.resume = None
+    taken.runtime.client_cpus = min(taken.runtime.client_cpus or usable_cores(), usable_cores())
+    if "run" in taken.teacher and paths.teacher is None:
+        taken.teacher.run = None
+    if "weights" in taken.model and paths.weights is None:
+        # What is shared comes with each message; only what stays on the client starts from them.
+        if taken.model.weights is not None and not keeps_nothing(taken):
+            raise UserError(
+                f"model.weights={taken.model.weights}: a site reads no file that the server names; "
+                "expected weights=PATH in its node config, or sharing=all"
+            )
+        taken.model.weights = None
+    return taken
+
+
+def _root_all(node: DictConfig, root: str) -> None:
+    """Let every data set of the config lie under ``root``."""
+    for key, value in node.items():
+        if isinstance(value, DictConfig):
+            _root_all(value, root)
+        elif key == "root":
+            node[key] = root

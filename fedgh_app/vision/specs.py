@@ -1,0 +1,45 @@
+"""The files that say what a data set is, whatever its task: ``datasets/<name>.yaml``."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedgh_app.errors import UserError
+
+# By the name that `task:` has in these files: the module that holds the task's one instance, `TASK`.
+TASKS = {"pose": "fedgh_app.pose.task"}
+
+DIRECTORY = Path(__file__).resolve().parents[2] / "datasets"
+
+
+def spec_names(directory: Path = DIRECTORY) -> list[str]:
+    """Names of the data sets that are described, in alphabetical order."""
+    return sorted(path.stem for path in directory.glob("*.yaml"))
+
+
+def read_spec(name: str, directory: Path = DIRECTORY) -> tuple[Path, dict[str, Any]]:
+    """The file that describes a data set, and what it holds; UserError where there is none, or it is no mapping."""
+    known = spec_names(directory)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3) or known
+        raise UserError(f"dataset={name}: no such data set; expected one of {', '.join(near)}")
+    path = directory / f"{name}.yaml"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a mapping, found {type(values).__name__}")
+    return path, values
+
+
+def task_name(name: str) -> str:
+    """The task that a data set is for; UserError where it does not say."""
+    path, values = read_spec(name)
+    if values.get("task") not in TASKS:
+        raise UserError(f"{path}: task={values.get('task')!r}, expected one of {', '.join(TASKS)}")
+    return str(values["task"])

@@ -1,0 +1,1 @@
+"""Telling dark images from bright ones: the least that a task is."""
