@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 from recording import Recording
 
 from fedgh_app import server_app
-from fedgh_app.callbacks.callback import Callback, callbacks_of
+from fedgh_app.assembly.server import Assembly
+from fedgh_app.callbacks.callback import Callback
 from fedgh_app.client_app import app as client_app
 from fedgh_app.config import compose
 from fedgh_app.config.compose import compose_config, join_overrides
@@ -51,7 +52,7 @@ def temperature(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def names(*overrides: str) -> list[str]:
-    return [type(hook).__name__ for hook in callbacks_of(compose_config(overrides))]
+    return [type(hook).__name__ for hook in Assembly(compose_config(overrides)).callbacks]
 
 
 def test_what_adds_to_a_round_comes_before_what_records_it() -> None:
@@ -61,7 +62,7 @@ def test_what_adds_to_a_round_comes_before_what_records_it() -> None:
 def test_one_more_for_once_and_one_less(temperature: str) -> None:
     more = ["+callbacks.warm._target_=" + temperature, "+callbacks.warm.degrees=30"]
     assert names(*more) == [*USUAL, "Temperature"]
-    assert callbacks_of(compose_config(more))[-1].degrees == 30
+    assert Assembly(compose_config(more)).callbacks[-1].degrees == 30
     assert "Plots" not in names("~callbacks.plots")
 
 
@@ -85,7 +86,7 @@ def test_a_file_of_ones_own_lists_it_before_the_others(
     nodes = [{"partition-id": number, "num-partitions": 4} for number in range(4)]
     grid = Recording(client_app, nodes, {"overrides": join_overrides([*toy, "rounds=1"])})
     hooks: list[Any] = []
-    monkeypatch.setattr(server_app, "callbacks_of", lambda config: hooks.extend(callbacks_of(config)) or hooks)
+    monkeypatch.setattr(server_app, "callbacks_of", lambda config: hooks.extend(Assembly(config).callbacks) or hooks)
     (tmp_path / "run").mkdir()
     server_app.federate(config, grid, tmp_path / "run")
     assert [line.train["temperature"] for line in read_history(tmp_path / "run")] == [20, 21]
