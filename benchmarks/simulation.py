@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig
@@ -24,6 +24,7 @@ from fedgh_app.config.compose import compose_config, fedgh_home
 from fedgh_app.data import partition
 from fedgh_app.pose.arms.generated import generate
 from fedgh_app.pose.data.batches import Batches
+from fedgh_app.pose.data.cache import CropCache
 from fedgh_app.pose.data.records import load_spec
 from fedgh_app.runs import storage
 from fedgh_app.runtimes.launcher import launch
@@ -91,7 +92,7 @@ def _plain(config: DictConfig, parts: partition.Partition, actors: int) -> float
 
 def _train(config: DictConfig, held: list[tuple[int, ...]], ready: Any, times: Any) -> None:
     limit_threads(config.runtime.client_cpus)
-    cache = ClientAssembly(config).data.only.examples
+    cache = cast(CropCache, ClientAssembly(config).data.only.examples)
     assembly = ClientAssembly(config)
     augmentation = assembly.augmentation
     batches = [
