@@ -111,7 +111,7 @@ def composed_of(overrides: Sequence[str]) -> Composed:
     """The config of one run and its choices, checked but for what choices refuse; UserError as `compose_config`."""
     parsed = parse_overrides(overrides)
     check_overrides(parsed, groups())
-    by_hydra = [item for item in parsed if item.key_or_group in groups() or item.is_hydra_override()]
+    by_hydra = [item for item in parsed if item.key_or_group in groups()]
     # `experiment=null` is the default, which Hydra cannot say of an optional group.
     given = tuple(str(item.input_line) for item in by_hydra if item.value() is not None)
     base, choices = _resolved(given, [])
