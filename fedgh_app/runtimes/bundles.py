@@ -18,10 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from flwr.common.config import get_fab_config, get_metadata_from_config
-from flwr.supercore.primitives.asymmetric_ed25519 import create_message_to_sign, load_private_key, sign_message
 
 from fedgh_app.errors import UserError
+from fedgh_app.flower import (
+    create_message_to_sign,
+    get_fab_config,
+    get_metadata_from_config,
+    load_private_key,
+    sign_message,
+)
 from fedgh_app.runs import storage
 
 ENTITY = re.compile(r"[A-Za-z0-9_-]{1,64}")

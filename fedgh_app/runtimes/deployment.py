@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
-from flwr.proto.control_pb2 import ListNodesRequest
-from flwr.supercore.constant import NodeStatus
-from flwr.supercore.control import ControlHttpClient
 
 from fedgh_app.config.settings import Settings
 from fedgh_app.errors import RunFailed, UserError, first_line
+from fedgh_app.flower import ControlHttpClient, ListNodesRequest, NodeStatus
 from fedgh_app.runtimes.flwr_run import run_on
 from fedgh_app.runtimes.progress import Display
 from fedgh_app.runtimes.superlink import SuperLink, control_of, environment_of

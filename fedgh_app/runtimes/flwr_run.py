@@ -15,13 +15,10 @@ from pathlib import Path
 
 import httpx
 import tomli_w
-from flwr.cli.run_utils import format_runs
-from flwr.common.serde import run_from_proto
-from flwr.proto.control_pb2 import ListRunsRequest, StopRunRequest
-from flwr.supercore.control import ControlHttpClient
 
 from fedgh_app.config.compose import ROOT, join_overrides
 from fedgh_app.errors import RunFailed, UserError, first_line
+from fedgh_app.flower import ControlHttpClient, ListRunsRequest, StopRunRequest, format_runs, run_from_proto
 from fedgh_app.runs.directory import LOG, STOP
 from fedgh_app.runs.records import FAILURE, Failure
 from fedgh_app.runs.result import RESULT
