@@ -52,8 +52,8 @@ LEVELS = (
     ("grids", "data"),
     ("runs",),
     ("config",),
-    ("task",),
     ("pose",),
+    ("task",),
     ("vision",),
     ("errors", "words", "flower"),
 )

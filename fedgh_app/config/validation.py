@@ -103,9 +103,14 @@ def _check_by_task(config: DictConfig) -> None:
     """Have the task of each data set check what only it can tell wrong (``checks.py`` in its package)."""
     members = config.dataset.get("members") or {"": config.dataset}
     for task in dict.fromkeys(task_name(str(node.spec)) for node in members.values()):
-        package = TASKS[task].rpartition(".")[0]
-        if package and importlib.util.find_spec(f"{package}.checks"):
+        package = _package(task)
+        if package != TASKS[task] and importlib.util.find_spec(f"{package}.checks"):
             importlib.import_module(f"{package}.checks").check(config)
+
+
+def _package(task: str) -> str:
+    """The package of a task; the module of one that is no package."""
+    return TASKS[task].rpartition(".")[0] or TASKS[task]
 
 
 def _check_facts(base: DictConfig, config: DictConfig) -> None:
@@ -133,7 +138,7 @@ def _checked_target(group: str, node: Any) -> Any:
     """The node of a group without its own `_target_`, which was found to be allowed."""
     if group not in TARGETS or not isinstance(node, DictConfig):
         return node
-    check_target(group, node.get("_target_"))
+    check_target(group, node.get("_target_"), TARGETS[group] or [_package(task) for task in TASKS])
     return {name: item for name, item in node.items() if name != "_target_"}
 
 
