@@ -13,7 +13,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -66,6 +66,29 @@ def quoted(path: Path) -> str:
     return f"'{text}'"
 
 
+def absolute_paths(config: DictConfig) -> list[str]:
+    """Overrides that make every path absolute: Flower's processes have working directories of their own."""
+    paths: dict[str, str | None] = {
+        "init": config.init,
+        "resume": config.resume,
+        "teacher.run": config.teacher.get("run"),
+    }
+    paths |= dict(_data_roots(config))
+    weights = config.model.get("weights")
+    if weights and Path(weights).expanduser().exists():  # else it is the name of a torchvision enum
+        paths["model.weights"] = weights
+    return [f"{key}={quoted(Path(value).expanduser().resolve())}" for key, value in paths.items() if value is not None]
+
+
+def _data_roots(node: DictConfig, path: str = "") -> Iterator[tuple[str, str]]:
+    """Where each data set of the config lies, by the key that says so."""
+    for key, value in node.items():
+        if isinstance(value, DictConfig):
+            yield from _data_roots(value, f"{path}{key!s}.")
+        elif key == "root":
+            yield f"{path}root", value
+
+
 def compose_config(overrides: Sequence[str]) -> DictConfig:
     """Compose and check the config of one run.
 
@@ -88,7 +111,7 @@ def composed_of(overrides: Sequence[str]) -> Composed:
     """The config of one run and its choices, checked but for what choices refuse; UserError as `compose_config`."""
     parsed = parse_overrides(overrides)
     check_overrides(parsed, groups())
-    by_hydra = [item for item in parsed if item.key_or_group in groups() or item.is_hydra_override()]
+    by_hydra = [item for item in parsed if item.key_or_group in groups()]
     # `experiment=null` is the default, which Hydra cannot say of an optional group.
     given = tuple(str(item.input_line) for item in by_hydra if item.value() is not None)
     base, choices = _resolved(given, [])

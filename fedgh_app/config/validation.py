@@ -19,9 +19,6 @@ from fedgh_app.vision.specs import TASKS, task_name
 
 Groups = Mapping[str, Sequence[str]]
 
-# Of Hydra's own keys, those that say where its launcher writes; others would read files or build objects.
-HYDRA_MAY = ("hydra.run.", "hydra.sweep.", "hydra.job.")
-
 
 def _nearest(name: str, names: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
@@ -31,10 +28,8 @@ def _nearest(name: str, names: Sequence[str]) -> str:
 def check_overrides(parsed: Sequence[Override], groups: Groups) -> None:
     """Each override is one value, and each chosen group has that choice; UserError otherwise."""
     for item in parsed:
-        if re.match(r"hydra\b", item.key_or_group) and not item.key_or_group.startswith(HYDRA_MAY):
-            raise UserError(
-                f"{item.input_line}: Hydra's own settings stay; expected one that begins with {', '.join(HYDRA_MAY)}"
-            )
+        if re.match(r"hydra\b", item.key_or_group):  # it would read files and build objects
+            raise UserError(f"{item.input_line}: Hydra's own settings stay; expected run_dir=DIR for where a run lies")
         if item.is_sweep_override():
             raise UserError(f"{item.input_line}: several values; expected one, or the flag -m to run them all")
         group = item.key_or_group
@@ -55,7 +50,7 @@ def check_keys(base: DictConfig, parsed: Sequence[Override], groups: Groups) -> 
     """Each override names a key that ``base``, the config without single values, has; UserError otherwise."""
     for item in parsed:
         key = item.key_or_group
-        if key in groups or item.is_add() or key.startswith("hydra."):
+        if key in groups or item.is_add():
             continue
         if item.is_delete() and "." not in key:
             raise UserError(f"{item.input_line}: a run needs {key}; expected a value")
@@ -129,8 +124,6 @@ def _check_facts(base: DictConfig, config: DictConfig) -> None:
 
 def _check_targets(config: DictConfig) -> None:
     for key, value in config.items():
-        if key == "hydra":
-            continue
         if key == "callbacks":  # a table of objects, each under a name of its own
             value = {name: _checked_callback(str(name), node) for name, node in value.items()}
         else:

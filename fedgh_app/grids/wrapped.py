@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import Message
-from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
+
+from fedgh_app.flower import NodeInfo
 
 
 @dataclass
