@@ -53,7 +53,7 @@ LEVELS = (
     ("task",),
     ("pose",),
     ("vision",),
-    ("errors", "words"),
+    ("errors", "words", "resources"),
 )
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 

@@ -24,9 +24,10 @@ from flwr.supercore.control import ControlHttpClient
 from omegaconf import DictConfig
 
 from fedgh_app.assembly.server import Assembly
-from fedgh_app.config.compose import ROOT, compose_config, join_overrides, quoted
+from fedgh_app.config.compose import compose_config, join_overrides, quoted
 from fedgh_app.config.settings import Runtime, Settings
 from fedgh_app.errors import RunFailed, UserError, first_line
+from fedgh_app.resources import APP_FILES, SHIPPED
 from fedgh_app.runs import resumption
 from fedgh_app.runs.checkpoints import newest
 from fedgh_app.runs.directory import CLIENTS, LOG, STOP
@@ -48,7 +49,6 @@ from fedgh_app.runtimes.superlink import (
 )
 from fedgh_app.vision.cores import usable_cores
 
-APP_FILES = ("fedgh_app", "strategies", "conf", "datasets", "pyproject.toml", "README.md", "LICENSE")
 STATUS_SECONDS = 3.0  # between two questions about the run's status; each is a line in the SuperLink's log
 SILENCE_SECONDS = 60.0
 
@@ -274,13 +274,12 @@ def _raise_failure(directory: Path, otherwise: str) -> None:
 
 
 def _stage(folder: Path) -> Path:
-    """A copy of the app without the virtual environment, data and runs that lie beside it in a checkout."""
+    """A copy of the app without what lies beside it: a checkout's data and runs, or other installed packages."""
     app = folder / "app"
     app.mkdir()
-    for name in APP_FILES:
-        source = ROOT / name
+    for name, source in APP_FILES.items():
         if source.is_dir():
-            shutil.copytree(source, app / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, app / name, ignore=shutil.ignore_patterns("__pycache__", SHIPPED.name))
         elif source.exists():
             shutil.copy2(source, app / name)
     return app
