@@ -55,7 +55,7 @@ LEVELS = (
     ("pose",),
     ("task",),
     ("vision",),
-    ("errors", "words", "flower"),
+    ("errors", "words", "flower", "resources"),
 )
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 

@@ -16,16 +16,16 @@ from pathlib import Path
 import httpx
 import tomli_w
 
-from fedgh_app.config.compose import ROOT, join_overrides
+from fedgh_app.config.compose import join_overrides
 from fedgh_app.errors import RunFailed, UserError, first_line
 from fedgh_app.flower import ControlHttpClient, ListRunsRequest, StopRunRequest, format_runs, run_from_proto
+from fedgh_app.resources import APP_FILES, SHIPPED
 from fedgh_app.runs.directory import LOG, STOP
 from fedgh_app.runs.records import FAILURE, Failure
 from fedgh_app.runs.result import RESULT
 from fedgh_app.runtimes.progress import Display
 from fedgh_app.runtimes.superlink import START_SECONDS, STOP_SECONDS, SuperLink, control_of, flwr, script
 
-APP_FILES = ("fedgh_app", "strategies", "conf", "datasets", "pyproject.toml", "README.md", "LICENSE")
 STATUS_SECONDS = 3.0  # between two questions about the run's status; each is a line in the SuperLink's log
 SILENCE_SECONDS = 60.0
 
@@ -59,13 +59,12 @@ def run_on(
 
 
 def stage(folder: Path) -> Path:
-    """A copy of the app without the virtual environment, data and runs that lie beside it in a checkout."""
+    """A copy of the app without what lies beside it: a checkout's data and runs, or other installed packages."""
     app = folder / "app"
     app.mkdir()
-    for name in APP_FILES:
-        source = ROOT / name
+    for name, source in APP_FILES.items():
         if source.is_dir():
-            shutil.copytree(source, app / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, app / name, ignore=shutil.ignore_patterns("__pycache__", SHIPPED.name))
         elif source.exists():
             shutil.copy2(source, app / name)
     return app

@@ -24,12 +24,13 @@ from watching import audited, watched
 
 from fedgh_app.assembly.client import ClientAssembly
 from fedgh_app.client_app import app
-from fedgh_app.config.compose import ROOT, compose_config, join_overrides
+from fedgh_app.config.compose import compose_config, join_overrides
 from fedgh_app.config.site import SitePaths, bounded
 from fedgh_app.data.site import Site, open_site
 from fedgh_app.errors import UserError
 from fedgh_app.grids.inprocess import InProcessGrid
 from fedgh_app.pose.data.records import load_spec
+from fedgh_app.resources import ROOT
 from fedgh_app.runs.storage import save_config, save_model
 from fedgh_app.vision.cores import usable_cores
 
