@@ -1,7 +1,5 @@
 """The files under ``conf/``: groups, their choices, and what each choice says of itself."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf

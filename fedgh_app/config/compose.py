@@ -4,8 +4,6 @@ The launcher, the ServerApp and each ClientApp compose the same config from the 
 that list has to travel.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 import itertools
@@ -49,10 +47,7 @@ def join_overrides(overrides: Sequence[str]) -> str:
 
 
 def split_overrides(text: str) -> list[str]:
-    """The overrides in ``text``, separated by blanks and quoted as in a shell.
-
-    Raises UserError if a quote is left open.
-    """
+    """The overrides in ``text``, separated by blanks and quoted as in a shell; UserError if a quote is left open."""
     try:
         return shlex.split(text)
     except ValueError as error:
@@ -90,14 +85,9 @@ def _data_roots(node: DictConfig, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
-    """Compose and check the config of one run.
+    """Compose and check the config of one run from overrides such as ``["strategy=fedaw", "rounds=3"]``.
 
-    Args:
-        overrides: Hydra overrides, such as ``["strategy=fedaw", "rounds=3"]``.
-
-    Raises:
-        UserError: an unknown key or choice, a wrong type, a value out of range, a forbidden ``_target_``; one line
-            that names the key, the value, and what was expected.
+    Raises UserError, in one line that names the key, the value and what was expected.
     """
     composed = composed_of(overrides)
     composed.check()
@@ -174,7 +164,6 @@ def _resolved(given: tuple[str, ...], values: Sequence[Override]) -> tuple[DictC
 
 
 def _set(config: DictConfig, item: Override) -> None:
-    """Set, add or delete one value, as Hydra does."""
     key, value = item.key_or_group, item.value()
     there = OmegaConf.select(config, key)
     if item.is_delete():

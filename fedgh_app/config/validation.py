@@ -1,7 +1,5 @@
 """What a config is held to before any process starts; each error is one line that says what was expected."""
 
-from __future__ import annotations
-
 import difflib
 import importlib.util
 import re
@@ -71,12 +69,7 @@ def check_keys(base: DictConfig, parsed: Sequence[Override], groups: Groups) -> 
 
 
 def check_resolved(node: Any, path: str = "") -> None:
-    """No value that is put together out of others becomes a reference itself, which each reading would follow.
-
-    Args:
-        node: the resolved config, or what lies in it, as plain values.
-        path: its key.
-    """
+    """Refuse (UserError) a value that became a reference as it was put together: each reading would follow it."""
     if isinstance(node, str) and "${" in node:
         raise UserError(f"{path}: found a reference in its value, expected one to another key, as ${{KEY}}")
     children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
