@@ -69,11 +69,7 @@ def wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
 def filled(dtype: np.dtype[Any], shape: tuple[int, ...], fill: Callable[[np.ndarray], None]) -> Array:
     """Return an ``Array`` whose elements ``fill`` writes, as a flat view, straight into the final bytes."""
     stream = BytesIO()
-    description = {
-        "descr": npy_format.dtype_to_descr(dtype),
-        "fortran_order": False,
-        "shape": shape,
-    }
+    description = {"descr": npy_format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     npy_format.write_array_header_1_0(stream, description)
     offset = stream.tell()
     count = int(np.prod(shape, dtype=np.int64))

@@ -171,9 +171,7 @@ class ClientUpdates:
         return sums
 
     def _next_model(
-        self,
-        step: Callable[[str, slice, Tensor], np.ndarray],
-        statistic: Callable[[np.ndarray], np.ndarray],
+        self, step: Callable[[str, slice, Tensor], np.ndarray], statistic: Callable[[np.ndarray], np.ndarray]
     ) -> ArrayRecord:
         result, parameters = ArrayRecord(), set(self.parameters)
         for tensor, head in self._headers.items():

@@ -84,11 +84,7 @@ class Async(Mode):
     clients_rest = False
 
     def __init__(
-        self,
-        buffer: int = 2,
-        staleness_exponent: float = 0.5,
-        max_staleness: int = 20,
-        concurrency: int | None = None,
+        self, buffer: int = 2, staleness_exponent: float = 0.5, max_staleness: int = 20, concurrency: int | None = None
     ) -> None:
         for name, value, least in (("buffer", buffer, 1), ("max_staleness", max_staleness, 0)):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
