@@ -23,8 +23,7 @@ class Header(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def _parse(data: bytes) -> Header:
-    # NumPy evaluates the header as a Python literal, tens of microseconds; K clients send the same few
-    # hundred.
+    # NumPy evaluates the header as a Python literal, tens of microseconds; K clients send the same few hundred.
     stream = BytesIO(data)
     version = npy_format.read_magic(stream)
     read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0

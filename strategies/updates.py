@@ -111,9 +111,8 @@ class ClientUpdates:
     ) -> ArrayRecord:
         """Return the next model.
 
-        Parameters ``w + η (Σ c_k Δ_k + shift)``; running statistics ``Σ ψ_k s_k``, without η, since a
-        variance must stay positive; integer buffers their maximum. Keys, shapes and dtypes are those of the
-        model that was sent.
+        Parameters ``w + η (Σ c_k Δ_k + shift)``; running statistics ``Σ ψ_k s_k``, without η, since a variance must
+        stay positive; integer buffers their maximum. Keys, shapes and dtypes are those of the model that was sent.
 
         Parameters
         ----------
