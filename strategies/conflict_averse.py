@@ -52,9 +52,8 @@ class ConflictAverse(FedAvg):
         remembers each pair of clients: every round must have the same clients. NashMTL needs a solver that is
         installed for Python up to 3.12 only, and takes some 0.1 s for each Gramian.
     granularity : ``model``, or ``layer`` for each parameter tensor on its own Gramian.
-    scale : ``norm`` brings the combined update to the length |Σ p_k Δ_k| (at layer granularity each tensor
-        to its own), since the rules differ in scale: about a mean for UPGrad, a sum for PCGrad. ``none``
-        leaves the rule's own.
+    scale : ``norm`` brings the combined update to the length |Σ p_k Δ_k| (at layer granularity each tensor to its own),
+        since the rules differ in scale: about a mean for UPGrad, a sum for PCGrad. ``none`` leaves the rule's own.
     options : keyword arguments of TorchJD's class, such as ``{"c": 0.4}`` for CAGrad.
     """
 

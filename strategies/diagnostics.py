@@ -17,11 +17,7 @@ MOST_COMPARED = 50
 
 def describe_clients(server_round: int, updates: ClientUpdates) -> Diagnostics:
     """Return the round, the labels of the updates in order, and the examples behind each; all JSON-able."""
-    return {
-        "round": server_round,
-        "clients": list(updates.labels),
-        "examples": _per_update(updates, updates.examples),
-    }
+    return {"round": server_round, "clients": list(updates.labels), "examples": _per_update(updates, updates.examples)}
 
 
 def describe_weights(updates: ClientUpdates, weights: Weights) -> Diagnostics:

@@ -11,13 +11,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 
-from strategies.diagnostics import (
-    Diagnostics,
-    describe_clients,
-    describe_geometry,
-    describe_norms,
-    describe_weights,
-)
+from strategies.diagnostics import Diagnostics, describe_clients, describe_geometry, describe_norms, describe_weights
 from strategies.gaussian import GaussianMechanism
 from strategies.randomness import generator
 from strategies.threads import one_thread
@@ -222,12 +216,7 @@ class FedAvg(flower.FedAvg):
         return nodes
 
     def _messages(
-        self,
-        server_round: int,
-        arrays: ArrayRecord,
-        config: ConfigRecord,
-        node_ids: list[int],
-        message_type: str,
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, node_ids: list[int], message_type: str
     ) -> Iterable[Message]:
         # A copy: the caller hands in the same record each round, and what a rule adds is not the caller's.
         config = ConfigRecord({**config, "server-round": server_round})

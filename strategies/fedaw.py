@@ -17,8 +17,7 @@ _CANCELLED = 1e-12
 
 
 def angles(gramian: Tensor, shares: Tensor) -> Tensor | None:
-    """Return the angle in radians between each update and ``g = Σ p_k Δ_k``, (K,) in [0, π]; None where g =
-    0.
+    """Return the angle in radians between each update and ``g = Σ p_k Δ_k``, (K,) in [0, π]; None where g = 0.
 
     From the Gramian alone: ``<g, Δ_k> = (G p)_k`` and ``|g|² = pᵀ G p``. A zero update stands at π/2.
     """
@@ -37,8 +36,7 @@ def gompertz(theta: Tensor, alpha: float = ALPHA) -> Tensor:
 
 
 class FedAW(FedAvg):
-    """Federated adaptive weighting (Wu & Wang, "Fast-Convergent Federated Learning with Adaptive Weighting",
-    2021).
+    """Federated adaptive weighting (Wu & Wang, "Fast-Convergent Federated Learning with Adaptive Weighting", 2021).
 
     ``c_k = n_k exp f(θ̃_k) / Σ_j n_j exp f(θ̃_j)``, with f the Gompertz map and θ̃_k the angle between k's
     update and the mean update, averaged over the rounds in which k took part. A round whose mean update is

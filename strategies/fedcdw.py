@@ -15,13 +15,11 @@ _ROUNDING = 1e-5
 
 
 class FedCDW(FedAvg):
-    """Cosine distance weight (Zhuang et al., "Performance Optimization for Federated Person
-    Re-identification", 2020).
+    """Cosine distance weight (Zhuang et al., "Performance Optimization for Federated Person Re-identification", 2020).
 
-    ``c_k = d_k / Σ d_j``, with d_k the mean cosine distance between a client's outputs before and after
-    training on one batch of its own data. The client measures it only when asked: the train config lists
-    ``cosine-distance`` under ``report``, and the reply's metrics hold it under that name. If nobody reports
-    it, or all report 0, c = p.
+    ``c_k = d_k / Σ d_j``, with d_k the mean cosine distance between a client's outputs before and after training on one
+    batch of its own data. The client measures it only when asked: the train config lists ``cosine-distance`` under
+    ``report``, and the reply's metrics hold it under that name. If nobody reports it, or all report 0, c = p.
     """
 
     def train_config(self, config: ConfigRecord) -> ConfigRecord:

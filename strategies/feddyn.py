@@ -24,9 +24,8 @@ class FedDyn(FedAvg):
     Parameters
     ----------
     alpha : alpha > 0, the weight of the clients' quadratic term.
-    num_registered : m, how many clients there are, whether they take part in a round or not; fixed at the
-        start. None: as many as have names, without names as many as are connected at the first
-        ``configure_train``.
+    num_registered : m, how many clients there are, whether they take part in a round or not; fixed at the start. None:
+        as many as have names, without names as many as are connected at the first ``configure_train``.
     """
 
     def __init__(self, *args: Any, alpha: float, num_registered: int | None = None, **options: Any) -> None:

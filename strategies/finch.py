@@ -20,9 +20,8 @@ def finch(embeddings: Tensor) -> list[int]:
 
     Parameters
     ----------
-    embeddings : (K, D), one row for each point. The nearest of equally near neighbours is the one with the
-        lowest index. A zero vector has no direction: it is at distance 1 from everyone, as in the authors'
-        code.
+    embeddings : (K, D), one row for each point. The nearest of equally near neighbours is the one with the lowest
+        index. A zero vector has no direction: it is at distance 1 from everyone, as in the authors' code.
 
     Returns
     -------

@@ -23,8 +23,7 @@ class Header(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def _parse(data: bytes) -> Header:
-    # NumPy evaluates the header as a Python literal, tens of microseconds; K clients send the same few
-    # hundred.
+    # NumPy evaluates the header as a Python literal, tens of microseconds; K clients send the same few hundred.
     stream = BytesIO(data)
     version = npy_format.read_magic(stream)
     read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
@@ -69,11 +68,7 @@ def wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
 def filled(dtype: np.dtype[Any], shape: tuple[int, ...], fill: Callable[[np.ndarray], None]) -> Array:
     """Return an ``Array`` whose elements ``fill`` writes, as a flat view, straight into the final bytes."""
     stream = BytesIO()
-    description = {
-        "descr": npy_format.dtype_to_descr(dtype),
-        "fortran_order": False,
-        "shape": shape,
-    }
+    description = {"descr": npy_format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     npy_format.write_array_header_1_0(stream, description)
     offset = stream.tell()
     count = int(np.prod(shape, dtype=np.int64))

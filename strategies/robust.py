@@ -29,9 +29,8 @@ CoordinateRule = Callable[[np.ndarray], np.ndarray]
 def central(gramian: Tensor, malicious: int, count: int) -> Tensor:
     """Return which updates Krum chooses, the most central first, (count,) indices.
 
-    The score of an update is the sum of its squared distances to the n - f - 2 updates nearest to it; the
-    lowest are chosen, the first of equal ones. From the Gramian alone:
-    ``|Δ_i - Δ_j|² = G[i,i] + G[j,j] - 2 G[i,j]``.
+    The score of an update is the sum of its squared distances to the n - f - 2 updates nearest to it; the lowest are
+    chosen, the first of equal ones. From the Gramian alone: ``|Δ_i - Δ_j|² = G[i,i] + G[j,j] - 2 G[i,j]``.
 
     Parameters
     ----------
@@ -80,8 +79,7 @@ class MultiKrum(Krum):
 
     Parameters
     ----------
-    num_nodes_to_select : how many to average, by examples; None: n - f - 2, the most for which the paper's
-        proof holds.
+    num_nodes_to_select : how many to average, by examples; None: n - f - 2, the most for which the paper's proof holds.
     """
 
     def __init__(self, *args: Any, num_nodes_to_select: int | None = None, **options: Any) -> None:
@@ -119,8 +117,7 @@ class FedTrimmedAvg(CoordinateWise):
 
     Parameters
     ----------
-    beta : share of the values cut off at each end, in [0, 0.5). Of n replies these are ⌊β n⌋: below 1/n
-        nothing is cut.
+    beta : share of the values cut off at each end, in [0, 0.5). Of n replies these are ⌊β n⌋: below 1/n nothing is cut.
     """
 
     def __init__(self, *args: Any, beta: float = 0.2, **options: Any) -> None:

@@ -18,13 +18,11 @@ from strategies.updates import parameters_of
 class ServerOptimizer:
     """Adaptive federated optimization (Reddi et al., "Adaptive Federated Optimization", 2021), after any rule.
 
-    A strategy proposes the next model; the difference to the model that was sent, ``sent - proposed``
-    (``-Σ c_k Δ_k``), is the gradient of one optimizer step from ``sent``. Momentum makes it FedAvgM (Hsu et
-    al., 2019), Adam makes it FedAdam. Only parameters are stepped: running statistics and integer buffers
-    are the proposal's.
+    A strategy proposes the next model; the difference to the model that was sent, ``sent - proposed`` (``-Σ c_k Δ_k``),
+    is the gradient of one optimizer step from ``sent``. Momentum makes it FedAvgM (Hsu et al., 2019), Adam makes it
+    FedAdam. Only parameters are stepped: running statistics and integer buffers are the proposal's.
 
-    The arithmetic is float32 or wider. The optimizer lives from step to step, with one parameter for each
-    tensor.
+    The arithmetic is float32 or wider. The optimizer lives from step to step, with one parameter for each tensor.
 
     Parameters
     ----------

@@ -111,9 +111,8 @@ class ClientUpdates:
     ) -> ArrayRecord:
         """Return the next model.
 
-        Parameters ``w + η (Σ c_k Δ_k + shift)``; running statistics ``Σ ψ_k s_k``, without η, since a
-        variance must stay positive; integer buffers their maximum. Keys, shapes and dtypes are those of the
-        model that was sent.
+        Parameters ``w + η (Σ c_k Δ_k + shift)``; running statistics ``Σ ψ_k s_k``, without η, since a variance must
+        stay positive; integer buffers their maximum. Keys, shapes and dtypes are those of the model that was sent.
 
         Parameters
         ----------
@@ -171,9 +170,7 @@ class ClientUpdates:
         return sums
 
     def _next_model(
-        self,
-        step: Callable[[str, slice, Tensor], np.ndarray],
-        statistic: Callable[[np.ndarray], np.ndarray],
+        self, step: Callable[[str, slice, Tensor], np.ndarray], statistic: Callable[[np.ndarray], np.ndarray]
     ) -> ArrayRecord:
         result, parameters = ArrayRecord(), set(self.parameters)
         for tensor, head in self._headers.items():

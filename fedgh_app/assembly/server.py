@@ -15,7 +15,7 @@ from fedgh_app.assembly.client import ClientAssembly
 from fedgh_app.callbacks.callback import Callback
 from fedgh_app.config.instantiation import instantiate, refusing
 from fedgh_app.errors import UserError
-from fedgh_app.server.federation import Federation
+from fedgh_app.server.federation import Federation, server_threads
 from fedgh_app.server.modes import Mode
 from fedgh_app.server.parts.distillation import ServerDistillation
 from fedgh_app.server.parts.outliers import Outliers
@@ -23,7 +23,6 @@ from fedgh_app.server.parts.part import Part
 from fedgh_app.server.parts.privacy import Privacy
 from fedgh_app.server.parts.server_optimizer import ServerOptimizerPart
 from fedgh_app.server.public_images import PublicImages
-from fedgh_app.server.threads import server_threads
 from fedgh_app.server.topologies import EdgeCloud, Finch, Flat, Topology
 from fedgh_app.task import Spec
 from strategies.server_optimizer import ServerOptimizer

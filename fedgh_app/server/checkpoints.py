@@ -58,11 +58,7 @@ def save_models(federation: Federation, folder: Path, stem: str, rounds: int) ->
     for cohort, arrays in models:
         written.append(folder / _name(stem, cohort))
         storage.save_model(
-            written[-1],
-            tensors(arrays),
-            model=federation.network,
-            dataset=federation.spec.name,
-            rounds=rounds,
+            written[-1], tensors(arrays), model=federation.network, dataset=federation.spec.name, rounds=rounds
         )
     return written
 

@@ -14,10 +14,10 @@ import torch
 from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
-from fedgh_app.config.settings import Settings
+from fedgh_app.config.settings import Runtime, Settings
 from fedgh_app.data.federated import FederatedData
 from fedgh_app.runs.history import Round
-from fedgh_app.server.threads import server_threads
+from fedgh_app.vision.threads import threads
 
 if TYPE_CHECKING:
     from fedgh_app.server.modes import Mode
@@ -31,41 +31,41 @@ GLOBAL = "global"
 
 @dataclass(frozen=True)
 class ClientInfo:
-    """What a client said of itself at the start.
-
-    Attributes:
-        predicts: what its head predicts: only compared, never read.
-        speed: how fast it declares to train, relative to the others.
-    """
+    """What a client said of itself at the start."""
 
     name: str
     label: str
     examples: int
     test_examples: int
-    predicts: tuple[str, ...] = ()
-    speed: float = 1.0
+    predicts: tuple[str, ...] = ()  # what its head predicts: only compared, never read
+    speed: float = 1.0  # how fast it declares to train, relative to the others
 
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """One client's training that the server accepted.
-
-    Attributes:
-        start: the model that the client was sent.
-        staleness: aggregations between then and now.
-        scale: what its staleness leaves of it.
-    """
+    """One client's training that the server accepted."""
 
     client: str
     reply: Message
-    start: ArrayRecord
-    staleness: int = 0
-    scale: float = 1.0
+    start: ArrayRecord  # the model that the client was sent
+    staleness: int = 0  # aggregations between then and now
+    scale: float = 1.0  # what its staleness leaves of it
 
     @property
     def arrays(self) -> ArrayRecord:
         """The model that the client sent back."""
         return next(iter(self.reply.content.array_records.values()))
+
+
+class Stateful:
+    """What carries something from round to round; nothing, unless it says what."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is carried: tensors, or what JSON can hold."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
 
 
 class Cohorts:
@@ -112,65 +112,35 @@ class Cohorts:
 
 @dataclass
 class Federation:
-    """A run as its parts see it: built from the config alone, and complete once its clients are known (`admit`).
+    """A run as its parts see it: built from the config alone, and complete once its clients are known (`admit`)."""
 
-    Attributes:
-        settings: the single values of the run.
-        values: the resolved config as plain values, for what writes or shows it.
-        directory: the run directory.
-        task: what models are trained for.
-        data: its data sets, as far as the server has them.
-        spec: the data set; of several, the first.
-        network: how the model is built, as its file tells it.
-        initial: the shared arrays that round 1 starts from.
-        keeps_local: whether a part of the model stays on the clients.
-        learner: makes a new model, with all that its testing takes.
-        any_head: whether what is shared fits clients whatever they predict.
-        strategy: the Flower strategy whose model is evaluated.
-        client_strategy: the one whose messages clients answer; at the edge it may be another.
-        mode: when the server goes on.
-        topology: how updates become the next models.
-        selection: who is asked.
-        parts: what the other axes add to a round, by config group, in the order in which they are called.
-        learning_rate: of the clients' optimizer.
-        schedule: the factor on it, by round.
-        clients: the clients by name, in the order of their names.
-        cohorts: which clients share which model.
-        id: what clients file their own state under, unique to the run.
-        history: rounds so far, round 0 first.
-        accepted: the draw of the last update that was accepted from each client.
-        settled: the same as the latest checkpoint holds it; None where there are no checkpoints.
-        session: how often the run was resumed.
-        earlier: seconds that the run took before it was resumed, as `seconds` gives them.
-    """
-
-    settings: Settings
-    values: Mapping[str, Any]
-    directory: Path
-    task: Task
-    data: FederatedData
-    spec: Spec
-    network: Mapping[str, Any]
-    initial: ArrayRecord
-    keeps_local: bool
-    learner: Callable[[], Learner]
-    any_head: Callable[[], bool]
-    strategy: Any
-    client_strategy: Any
-    mode: Mode
-    topology: Topology
-    selection: Selection
-    parts: dict[str, Part]
-    learning_rate: float
-    schedule: Callable[[int], float]
-    clients: dict[str, ClientInfo] = field(default_factory=dict)
-    cohorts: Cohorts = field(init=False)
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    history: list[Round] = field(default_factory=list)
-    accepted: dict[str, int] = field(default_factory=dict)
-    settled: dict[str, int] | None = None
-    session: int = 0
-    earlier: dict[str, float] = field(default_factory=dict)
+    settings: Settings  # the single values of the run
+    values: Mapping[str, Any]  # the resolved config as plain values, for what writes or shows it
+    directory: Path  # of the run
+    task: Task  # what models are trained for
+    data: FederatedData  # its data sets, as far as the server has them
+    spec: Spec  # the data set; of several, the first
+    network: Mapping[str, Any]  # how the model is built, as its file tells it
+    initial: ArrayRecord  # the shared arrays that round 1 starts from
+    keeps_local: bool  # whether a part of the model stays on the clients
+    learner: Callable[[], Learner]  # makes a new model, with all that its testing takes
+    any_head: Callable[[], bool]  # whether what is shared fits clients whatever they predict
+    strategy: Any  # the Flower strategy whose model is evaluated
+    client_strategy: Any  # the one whose messages clients answer; at the edge it may be another
+    mode: Mode  # when the server goes on
+    topology: Topology  # how updates become the next models
+    selection: Selection  # who is asked
+    parts: dict[str, Part]  # what the other axes add to a round, by config group, in the order of their calls
+    learning_rate: float  # of the clients' optimizer
+    schedule: Callable[[int], float]  # the factor on it, by round
+    clients: dict[str, ClientInfo] = field(default_factory=dict)  # by name, in the order of names
+    cohorts: Cohorts = field(init=False)  # which clients share which model
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)  # what clients file their own state under
+    history: list[Round] = field(default_factory=list)  # rounds so far, round 0 first
+    accepted: dict[str, int] = field(default_factory=dict)  # the draw of each client's last accepted update
+    settled: dict[str, int] | None = None  # the same as the latest checkpoint holds it; None without checkpoints
+    session: int = 0  # how often the run was resumed
+    earlier: dict[str, float] = field(default_factory=dict)  # seconds before it was resumed, as `seconds` gives them
     started: float = field(default_factory=time.perf_counter)
     rounds_started: float | None = None
 
@@ -178,12 +148,7 @@ class Federation:
         self.cohorts = Cohorts(self.clients, self.initial)
 
     def admit(self, clients: Mapping[str, ClientInfo], names: dict[int, str]) -> None:
-        """Begin with these clients.
-
-        Args:
-            clients: by name, in the order of names.
-            names: client name by node id. The table itself is kept: a node may come back under another id.
-        """
+        """Begin with these clients. The table of ``names`` by node id is kept: a node may come back under another."""
         self.clients = dict(clients)
         self.cohorts = Cohorts(self.clients, self.initial)
         for strategy in (self.strategy, self.client_strategy):
@@ -257,6 +222,11 @@ class Federation:
     def threads(self) -> AbstractContextManager[None]:
         """A block in which torch may use the server's threads."""
         return server_threads(self.settings.runtime, self.mode.clients_rest)
+
+
+def server_threads(runtime: Runtime, clients_rest: bool) -> AbstractContextManager[None]:
+    """A block in which torch may use the server's threads; where clients never rest, no more than one of them has."""
+    return threads((runtime.server_cpus if clients_rest else None) or runtime.client_cpus)
 
 
 def tensors(arrays: ArrayRecord) -> dict[str, Tensor]:

@@ -1,28 +1,23 @@
 """When the server goes on: after all whom it asked have answered (sync), or after the first that answer (async)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from flwr.app import ArrayRecord
 
 from fedgh_app.errors import UserError
 from fedgh_app.server.exchange import Exchange
-from fedgh_app.server.federation import Update
+from fedgh_app.server.federation import Stateful, Update
 from strategies.updates import labels
 
 LOOK_SECONDS = 10.0  # after which an asynchronous server, waiting, looks who has come back
 
 
-class Mode:
-    """When the server goes on.
+class Mode(Stateful):
+    """When the server goes on."""
 
-    Attributes:
-        clients_rest: whether nobody trains between two rounds.
-    """
-
-    clients_rest: ClassVar[bool] = True
+    clients_rest: ClassVar[bool] = True  # whether nobody trains between two rounds
 
     def idle(self, clients: Iterable[str]) -> list[str]:
         """Those of all clients that do not train just now."""
@@ -36,13 +31,6 @@ class Mode:
             draw: number of this aggregation of clients' updates, counted from 1.
         """
         raise NotImplementedError
-
-    def state_dict(self) -> dict[str, Any]:
-        """What is carried from round to round, JSON-able."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
 
 
 class Sync(Mode):
@@ -66,6 +54,7 @@ class Sync(Mode):
         return sorted(updates, key=lambda update: update.client)
 
 
+@dataclass(eq=False)
 class Async(Mode):
     """Buffered asynchronous aggregation, FedBuff (Nguyen et al., "Federated Learning with Buffered Asynchronous
     Aggregation", AISTATS 2022).
@@ -81,30 +70,25 @@ class Async(Mode):
             ``selection`` wants of all. With fewer than all, the selection says who is next.
     """
 
-    clients_rest = False
+    clients_rest: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        buffer: int = 2,
-        staleness_exponent: float = 0.5,
-        max_staleness: int = 20,
-        concurrency: int | None = None,
-    ) -> None:
-        for name, value, least in (("buffer", buffer, 1), ("max_staleness", max_staleness, 0)):
+    buffer: int = 2
+    staleness_exponent: float = 0.5
+    max_staleness: int = 20
+    concurrency: int | None = None
+    # By message id: who trains, on which model, since which round, and which training of that client it is.
+    in_flight: dict[str, tuple[str, ArrayRecord, int, int]] = field(default_factory=dict, init=False)
+    draws: dict[str, int] = field(default_factory=dict, init=False)
+    selections: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("buffer", self.buffer, 1), ("max_staleness", self.max_staleness, 0)):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UserError(f"mode.{name}={value}: expected a whole number of at least {least}")
-        if concurrency is not None and (not isinstance(concurrency, int) or concurrency < 1):
-            raise UserError(f"mode.concurrency={concurrency}: expected a whole number of at least 1, or null")
-        if not staleness_exponent >= 0:
-            raise UserError(f"mode.staleness_exponent={staleness_exponent}: expected a number of at least 0")
-        self.buffer = buffer
-        self.staleness_exponent = staleness_exponent
-        self.max_staleness = max_staleness
-        self.concurrency = concurrency
-        # By message id: who trains, on which model, since which round, and which training of that client it is.
-        self.in_flight: dict[str, tuple[str, ArrayRecord, int, int]] = {}
-        self.draws: dict[str, int] = {}
-        self.selections = 0
+        if self.concurrency is not None and (not isinstance(self.concurrency, int) or self.concurrency < 1):
+            raise UserError(f"mode.concurrency={self.concurrency}: expected a whole number of at least 1, or null")
+        if not self.staleness_exponent >= 0:
+            raise UserError(f"mode.staleness_exponent={self.staleness_exponent}: expected a number of at least 0")
 
     def idle(self, clients: Iterable[str]) -> list[str]:
         """Those that do not train just now."""

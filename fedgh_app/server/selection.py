@@ -4,16 +4,15 @@ Whoever runs the rounds says which clients could be asked (`Candidate`) and how 
 training call what came back. Every draw is a function of the seed and of the selection's number.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, ClassVar, Literal
 
 import torch
 
 from fedgh_app.errors import UserError
+from fedgh_app.server.federation import Stateful
 from strategies.randomness import generator
 
 # Loss of the current model on the training data of each named client; who cannot answer is missing.
@@ -22,39 +21,27 @@ Ask = Callable[[Sequence[str]], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A client that could be asked to train.
-
-    Attributes:
-        name: its name.
-        examples: n_k, its training examples.
-        seconds: declared time of one training call, above 0.
-    """
+    """A client that could be asked to train."""
 
     name: str
-    examples: int
-    seconds: float
+    examples: int  # n_k, for training
+    seconds: float  # declared time of one training call, above 0
 
 
-class Selection:
-    """What every way to select has in common.
+@dataclass(eq=False)
+class Selection(Stateful):
+    """What every way to select has in common."""
 
-    Args:
-        fraction: share of the clients that are selected, above 0 and at most 1.
-        min_clients: but at least so many.
-        seed: what every draw depends on, together with the selection's number.
+    report: ClassVar[tuple[str, ...]] = ()  # what replies to training must hold beside, for `observe`
 
-    Attributes:
-        report: what replies to training must hold beside, for `observe`.
-    """
+    fraction: float = 1.0  # share of the clients that are selected, above 0 and at most 1
+    min_clients: int = 1  # but at least so many
+    _: KW_ONLY
+    seed: int = 0  # what every draw depends on, together with the selection's number
 
-    report: tuple[str, ...] = ()
-
-    def __init__(self, fraction: float, min_clients: int, seed: int) -> None:
-        _check("fraction", fraction, "above 0 and at most 1", 0 < fraction <= 1)
-        _check("min_clients", min_clients, "at least 1", min_clients >= 1)
-        self.fraction = fraction
-        self.min_clients = min_clients
-        self.seed = seed
+    def __post_init__(self) -> None:
+        _check("fraction", self.fraction, "above 0 and at most 1", 0 < self.fraction <= 1)
+        _check("min_clients", self.min_clients, "at least 1", self.min_clients >= 1)
 
     def size(self, count: int) -> int:
         """How many of ``count`` clients are selected."""
@@ -67,9 +54,7 @@ class Selection:
 
         Args:
             key: number of this selection, counted from 1: the round.
-            candidates: who could be asked to train, in any order.
-            count: how many are wanted.
-            ask: puts a question to clients, which costs them a pass over their data; see `Ask`.
+            ask: puts a question to clients, which costs them a pass over their data.
         """
         by_name = sorted(candidates, key=lambda candidate: candidate.name)
         if count >= len(by_name):
@@ -83,47 +68,33 @@ class Selection:
     def observe(self, key: int, client: str, metrics: Mapping[str, float]) -> None:
         """Take in what ``client`` reported of a training call, ``key`` being the number of the latest selection."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """What is carried from one selection to the next, JSON-able."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the state that `state_dict` returned."""
-
 
 class Random(Selection):
     """Clients drawn uniformly (McMahan et al., "Communication-Efficient Learning of Deep Networks", AISTATS 2017)."""
-
-    def __init__(self, fraction: float = 1.0, min_clients: int = 1, seed: int = 0) -> None:
-        super().__init__(fraction, min_clients, seed)
 
     def pick(self, key: int, candidates: Sequence[Candidate], count: int, ask: Ask) -> list[str]:
         """Each candidate with the same probability."""
         return draw({candidate.name: 1.0 for candidate in candidates}, count, generator(self.seed, "select", key))
 
 
+@dataclass(eq=False)
 class PowerOfChoice(Selection):
     """Power-of-Choice (Cho, Wang and Joshi, "Client Selection in Federated Learning", 2020).
 
     d candidates are drawn without replacement with probability proportional to n_k; of these, the m with the highest
     loss under the current model are selected. The biased choice learns faster where clients differ, and costs d
     clients a pass over their training data in each round.
-
-    Args:
-        fraction: share of the clients that are selected: m of all.
-        min_clients: but at least so many.
-        candidates: d. Below m it counts as m, and then nobody need be asked. None: 2 m.
-        seed: what the draw of the candidates depends on, together with the selection's number.
     """
 
-    def __init__(
-        self, fraction: float = 0.5, min_clients: int = 1, candidates: int | None = None, seed: int = 0
-    ) -> None:
-        super().__init__(fraction, min_clients, seed)
-        if candidates is not None:
-            _check("candidates", candidates, "a whole number of at least 1, or null", isinstance(candidates, int))
-            _check("candidates", candidates, "at least 1, or null", candidates >= 1)
-        self.candidates = candidates
+    fraction: float = 0.5  # share of the clients that are selected: m of all
+    candidates: int | None = None  # d. Below m it counts as m, and then nobody need be asked. None: 2 m
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.candidates is not None:
+            whole = isinstance(self.candidates, int)
+            _check("candidates", self.candidates, "a whole number of at least 1, or null", whole)
+            _check("candidates", self.candidates, "at least 1, or null", self.candidates >= 1)
 
     def pick(self, key: int, candidates: Sequence[Candidate], count: int, ask: Ask) -> list[str]:
         """Who has most to learn among those drawn. Who cannot say its loss is not selected: it could not train."""
@@ -138,6 +109,7 @@ class PowerOfChoice(Selection):
         return sorted(losses, key=lambda name: (-losses[name], name))[:count]
 
 
+@dataclass(eq=False)
 class Oort(Selection):
     """Oort (Lai et al., "Oort: Efficient Federated Learning via Guided Participant Selection", OSDI 2021), Algorithm 1.
 
@@ -155,54 +127,29 @@ class Oort(Selection):
     to [0, 1] among the candidates, since the bonus for old knowledge is of that order; T is the percentile
     ``preferred_percentile`` of the candidates' times. The paper's pacer, which relaxes T once utility stops growing,
     and its list of clients picked too often are left out: federations of pose data count tens of clients.
-
-    Args:
-        fraction: share of the clients that are selected: K of all.
-        min_clients: but at least so many.
-        exploration: ε in the first round.
-        exploration_decay: what ε is multiplied by from round to round.
-        exploration_min: ε never falls below it.
-        straggler_penalty: a. 0: slow clients are as good as others.
-        preferred_percentile: T as a percentile of the candidates' times, 0 to 100. 100: nobody is too slow.
-        cut_off: c.
-        clip: quantile of U at which outliers are clipped.
-        time: ``declared``: t_k is what the candidate declares, so that a seeded run repeats; ``measured``: the seconds
-            of the client's last training call, once there was one.
-        seed: what all draws depend on, together with the selection's number.
     """
 
-    report = ("loss-rms",)
+    report: ClassVar[tuple[str, ...]] = ("loss-rms",)
 
-    def __init__(
-        self,
-        fraction: float = 0.5,
-        min_clients: int = 1,
-        exploration: float = 0.9,
-        exploration_decay: float = 0.98,
-        exploration_min: float = 0.2,
-        straggler_penalty: float = 2.0,
-        preferred_percentile: float = 30.0,
-        cut_off: float = 0.95,
-        clip: float = 0.95,
-        time: Literal["declared", "measured"] = "declared",
-        seed: int = 0,
-    ) -> None:
-        super().__init__(fraction, min_clients, seed)
-        shares = {"exploration": exploration, "exploration_decay": exploration_decay, "cut_off": cut_off, "clip": clip}
-        for name, value in {**shares, "exploration_min": exploration_min}.items():
-            _check(name, value, "0 to 1", 0 <= value <= 1)
-        _check("straggler_penalty", straggler_penalty, "at least 0", straggler_penalty >= 0)
-        _check("preferred_percentile", preferred_percentile, "0 to 100", 0 <= preferred_percentile <= 100)
-        _check("time", time, "declared or measured", time in ("declared", "measured"))
-        self.exploration = exploration
-        self.exploration_decay = exploration_decay
-        self.exploration_min = exploration_min
-        self.straggler_penalty = straggler_penalty
-        self.preferred_percentile = preferred_percentile
-        self.cut_off = cut_off
-        self.clip = clip
-        self.time = time
-        self._seen: dict[str, dict[str, float]] = {}
+    fraction: float = 0.5  # share of the clients that are selected: K of all
+    exploration: float = 0.9  # ε in the first round
+    exploration_decay: float = 0.98  # what ε is multiplied by from round to round
+    exploration_min: float = 0.2  # ε never falls below it
+    straggler_penalty: float = 2.0  # a. 0: slow clients are as good as others
+    preferred_percentile: float = 30.0  # T as one of the candidates' times, 0 to 100. 100: nobody is too slow
+    cut_off: float = 0.95  # c
+    clip: float = 0.95  # quantile of U at which outliers are clipped
+    # t_k is what the candidate declares, so that a seeded run repeats, or the seconds of its last training call.
+    time: Literal["declared", "measured"] = "declared"
+    _seen: dict[str, dict[str, float]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("exploration", "exploration_decay", "cut_off", "clip", "exploration_min"):
+            _check(name, getattr(self, name), "0 to 1", 0 <= getattr(self, name) <= 1)
+        _check("straggler_penalty", self.straggler_penalty, "at least 0", self.straggler_penalty >= 0)
+        _check("preferred_percentile", self.preferred_percentile, "0 to 100", 0 <= self.preferred_percentile <= 100)
+        _check("time", self.time, "declared or measured", self.time in ("declared", "measured"))
 
     def pick(self, key: int, candidates: Sequence[Candidate], count: int, ask: Ask) -> list[str]:
         """ε of the places to who never trained, by speed; the others by utility."""

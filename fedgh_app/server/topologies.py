@@ -1,8 +1,7 @@
 """How the updates of a round become the next models: one for all, one a cluster, or edge by edge up to the cloud."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -13,19 +12,15 @@ from fedgh_app.errors import UserError
 from fedgh_app.runs.history import Round
 from fedgh_app.server.aggregation import combine, completed, labels_of, mean, merge, replies_of
 from fedgh_app.server.exchange import Exchange
-from fedgh_app.server.federation import GLOBAL, Federation, Update, tensors
+from fedgh_app.server.federation import GLOBAL, Federation, Stateful, Update, tensors
 from fedgh_app.server.public_images import PublicImages
 from strategies.finch import finch
 
 
-class Topology:
-    """How the updates of a round become the next models.
+class Topology(Stateful):
+    """How the updates of a round become the next models."""
 
-    Attributes:
-        one_model: whether all clients share one between two rounds.
-    """
-
-    one_model: ClassVar[bool] = True
+    one_model: ClassVar[bool] = True  # whether all clients share one between two rounds
 
     def join(self, federation: Federation) -> None:
         """Called once the clients are known, before the first round."""
@@ -33,13 +28,6 @@ class Topology:
     def run_round(self, exchange: Exchange) -> None:
         """Let clients train and give every cohort its next model."""
         raise NotImplementedError
-
-    def state_dict(self) -> dict[str, Any]:
-        """What is carried from round to round: tensors, or what JSON can hold."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
 
 
 class Flat(Topology):
@@ -55,6 +43,7 @@ class Flat(Topology):
         federation.cohorts.models[GLOBAL] = completed(federation, current, base, arrays, updates)
 
 
+@dataclass(eq=False)
 class Finch(Topology):
     """Client clustering: clients whose models see the same images alike share a model (Zhuang et al., "Performance
     Optimization for Federated Person Re-identification", ACM MM 2020).
@@ -62,16 +51,12 @@ class Finch(Topology):
     Every client's model embeds the same shared images; FINCH (Sarfraz et al. 2019) clusters the embeddings; aggregation
     runs inside each cluster. A client that did not train in a round is placed by its latest embedding; one that never
     did joins the first cluster.
-
-    Args:
-        images: the shared images.
     """
 
-    one_model = False
+    one_model: ClassVar[bool] = False
 
-    def __init__(self, images: PublicImages) -> None:
-        self.images = images
-        self.embeddings: dict[str, Tensor] = {}
+    images: PublicImages  # the shared ones
+    embeddings: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def join(self, federation: Federation) -> None:
         """Open the images."""
@@ -117,20 +102,15 @@ class Finch(Topology):
         self.embeddings = dict(state["embeddings"])
 
 
+@dataclass(eq=False)
 class EdgeCloud(Topology):
     """Device-edge-cloud: an edge aggregates its own clients for some rounds before the cloud aggregates the edges
     (the second architecture of Zhuang et al., "Optimizing Performance of Federated Person Re-identification", 2022).
-
-    Args:
-        edge_rounds: E, aggregations at the edges in one round of the cloud.
-        edges: how many, each with consecutive clients.
-        members: or names of clients by edge.
     """
 
-    def __init__(self, edge_rounds: int, edges: int = 2, members: Mapping[str, Sequence[Any]] | None = None) -> None:
-        self.edge_rounds = edge_rounds
-        self.edges = edges
-        self.members = members
+    edge_rounds: int  # E, aggregations at the edges in one round of the cloud
+    edges: int = 2  # how many, each with consecutive clients
+    members: Mapping[str, Sequence[Any]] | None = None  # or names of clients by edge
 
     def join(self, federation: Federation) -> None:
         """Deal the clients out to the edges; UserError where that is not possible."""
@@ -166,7 +146,8 @@ class EdgeCloud(Topology):
             ]
             part = Round(round=current.round)
             arrays = combine(part, federation.strategy, cloud, replies, list(asked))
-        current.strategy = {**at_edges, "edges": self._members(asked), "cloud": part.strategy}
+        members = {edge: sorted(name for name, other in self.of.items() if other == edge) for edge in asked}
+        current.strategy = {**at_edges, "edges": members, "cloud": part.strategy}
         updates = [Update(edge, reply, cloud) for edge, reply in zip(asked, replies, strict=True)]
         federation.cohorts.share(completed(federation, current, cloud, arrays, updates))
 
@@ -176,15 +157,12 @@ class EdgeCloud(Topology):
         for edge in self.numbers:
             inside = [update for update in updates if self.of[update.client] == edge]
             if inside:
-                base = federation.cohorts.models[edge]
-                part = parts[edge] = Round(round=current.round)
-                replies = replies_of(inside, base)
-                model = combine(part, federation.client_strategy, base, replies, labels_of(inside))
-                federation.cohorts.models[edge] = model
+                base, part = federation.cohorts.models[edge], Round(round=current.round)
+                federation.cohorts.models[edge] = combine(
+                    part, federation.client_strategy, base, replies_of(inside, base), labels_of(inside)
+                )
+                parts[edge] = part
         return parts
-
-    def _members(self, edges: Iterable[str]) -> dict[str, list[str]]:
-        return {edge: sorted(name for name, other in self.of.items() if other == edge) for edge in edges}
 
     def _reply(self, edge: str, arrays: ArrayRecord, metrics: MetricRecord) -> Message:
         """An edge's model as the cloud's strategy reads replies."""

@@ -1,21 +1,15 @@
 """The server's half of ``objective=scaffold``."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flwr.app import ArrayRecord
 
+from fedgh_app.runs.history import Round
 from fedgh_app.server.aggregation import replies_of
+from fedgh_app.server.federation import Federation, Update
 from fedgh_app.server.parts.part import Part
 from strategies.scaffold import ControlVariate
-
-if TYPE_CHECKING:
-    from fedgh_app.runs.history import Round
-    from fedgh_app.server.federation import Federation, Update
-
-CONTROL = "control"
 
 
 class ControlVariatePart(Part):
@@ -28,7 +22,7 @@ class ControlVariatePart(Part):
 
     def message_records(self) -> Mapping[str, ArrayRecord]:
         """``control``: c, one array for each parameter."""
-        return {CONTROL: self.control.arrays}
+        return {"control": self.control.arrays}
 
     def after_aggregation(
         self, current: Round, base: ArrayRecord, proposed: ArrayRecord, updates: Sequence[Update], cohort: str

@@ -1,24 +1,22 @@
 """``distillation=server``: the clients' models teach the server's on images without labels."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from flwr.app import Array, ArrayRecord
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from fedgh_app.errors import UserError
-from fedgh_app.server.federation import tensors
+from fedgh_app.runs.history import Round
+from fedgh_app.server.federation import Federation, Update, tensors
 from fedgh_app.server.parts.part import Part
 from fedgh_app.server.public_images import PublicImages
 
-if TYPE_CHECKING:
-    from fedgh_app.runs.history import Round
-    from fedgh_app.server.federation import Federation, Update
+KINDS = ("outputs", "features")
 
 
+@dataclass(eq=False)
 class ServerDistillation(Part):
     """Knowledge distillation into the server's model: every few rounds it is fine-tuned, for one pass over public
     images, to the mean of what the round's clients make of them (FedReID: Zhuang et al., "Performance Optimization for
@@ -33,26 +31,19 @@ class ServerDistillation(Part):
         learning_rate_factor: on the rate that clients train with in this round; 0.01 in the paper.
     """
 
-    def __init__(
-        self,
-        images: PublicImages,
-        optimizer: Callable[[Iterable[Parameter], float], Optimizer],
-        every: int,
-        output: str,
-        learning_rate_factor: float,
-    ) -> None:
-        kinds = ("outputs", "features")
-        if not isinstance(every, int) or every < 1:
-            raise UserError(f"distillation.every={every}: expected a whole number of at least 1")
-        if output not in kinds:
-            raise UserError(f"distillation.output={output}: expected {' or '.join(kinds)}")
-        if not learning_rate_factor > 0:
-            raise UserError(f"distillation.learning_rate_factor={learning_rate_factor}: expected a number above 0")
-        self.images = images
-        self.optimizer = optimizer
-        self.every = every
-        self.output = output
-        self.learning_rate_factor = learning_rate_factor
+    images: PublicImages
+    optimizer: Callable[[Iterable[Parameter], float], Optimizer]
+    every: int
+    output: str
+    learning_rate_factor: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.every, int) or self.every < 1:
+            raise UserError(f"distillation.every={self.every}: expected a whole number of at least 1")
+        if self.output not in KINDS:
+            raise UserError(f"distillation.output={self.output}: expected {' or '.join(KINDS)}")
+        if not self.learning_rate_factor > 0:
+            raise UserError(f"distillation.learning_rate_factor={self.learning_rate_factor}: expected a number above 0")
 
     def join(self, federation: Federation) -> None:
         """Open the images."""

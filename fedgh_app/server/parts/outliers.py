@@ -1,7 +1,5 @@
 """Updates far longer than those of the other clients, which no honest training explains."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections import deque
@@ -13,8 +11,6 @@ from fedgh_app.server.parts.part import Part
 
 RECENT = 32  # norms of accepted updates that are kept
 FEWEST = 3  # among two lengths nobody can say which is the odd one
-
-_KINDS = ("update", "running statistics")
 
 
 class Outliers(Part):
@@ -44,7 +40,7 @@ class Outliers(Part):
     def _reason(self, pair: tuple[float, float], others: Sequence[tuple[float, float]]) -> str | None:
         if len(others) < FEWEST or math.isinf(self.factor):
             return None
-        for place, name in enumerate(_KINDS):
+        for place, name in enumerate(("update", "running statistics")):
             median = statistics.median(other[place] for other in others)
             if median > 0 and pair[place] > self.factor * median:
                 return (

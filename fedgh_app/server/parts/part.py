@@ -1,19 +1,15 @@
 """The hooks by which an axis takes part in a round."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
 
 from flwr.app import ArrayRecord
 
-if TYPE_CHECKING:
-    from fedgh_app.grids.replies import Norms
-    from fedgh_app.runs.history import Round
-    from fedgh_app.server.federation import Federation, Update
+from fedgh_app.grids.replies import Norms
+from fedgh_app.runs.history import Round
+from fedgh_app.server.federation import Federation, Stateful, Update
 
 
-class Part:
+class Part(Stateful):
     """What one axis adds to a round. The round calls every hook of every part, in their order, and knows none by name;
     a part says only what it adds.
     """
@@ -25,17 +21,11 @@ class Part:
         """Called before the named clients are asked to train."""
 
     def message_records(self) -> Mapping[str, ArrayRecord]:
-        """What every training message holds beside model and config, by its name on the wire. Has to be finite after
-        every round.
-        """
+        """What every training message holds beside model and config, by its name on the wire; finite after a round."""
         return {}
 
     def reject(self, norms: Mapping[str, Norms]) -> dict[str, str]:
-        """Why updates that arrived together are not to be used, by their key.
-
-        Args:
-            norms: of the updates that no part before has rejected.
-        """
+        """Why updates that arrived together are not to be used, by their key; no part before has rejected them."""
         return {}
 
     def after_aggregation(
@@ -54,10 +44,3 @@ class Part:
 
     def note(self, current: Round) -> None:
         """Called at the end of each round, round 0 included, to note on it what others may want to know."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What is carried from round to round: tensors, or what JSON can hold."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""

@@ -1,24 +1,20 @@
 """``privacy``: what each client has spent of its privacy, and the noise that the server adds."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from flwr.app import Array
 
 from fedgh_app.errors import UserError
+from fedgh_app.runs.history import Round
 from fedgh_app.runs.records import PRIVACY, PrivacyAccount
 from fedgh_app.server.accounting import epsilon
+from fedgh_app.server.federation import Federation
 from fedgh_app.server.parts.part import Part
 from strategies.gaussian import GaussianMechanism
 from strategies.updates import parameters_of
-
-if TYPE_CHECKING:
-    from fedgh_app.runs.history import Round
-    from fedgh_app.server.federation import Federation
 
 
 class Privacy(Part):
@@ -69,9 +65,7 @@ class Privacy(Part):
         current.privacy = self.spent()
 
     def spent(self) -> dict[str, Any]:
-        """``epsilon`` of the client asked most often and its number of ``releases``; ``epsilon_round`` of one release
-        alone; ``delta``.
-        """
+        """``epsilon`` of the client asked most often, its number of ``releases``, ``epsilon_round`` of one; ``delta``."""
         releases = max(self.asked.values(), default=0)
         return {
             "epsilon": epsilon(self.multiplier, releases, self.delta),

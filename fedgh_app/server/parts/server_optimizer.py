@@ -1,29 +1,22 @@
 """``server_optimizer``: a step of an optimizer toward what the strategy proposes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from flwr.app import ArrayRecord
 
+from fedgh_app.runs.history import Round
+from fedgh_app.server.federation import Update
 from fedgh_app.server.parts.part import Part
 from strategies.server_optimizer import ServerOptimizer
 
-if TYPE_CHECKING:
-    from fedgh_app.runs.history import Round
-    from fedgh_app.server.federation import Update
 
-
+@dataclass(eq=False)
 class ServerOptimizerPart(Part):
-    """Takes the optimizer's step in place of the strategy's.
+    """Takes the optimizer's step in place of the strategy's."""
 
-    Args:
-        optimizer: not yet begun.
-    """
-
-    def __init__(self, optimizer: ServerOptimizer) -> None:
-        self.optimizer = optimizer
+    optimizer: ServerOptimizer  # not yet begun
 
     def after_aggregation(
         self, current: Round, base: ArrayRecord, proposed: ArrayRecord, updates: Sequence[Update], cohort: str
