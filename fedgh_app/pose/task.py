@@ -20,18 +20,7 @@ from fedgh_app.pose.evaluation.tally import BOUNDS, scores, tally
 from fedgh_app.pose.models.decoding import Decode, Integral, decoder
 from fedgh_app.pose.models.hhd import HHD, Guide
 from fedgh_app.pose.training import PoseBatch, evaluate, train
-from fedgh_app.task import (
-    Evaluated,
-    Examples,
-    Learner,
-    Measurements,
-    Parts,
-    Purpose,
-    Spec,
-    Task,
-    Trained,
-    Values,
-)
+from fedgh_app.task import Evaluated, Examples, Learner, Measurements, Parts, Purpose, Spec, Task, Trained, Values
 from fedgh_app.vision.card import Card
 from fedgh_app.vision.objectives import Penalty
 from fedgh_app.vision.tally import Scores, Tally

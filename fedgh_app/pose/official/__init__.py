@@ -38,12 +38,7 @@ def protocol_of(spec: DatasetSpec) -> Scorer:
 
 
 def score(
-    dataset: str,
-    truth: Path,
-    predictions: Path,
-    *,
-    side: Side = "all",
-    on_bad: Literal["raise", "skip"] = "raise",
+    dataset: str, truth: Path, predictions: Path, *, side: Side = "all", on_bad: Literal["raise", "skip"] = "raise"
 ) -> Score:
     """Score a predictions file by the official protocol of a data set, by its name.
 

@@ -27,12 +27,7 @@ NUMBERS = {"keypoints": (-1,), "bbox": (4,), "area": (), "iscrowd": (), "num_key
 
 
 def score(
-    spec: DatasetSpec,
-    truth: Path,
-    predictions: Path,
-    *,
-    side: Side = "all",
-    on_bad: Literal["raise", "skip"] = "raise",
+    spec: DatasetSpec, truth: Path, predictions: Path, *, side: Side = "all", on_bad: Literal["raise", "skip"] = "raise"
 ) -> Score:
     """Average precision and recall over object keypoint similarity (Lin et al., ECCV 2014; cocodataset.org).
 

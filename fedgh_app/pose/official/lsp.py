@@ -24,12 +24,7 @@ RULE = "person-centric; reference: left shoulder to right hip; mean over the 14 
 
 
 def score(
-    spec: DatasetSpec,
-    truth: Path,
-    predictions: Path,
-    *,
-    side: Side = "all",
-    on_bad: Literal["raise", "skip"] = "raise",
+    spec: DatasetSpec, truth: Path, predictions: Path, *, side: Side = "all", on_bad: Literal["raise", "skip"] = "raise"
 ) -> Score:
     """PCK by group of joints (Yang and Ramanan, PAMI 2013, section 7; 0.2 of the torso is what papers compare).
 

@@ -29,12 +29,7 @@ RULE = "reference: 0.6 x the diagonal of the head box; mean without pelvis and t
 
 
 def score(
-    spec: DatasetSpec,
-    truth: Path,
-    predictions: Path,
-    *,
-    side: Side = "all",
-    on_bad: Literal["raise", "skip"] = "raise",
+    spec: DatasetSpec, truth: Path, predictions: Path, *, side: Side = "all", on_bad: Literal["raise", "skip"] = "raise"
 ) -> Score:
     """PCKh by the official groups of joints and their mean (see `metrics.pckh`).
 

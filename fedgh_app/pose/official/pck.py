@@ -17,12 +17,7 @@ RULE = "reference: the longest side of the annotated box; mean over keypoints"
 
 
 def score(
-    spec: DatasetSpec,
-    truth: Path,
-    predictions: Path,
-    *,
-    side: Side = "all",
-    on_bad: Literal["raise", "skip"] = "raise",
+    spec: DatasetSpec, truth: Path, predictions: Path, *, side: Side = "all", on_bad: Literal["raise", "skip"] = "raise"
 ) -> Score:
     """PCK by keypoint (Yang and Ramanan, PAMI 2013, section 7, with the box for a reference), see `people.compare`."""
     compared = compare(spec, truth, predictions, side=side, on_bad=on_bad)
