@@ -15,6 +15,7 @@ from fedgh_app.vision.specs import DATASETS, read_spec
 Metric = Literal["pck", "pckh"]
 Reference = Literal["box", "torso", "head"]
 Format = Literal["coco", "mpii", "mpii_mat", "lsp"]
+OnBad = Literal["raise", "skip"]  # of a bad record: an error, or left out and counted
 
 
 @dataclass(frozen=True)
