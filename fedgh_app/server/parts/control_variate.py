@@ -9,13 +9,12 @@ from flwr.app import ArrayRecord
 
 from fedgh_app.server.aggregation import replies_of
 from fedgh_app.server.parts.part import Part
+from fedgh_app.vision.objectives import CONTROL
 from strategies.scaffold import ControlVariate
 
 if TYPE_CHECKING:
     from fedgh_app.runs.history import Round
     from fedgh_app.server.federation import Federation, Update
-
-CONTROL = "control"
 
 
 class ControlVariatePart(Part):
