@@ -50,8 +50,8 @@ LEVELS = (
     ("grids", "data"),
     ("runs",),
     ("config",),
-    ("task",),
     ("pose",),
+    ("task",),
     ("vision",),
     ("errors", "words"),
 )

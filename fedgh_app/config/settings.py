@@ -117,7 +117,8 @@ def held_to(kind: Any, config: DictConfig) -> Any:
     try:
         return adapter.validate_python(OmegaConf.to_container(config))
     except ValidationError as error:
-        fault = error.errors()[0]
+        # A value of the top may stand in several groups by reference; it is told as what was set.
+        fault = min(error.errors(), key=lambda fault: len(fault["loc"]))
     whole = adapter.json_schema()
     node: Mapping[str, Any] = whole
     for key in fault["loc"]:

@@ -106,11 +106,16 @@ def check_config(base: DictConfig, config: DictConfig) -> None:
 
 def _check_by_task(config: DictConfig) -> None:
     """Have the task of each data set check what only it can tell wrong (``checks.py`` in its package)."""
-    members = config.dataset.get("members") or {"": config.dataset}
-    for task in dict.fromkeys(task_name(str(node.spec)) for node in members.values()):
-        package = TASKS[task].rpartition(".")[0]
-        if package and importlib.util.find_spec(f"{package}.checks"):
+    for package in _packages(config):
+        if package not in TASKS.values() and importlib.util.find_spec(f"{package}.checks"):
             importlib.import_module(f"{package}.checks").check(config)
+
+
+def _packages(config: DictConfig) -> list[str]:
+    """The packages of the tasks that the data sets are for; a task that is no package is its module."""
+    members = config.dataset.get("members") or {"": config.dataset}
+    tasks = (TASKS[task_name(str(node.spec))] for node in members.values())
+    return list(dict.fromkeys(module.rpartition(".")[0] or module for module in tasks))
 
 
 def _check_facts(base: DictConfig, config: DictConfig) -> None:
@@ -123,31 +128,32 @@ def _check_facts(base: DictConfig, config: DictConfig) -> None:
 
 
 def _check_targets(config: DictConfig) -> None:
+    of_tasks = _packages(config)
     for key, value in config.items():
         if key == "hydra":
             continue
         if key == "callbacks":  # a table of objects, each under a name of its own
-            value = {name: _checked_callback(str(name), node) for name, node in value.items()}
+            value = {name: _checked_callback(str(name), node, of_tasks) for name, node in value.items()}
         else:
-            value = _checked_target(str(key), value)
+            value = _checked_target(str(key), value, of_tasks)
         for name, group in NESTED.get(str(key), {}).items():
             if name in value:
-                value = {**value, name: _checked_target(group, value[name])}
+                value = {**value, name: _checked_target(group, value[name], of_tasks)}
         _check_no_target(value, str(key))
 
 
-def _checked_target(group: str, node: Any) -> Any:
+def _checked_target(group: str, node: Any, of_tasks: Sequence[str]) -> Any:
     """The node of a group without its own `_target_`, which was found to be allowed."""
     if group not in TARGETS or not isinstance(node, DictConfig):
         return node
-    check_target(group, node.get("_target_"))
+    check_target(group, node.get("_target_"), TARGETS[group] or of_tasks)
     return {name: item for name, item in node.items() if name != "_target_"}
 
 
-def _checked_callback(name: str, node: Any) -> Any:
+def _checked_callback(name: str, node: Any, of_tasks: Sequence[str]) -> Any:
     if not isinstance(node, DictConfig):
         raise UserError(f"callbacks.{name}={node}: expected a _target_ and its arguments")
-    return _checked_target("callbacks", node)
+    return _checked_target("callbacks", node, of_tasks)
 
 
 def _check_no_target(node: Any, path: str) -> None:

@@ -114,8 +114,8 @@ class Tracking(RecordFile):
     sync: str | None
 
 
-class PrivacySpent(Record):
-    """What differential privacy guarantees by now.
+class PrivacyAccount(RecordFile):
+    """What differential privacy guarantees by now, and how often each client was asked for an update.
 
     Attributes:
         epsilon: of the client that was asked most often; None where it is infinite.
@@ -123,15 +123,10 @@ class PrivacySpent(Record):
         releases: updates of that client.
     """
 
+    NAME = PRIVACY
+    EXPECTED = "what the run has spent of its clients' privacy"
     epsilon: Epsilon = None
     epsilon_round: Epsilon = None
     delta: float = 0.0
     releases: int = 0
-
-
-class PrivacyAccount(PrivacySpent, RecordFile):
-    """The same, and how often each client was asked for an update."""
-
-    NAME = PRIVACY
-    EXPECTED = "what the run has spent of its clients' privacy"
     asked: dict[str, Annotated[int, Field(ge=0)]]

@@ -63,7 +63,7 @@ class PublicImages:
         """How many were drawn."""
         return len(self.indices)
 
-    def _batches(self, learner: Learner) -> Iterable[Batch]:
+    def batches(self, learner: Learner) -> Iterable[Batch]:
         """The images, always in the same order."""
         return learner.batches(self.data.examples, self.indices, "public")
 
@@ -81,7 +81,7 @@ class PublicImages:
         for client, state in states.items():
             model.load_state_dict(state, strict=False)
             with self.threads():
-                parts = [embed(model, batch.images, **options) for batch in self._batches(learner)]
+                parts = [embed(model, batch.images, **options) for batch in self.batches(learner)]
             made[client] = torch.cat(parts).flatten().cpu()
         return made
 
@@ -103,9 +103,9 @@ class PublicImages:
         learner = self.learner()
         model, options = learner.model, {"output": output, **self._options(learner)}
         with self.threads():
-            targets = soft_targets(model, teachers, self._batches(learner), **options)
+            targets = soft_targets(model, teachers, self.batches(learner), **options)
             model.load_state_dict(student, strict=False)
             shared = [parameter for name, parameter in model.named_parameters() if name in student]
-            loss = distil(model, targets, self._batches(learner), optimizer(shared), **options)
+            loss = distil(model, targets, self.batches(learner), optimizer(shared), **options)
         after = model.state_dict()
         return {key: after[key] for key in student}, loss

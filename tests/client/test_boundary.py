@@ -112,7 +112,7 @@ ATTACKS: list[tuple[list[str], str | None]] = [
     (["+a='$'", "+b='{oc.env:FEDGH_TEST_SECRET}'", "model.backbone=${a}${b}"], "expected one to another key"),
     (["model.backbone=timm:local-dir:OUT/run"], "expected a model of timm"),
     (["model.backbone=timm:hf-hub:timm/resnet18.a1_in1k"], "expected a model of timm"),
-    (["model._target_=torchvision.models.ResNet"], "expected a class under fedgh_app.pose.models"),
+    (["model._target_=torchvision.models.ResNet"], "expected a class under fedgh_app.pose"),
     (["partition=iid"], "its node config has no partition-id"),
 ]
 

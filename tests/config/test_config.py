@@ -83,6 +83,7 @@ def test_a_value_overrides_an_experiment() -> None:
         (["roundz=3"], ["roundz", "rounds"]),
         (["rounds=many"], ["rounds=many", "whole number"]),
         (["rounds=2.5"], ["rounds=2.5", "whole number"]),
+        (["seed=1.5"], ["seed=1.5: expected a whole number, not a number"]),
         (["optimizer.lr=fast"], ["optimizer.lr=fast", "a number"]),
         (["rounds=-1"], ["rounds=-1", "at least 0"]),
         (["num_clients=0"], ["num_clients=0", "at least 1"]),

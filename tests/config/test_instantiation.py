@@ -5,11 +5,11 @@ import torch
 from omegaconf import OmegaConf
 
 from fedgh_app.assembly.client import ClientAssembly
-from fedgh_app.config import instantiation
 from fedgh_app.config.compose import compose_config
 from fedgh_app.config.instantiation import instantiate
 from fedgh_app.errors import UserError
 from fedgh_app.vision.sharing import FedPav
+from fedgh_app.vision.specs import TASKS
 
 
 @pytest.mark.parametrize("target", ["strategies.fedgh.SCHEMES", "strategies.updates.Sequence", "strategies.Nothing"])
@@ -49,9 +49,13 @@ class Toy:
 
 
 def test_a_task_says_itself_of_what_modules_its_classes_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(instantiation.TARGETS, "model", ())
+    monkeypatch.setitem(TASKS, "pose", __name__)
     node = OmegaConf.create({"_target_": f"{__name__}.Toy"})
-    compose_config([f"model._target_={__name__}.Toy"])
+    toy = [f"{group}._target_={__name__}.Toy" for group in ("model", "loss", "augmentation")]
+    compose_config(toy)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"^model\._target_=.*Toy: expected a class under fedgh_app\.pose$"):
+        compose_config(toy)
     assert isinstance(instantiate(node, "model", (__name__,)), Toy)
     for allowed, told in (((), "the package of its task"), (("fedgh_app.pose.models",), r"fedgh_app\.pose\.models")):
         with pytest.raises(UserError, match=rf"^model\._target_=.*Toy: expected a class under {told}$"):

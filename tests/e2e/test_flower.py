@@ -12,7 +12,6 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import TINY
-from fedgh_app.server.privacy import epsilon
 from flwr.cli.build import build_fab_from_disk
 from servers import SCRIPTS, environment, fedgh, left_behind, start_fedgh, survivors, wait
 
@@ -20,6 +19,7 @@ from fedgh_app.runs import storage
 from fedgh_app.runs.processes import MARK
 from fedgh_app.runtimes.launcher import _stage
 from fedgh_app.runtimes.superlink import free_port
+from fedgh_app.server.accounting import epsilon
 
 pytestmark = pytest.mark.timeout(600)
 OVERRIDES = [*TINY, "evaluate.clients_every=2"]

@@ -37,10 +37,10 @@ from fedgh_app.reports import figures as report_figures
 from fedgh_app.reports.page import write
 from fedgh_app.reports.settings import settings_of
 from fedgh_app.runs import storage
-from fedgh_app.runs.opening import load_run
 from fedgh_app.runs.checkpoints import newest
 from fedgh_app.runs.directory import CONFIG
 from fedgh_app.runs.history import HISTORY, read_history
+from fedgh_app.runs.opening import load_run
 from fedgh_app.runs.records import LAUNCH, TRACKING
 from fedgh_app.runs.result import RESULT
 from fedgh_app.runs.resumption import resumed

@@ -16,10 +16,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from recording import run
 
 from fedgh_app.assembly.server import Assembly
+from fedgh_app.callbacks.callback import Callback
+from fedgh_app.config import instantiation
 from fedgh_app.config.compose import compose_config
-from fedgh_app.data import site
 from fedgh_app.grids.inprocess import InProcessGrid
-from fedgh_app.server.federation import Callback, Federation, Round
+from fedgh_app.runs.history import Round
+from fedgh_app.server.federation import Federation
 from fedgh_app.server.loop import federate
 
 MODEL_BYTES = 4 * 200_000
@@ -50,19 +52,16 @@ class Client:
         return Message(RecordDict({"arrays": trained, "metrics": metrics}), reply_to=message)
 
 
-class Watch:
+class Watch(Callback):
     """Counts the replies that are still alive after each round."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
         self.alive: list[int] = []
 
-    def after_round(self, run: Federation, this: Round) -> None:
+    def after_round(self, federation: Federation, current: Round) -> None:
         gc.collect()
         self.alive.append(sum(reply() is not None for reply in self.client.replies))
-
-    def close(self, run: Federation, failure: str | None) -> None:
-        pass
 
 
 @pytest.fixture
@@ -74,7 +73,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> None:
             super().__init__()
             self.head = torch.nn.Linear(MODEL_BYTES // 4, 1, bias=False)
 
-    monkeypatch.setattr(site, "build_model", lambda config, spec: Wide())
+    monkeypatch.setattr(instantiation, "build_model", lambda *_: Wide())
 
 
 def federation(clients: int, directory: Path, *overrides: str) -> tuple[Federation, Client, Watch, int]:

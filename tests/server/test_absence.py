@@ -71,13 +71,11 @@ def test_a_client_that_is_terminated_says_so() -> None:
         return message
 
     context = made.contexts[1]
-    context.run_config = {"overrides": "runtime=deployment partition=site"}
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(RunFailed, match="its process was told to end while it was at work"):
-        terminable(asked, context, killed)
+        terminable(lambda _: True)(asked, context, killed)
     assert signal.getsignal(signal.SIGTERM) is before
-    context.run_config = {"overrides": ""}
-    assert terminable(asked, context, lambda *_: signal.getsignal(signal.SIGTERM)) is before
+    assert terminable(lambda _: False)(asked, context, lambda *_: signal.getsignal(signal.SIGTERM)) is before
 
 
 def silence(grid: Network, server_round: int) -> None:

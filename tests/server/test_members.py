@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from people import write_lspet
 
 from fedgh_app.assembly.client import ClientAssembly
+from fedgh_app.assembly.server import Assembly
 from fedgh_app.config.compose import compose_config
 from fedgh_app.config.site import SitePaths, bounded
 from fedgh_app.data.site import open_site
@@ -118,7 +119,8 @@ def test_a_client_is_as_fast_as_its_node_or_the_config_says(home: Path) -> None:
 )
 def test_what_cannot_be_dealt_is_one_line(people: Path, overrides: list[str], words: str) -> None:
     with pytest.raises(UserError) as error:
-        ClientAssembly(both(people, *overrides)).data.clients_of()
+        data = ClientAssembly(both(people, *overrides)).data
+        data.deal(sum(data.clients_of().values()))
     assert words in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -142,7 +144,7 @@ def test_every_root_becomes_absolute(people: Path, monkeypatch: pytest.MonkeyPat
 
 def test_no_single_model_is_trained_on_sets_with_different_keypoints(people: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"runtime=centralised .*expected one of arm, lspet"):
-        baselines.run_centralised(both(people), BOTH, tmp_path / "x", quiet=True)
+        baselines.run_centralised(Assembly(both(people)), BOTH, tmp_path / "x", quiet=True)
     assert not (tmp_path / "x").exists()
 
 

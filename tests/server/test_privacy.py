@@ -110,10 +110,20 @@ def test_a_clients_own_noise_hides_twice_the_clipping_norm(tmp_path: Path) -> No
     assert local.spent()["epsilon"] == epsilon(2.0, 1, 1e-5)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"asked": 3}', '{"asked": {"a": "many"}}'])
-def test_a_damaged_account_is_named(content: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "not valid JSON"),
+        ("[]", "found a JSON list, expected an object"),
+        ("{}", "asked: Field required; expected what the run has spent"),
+        ('{"asked": 3}', "asked: .*; expected what the run has spent"),
+        ('{"asked": {"a": "many"}}', r"asked\.a: .*; expected what the run has spent"),
+        ('{"asked": {"a": -1}}', r"asked\.a: .*; expected what the run has spent"),
+    ],
+)
+def test_a_damaged_account_is_named(content: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "privacy.json").write_text(content)
-    with pytest.raises(UserError, match=r"privacy\.json: cannot be read \(.*; expected what the run has spent"):
+    with pytest.raises(UserError, match=rf"privacy\.json: {words}"):
         account("central", 1.0, tmp_path)
 
 
@@ -122,7 +132,7 @@ def test_a_damaged_account_is_named(content: str, tmp_path: Path) -> None:
     [
         ("privacy.clipping_norm=0", "privacy.clipping_norm=0: expected a number above 0"),
         ("privacy.noise_multiplier=-1.0", "privacy.noise_multiplier=-1.0: expected a number above 0"),
-        ("privacy.delta=1.0", "privacy.delta=1.0: expected a number between 0 and 1"),
+        ("privacy.delta=1.0", "privacy.delta=1.0: expected a number above 0 and below 1"),
         ("privacy.delta=null", "privacy.delta=null: expected a number"),
         ("privacy=distributed", "privacy=distributed: no such privacy; "),
     ],
@@ -307,7 +317,7 @@ def test_by_the_command_with_card_and_plot(toy: list[str], tmp_path: Path) -> No
     found = launch([*toy, *CENTRAL, "privacy.noise_multiplier=2.0", "rounds=2"], tmp_path / "run", quiet=True)
     card = (tmp_path / "run" / "MODEL_CARD.md").read_text()
     expected = epsilon(2.0, 2, 1e-5)
-    assert found["privacy"]["epsilon"] == expected
+    assert found.privacy["epsilon"] == expected
     assert f"Central differential privacy: ε = {expected:.3g} at δ = 1e-05 for a client with all its images" in card
     assert "privacy=central (clipping_norm=1.0, noise_multiplier=2.0, delta=1e-05)" in card
     assert (tmp_path / "run" / "plots" / "epsilon.png").stat().st_size > 1000

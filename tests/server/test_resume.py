@@ -159,7 +159,7 @@ def test_a_run_killed_after_its_last_round_is_finished(
     assert storage.read_json(tmp_path / "run" / "result.json") == before
     rounds, model = rounds_of(tmp_path / "run"), model_of(tmp_path / "run")
     result = launch(resumed(tmp_path / "run", []), tmp_path / "run", quiet=True)
-    assert result["rounds"] == 2
+    assert result.rounds == 2
     assert (rounds_of(tmp_path / "run"), model_of(tmp_path / "run")) == (rounds, model)
     with pytest.raises(UserError, match=r"rounds=2: .* has 2 already"):
         newest(tmp_path / "run", 2)

@@ -94,7 +94,7 @@ def test_the_pooled_clients_are_the_central_evaluation(run: Path) -> None:
 
 def test_the_stored_model_is_the_one_that_was_evaluated(run: Path, tmp_path: Path, tiny: list[str]) -> None:
     again = launch([*tiny, f"init={quoted(run)}", "rounds=0"], tmp_path / "again", quiet=True)
-    assert again["per_keypoint"] == storage.read_json(run / "result.json")["per_keypoint"]
+    assert again.parts == storage.read_json(run / "result.json")["per_keypoint"]
 
 
 def test_clients_and_server_read_maps_as_the_config_says(toy: list[str], tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_hook_that_fails_at_the_end_costs_nothing_else(
 
     monkeypatch.setattr("fedgh_app.plots.curves.part_curves", fail)
     result = launch([*toy, "rounds=1", "tracking=wandb", "tracking.mode=offline"], tmp_path / "run", quiet=True)
-    assert result["rounds"] == 1
+    assert result.rounds == 1
     assert storage.read_json(tmp_path / "run/tracking.json")["mode"] == "offline"
 
 
@@ -160,7 +160,7 @@ def test_a_tracker_that_does_not_start_costs_nothing_else(
         raise wandb.Error("no")
 
     monkeypatch.setattr(wandb, "init", fail)
-    assert launch([*toy, "rounds=1", "tracking=wandb"], tmp_path / "run", quiet=True)["rounds"] == 1
+    assert launch([*toy, "rounds=1", "tracking=wandb"], tmp_path / "run", quiet=True).rounds == 1
 
 
 def test_same_seed_same_bits_whatever_order_clients_answer_in(toy: list[str], tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_every_strategy_runs_and_learns_something(toy: list[str], tmp_path: Path
     assert set(weights) == {"0", "1", "2", "3"}
     assert ("cosine-distance" in history[1]["train"]["clients"]["0"]) == (strategy == "fedcdw")
     assert history[1]["evaluate"]["central"]["loss"] < history[0]["evaluate"]["central"]["loss"]
-    assert result["rejected"] == []
+    assert result.rejected == []
 
 
 def test_layerwise_fedgh_and_other_options_run(toy: list[str], tmp_path: Path) -> None:
@@ -226,13 +226,13 @@ def test_a_fraction_of_the_clients_trains(toy: list[str], tmp_path: Path) -> Non
 def test_baselines_go_the_same_way(toy: list[str], tmp_path: Path) -> None:
     rest = [item for item in toy if not item.startswith("runtime=")]
     central = launch([*rest, "runtime=centralised", "rounds=1"], tmp_path / "central", quiet=True)
-    assert (central["evaluated"], list(central["clients"])) == ("central", ["centralised"])
+    assert (central.evaluated, list(central.clients)) == ("central", ["centralised"])
     local = launch([*rest, "runtime=local", "rounds=1"], tmp_path / "local", quiet=True)
-    assert local["evaluated"] == "clients"
-    assert local["clients_pck"].keys() == {"0", "1", "2", "3"}
-    sizes = {name: info["test_examples"] for name, info in local["clients"].items()}
-    mean = sum(local["clients_pck"][name] * sizes[name] for name in sizes) / sum(sizes.values())
-    assert local["pck"] == pytest.approx(mean)
+    assert local.evaluated == "clients"
+    assert local.clients_score.keys() == {"0", "1", "2", "3"}
+    sizes = {name: info.test_examples for name, info in local.clients.items()}
+    mean = sum(local.clients_score[name] * sizes[name] for name in sizes) / sum(sizes.values())
+    assert local.score == pytest.approx(mean)
     assert "Each of 4 clients trained a model of its own" in (tmp_path / "local/MODEL_CARD.md").read_text()
     for folder in ("central", "local/clients/3"):
         assert "fedgh predict RUN" in (tmp_path / folder / "MODEL_CARD.md").read_text()
@@ -243,7 +243,7 @@ def test_baselines_take_the_overrides_of_a_sweep(toy: list[str], tmp_path: Path)
     options = ["strategy=fedgh", "strategy.granularity=layer", "partition=dirichlet", "partition.alpha=10", "rounds=1"]
     launch([*rest, *options, "runtime=centralised"], tmp_path / "central", quiet=True)
     local = launch([*rest, *options, "num_clients=2", "runtime=local"], tmp_path / "local", quiet=True)
-    assert local["clients_pck"].keys() == {"0", "1"}
+    assert local.clients_score.keys() == {"0", "1"}
     assert {row["setting"] for row in compare(settings_of([tmp_path]))} == {"centralised", "local"}
 
 

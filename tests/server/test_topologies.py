@@ -78,7 +78,7 @@ def federation(
 ) -> Federation:
     clients = {name: ClientInfo(name, name, count, 0) for name, count in examples.items()}
     nothing: dict[str, Any] = dict.fromkeys(
-        ("settings", "values", "directory", "task", "spec", "headline", "network", "selection", "schedule")
+        ("settings", "values", "directory", "task", "data", "spec", "network", "learner", "selection", "schedule")
     )
     made = Federation(
         **nothing,
