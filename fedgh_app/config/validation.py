@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.types import Override
@@ -106,16 +106,16 @@ def check_config(base: DictConfig, config: DictConfig) -> None:
 
 def _check_by_task(config: DictConfig) -> None:
     """Have the task of each data set check what only it can tell wrong (``checks.py`` in its package)."""
-    for package in _packages(config):
+    members = config.dataset.get("members") or {"": config.dataset}
+    for package in _packages(task_name(str(node.spec)) for node in members.values()):
         if package not in TASKS.values() and importlib.util.find_spec(f"{package}.checks"):
             importlib.import_module(f"{package}.checks").check(config)
 
 
-def _packages(config: DictConfig) -> list[str]:
-    """The packages of the tasks that the data sets are for; a task that is no package is its module."""
-    members = config.dataset.get("members") or {"": config.dataset}
-    tasks = (TASKS[task_name(str(node.spec))] for node in members.values())
-    return list(dict.fromkeys(module.rpartition(".")[0] or module for module in tasks))
+def _packages(tasks: Iterable[str]) -> list[str]:
+    """The packages of these tasks; a task that is no package is its module."""
+    modules = (TASKS[task] for task in tasks)
+    return list(dict.fromkeys(module.rpartition(".")[0] or module for module in modules))
 
 
 def _check_facts(base: DictConfig, config: DictConfig) -> None:
@@ -128,7 +128,8 @@ def _check_facts(base: DictConfig, config: DictConfig) -> None:
 
 
 def _check_targets(config: DictConfig) -> None:
-    of_tasks = _packages(config)
+    # Of any task: a run has its defaults in groups too that its task builds nothing from.
+    of_tasks = _packages(TASKS)
     for key, value in config.items():
         if key == "hydra":
             continue
