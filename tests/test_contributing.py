@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, TINY
+from trees import FEDGH, copied, environment_of
 
 from fedgh_app.runs.checkpoints import ServerState, newest
 
@@ -20,7 +20,6 @@ ADDITIONS = REPOSITORY / "tests/additions"
 THINGS = ("strategy", "dataset", "model", "callback", "objective", "task")
 TITLES = {"dataset": "data set"}
 LINES = ".add"  # of a file that is there already: what is added to it
-TREE = ("fedgh_app", "strategies", "conf", "datasets", "docs", "pyproject.toml", "README.md", "LICENSE")
 
 FEDERATED = [*(item for item in TINY if not item.startswith("model.")), "runtime=inprocess"]
 TOY = ["dataset=toy", "model=toy", "loss=toy", "batch_size=8", "optimizer.lr=0.02", "rounds=2", "runtime=inprocess"]
@@ -62,12 +61,7 @@ def add_lines(target: Path, added: Path) -> None:
 
 def tree_with(folder: Path, *things: str) -> Path:
     """A copy of the repository with these additions."""
-    for name in TREE:
-        source = REPOSITORY / name
-        if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(source, folder / name)
+    copied(folder)
     for thing in things:
         for name, file in files(thing).items():
             target = folder / name.removesuffix(LINES)
@@ -82,10 +76,7 @@ def tree_with(folder: Path, *things: str) -> Path:
 
 def fedgh(tree: Path, *arguments: str) -> str:
     """What the command of a tree prints."""
-    code = "from fedgh_app.cli import main; main()"
-    environment = os.environ | {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "200"}
-    command = [sys.executable, "-P", "-c", code, *arguments]
-    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+    done = subprocess.run([*FEDGH, *arguments], cwd=tree, env=environment_of(tree), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -140,6 +131,5 @@ def test_the_tests_of_pages_and_rooms_are_content_with_all_of_it(tmp_path: Path)
     chosen = "one_row or papers or look or models or readme or layout or one_way or task_knows"
     run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen]
     pages = ["tests/test_docs.py", "tests/test_architecture.py"]
-    environment = os.environ | {"PYTHONPATH": str(tree)}
-    done = subprocess.run([*run, *pages], cwd=tree, env=environment, capture_output=True, text=True)
+    done = subprocess.run([*run, *pages], cwd=tree, env=environment_of(tree), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
