@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.types import Override
@@ -107,15 +107,15 @@ def check_config(base: DictConfig, config: DictConfig) -> None:
 def _check_by_task(config: DictConfig) -> None:
     """Have the task of each data set check what only it can tell wrong (``checks.py`` in its package)."""
     members = config.dataset.get("members") or {"": config.dataset}
-    for package in _packages(task_name(str(node.spec)) for node in members.values()):
-        if package not in TASKS.values() and importlib.util.find_spec(f"{package}.checks"):
+    for task in dict.fromkeys(task_name(str(node.spec)) for node in members.values()):
+        package = _package(task)
+        if package != TASKS[task] and importlib.util.find_spec(f"{package}.checks"):
             importlib.import_module(f"{package}.checks").check(config)
 
 
-def _packages(tasks: Iterable[str]) -> list[str]:
-    """The packages of these tasks; a task that is no package is its module."""
-    modules = (TASKS[task] for task in tasks)
-    return list(dict.fromkeys(module.rpartition(".")[0] or module for module in modules))
+def _package(task: str) -> str:
+    """The package of a task; the module of one that is no package."""
+    return TASKS[task].rpartition(".")[0] or TASKS[task]
 
 
 def _check_facts(base: DictConfig, config: DictConfig) -> None:
@@ -128,33 +128,31 @@ def _check_facts(base: DictConfig, config: DictConfig) -> None:
 
 
 def _check_targets(config: DictConfig) -> None:
-    # Of any task: a run has its defaults in groups too that its task builds nothing from.
-    of_tasks = _packages(TASKS)
     for key, value in config.items():
         if key == "hydra":
             continue
         if key == "callbacks":  # a table of objects, each under a name of its own
-            value = {name: _checked_callback(str(name), node, of_tasks) for name, node in value.items()}
+            value = {name: _checked_callback(str(name), node) for name, node in value.items()}
         else:
-            value = _checked_target(str(key), value, of_tasks)
+            value = _checked_target(str(key), value)
         for name, group in NESTED.get(str(key), {}).items():
             if name in value:
-                value = {**value, name: _checked_target(group, value[name], of_tasks)}
+                value = {**value, name: _checked_target(group, value[name])}
         _check_no_target(value, str(key))
 
 
-def _checked_target(group: str, node: Any, of_tasks: Sequence[str]) -> Any:
+def _checked_target(group: str, node: Any) -> Any:
     """The node of a group without its own `_target_`, which was found to be allowed."""
     if group not in TARGETS or not isinstance(node, DictConfig):
         return node
-    check_target(group, node.get("_target_"), TARGETS[group] or of_tasks)
+    check_target(group, node.get("_target_"), TARGETS[group] or [_package(task) for task in TASKS])
     return {name: item for name, item in node.items() if name != "_target_"}
 
 
-def _checked_callback(name: str, node: Any, of_tasks: Sequence[str]) -> Any:
+def _checked_callback(name: str, node: Any) -> Any:
     if not isinstance(node, DictConfig):
         raise UserError(f"callbacks.{name}={node}: expected a _target_ and its arguments")
-    return _checked_target("callbacks", node, of_tasks)
+    return _checked_target("callbacks", node)
 
 
 def _check_no_target(node: Any, path: str) -> None:

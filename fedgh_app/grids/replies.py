@@ -69,7 +69,7 @@ class Norms:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found in a reply.
+    """What a reply is worth.
 
     Attributes:
         fault: what is wrong with it, in one line; None for a good one.
@@ -149,7 +149,7 @@ def _query_fault(content: RecordDict) -> str | None:
         if not isinstance(said.get(key), kind):
             return f"{key} is {one_line(repr(said.get(key)))}; expected {names[kind]}"
     for key, least in {"num-examples": 1, "num-test": 0, "speed": sys.float_info.min}.items():
-        if not least <= said[key] < math.inf:  # type: ignore[operator]  # a number, as found above
+        if not least <= said[key] < math.inf:  # type: ignore[operator]  # a number, as seen above
             return f"{key} is {one_line(said[key])}; expected {'above 0' if key == 'speed' else f'at least {least}'}"
     if not re.fullmatch(NAME, str(said["name"])):
         return f"name is {one_line(repr(said['name']))}; expected 1 to 100 letters, digits, blanks and .@+:,;=()/#'-"
@@ -231,11 +231,11 @@ def _form_fault(array: Array, wanted: Array) -> str | None:
     if array.dtype != wanted.dtype:
         return f"has dtype {one_line(array.dtype)}; expected {wanted.dtype}"
     try:
-        found = header(array)
+        held = header(array)
     except ValueError as error:
         return f"cannot be read: {one_line(str(error).splitlines()[0])}"
-    if found.shape != tuple(wanted.shape) or str(found.dtype) != wanted.dtype:
-        return f"holds {found.dtype} of shape {found.shape}, not what it declares"
+    if held.shape != tuple(wanted.shape) or str(held.dtype) != wanted.dtype:
+        return f"holds {held.dtype} of shape {held.shape}, not what it declares"
     return None
 
 

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import torch
+from contextlib import AbstractContextManager
 
 from fedgh_app.config.settings import Runtime
+from fedgh_app.vision.threads import threads
 
 
-@contextmanager
-def server_threads(runtime: Runtime, clients_rest: bool) -> Iterator[None]:
-    """Let torch use as many threads inside the block as the server may while its clients rest.
+def server_threads(runtime: Runtime, clients_rest: bool) -> AbstractContextManager[None]:
+    """A block in which torch may use as many threads as the server may while its clients rest.
 
     Where clients never rest it has no more than one of them.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads((runtime.server_cpus if clients_rest else None) or runtime.client_cpus or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return threads((runtime.server_cpus if clients_rest else None) or runtime.client_cpus)

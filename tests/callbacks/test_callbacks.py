@@ -8,20 +8,19 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from killed import rounds_of
 from omegaconf import OmegaConf
-from recording import Recording
 
-from fedgh_app import server_app
-from fedgh_app.callbacks.callback import Callback, callbacks_of
+from fedgh_app.assembly.server import Assembly
+from fedgh_app.callbacks.callback import Callback
 from fedgh_app.client_app import app as client_app
-from fedgh_app.config import compose
+from fedgh_app.config import choices
 from fedgh_app.config.compose import compose_config, join_overrides
-from fedgh_app.data import partition, site
 from fedgh_app.errors import UserError
+from fedgh_app.grids.inprocess import InProcessGrid
 from fedgh_app.runs.history import Round, read_history
 from fedgh_app.runs.resumption import check_same
 from fedgh_app.server.federation import Federation
+from fedgh_app.server.loop import federate
 
 USUAL = ["CentralEvaluation", "History", "Checkpoint", "Model", "Progress", "Plots", "ModelCard", "WandB"]
 
@@ -51,7 +50,7 @@ def temperature(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def names(*overrides: str) -> list[str]:
-    return [type(hook).__name__ for hook in callbacks_of(compose_config(overrides))]
+    return [type(callback).__name__ for callback in Assembly(compose_config(overrides)).callbacks]
 
 
 def test_what_adds_to_a_round_comes_before_what_records_it() -> None:
@@ -61,7 +60,7 @@ def test_what_adds_to_a_round_comes_before_what_records_it() -> None:
 def test_one_more_for_once_and_one_less(temperature: str) -> None:
     more = ["+callbacks.warm._target_=" + temperature, "+callbacks.warm.degrees=30"]
     assert names(*more) == [*USUAL, "Temperature"]
-    assert callbacks_of(compose_config(more))[-1].degrees == 30
+    assert Assembly(compose_config(more)).callbacks[-1].degrees == 30
     assert "Plots" not in names("~callbacks.plots")
 
 
@@ -71,35 +70,33 @@ def test_a_file_of_ones_own_lists_it_before_the_others(
     """And the run calls it: what it adds is in the history, and it is closed."""
     folder = tmp_path / "conf"
     folder.mkdir()
-    for entry in compose.CONF.iterdir():
+    for entry in choices.CONF.iterdir():
         if entry.name != "callbacks":
             (folder / entry.name).symlink_to(entry)
     (folder / "callbacks").mkdir()
-    (folder / "callbacks/default.yaml").symlink_to(compose.CONF / "callbacks/default.yaml")
+    (folder / "callbacks/default.yaml").symlink_to(choices.CONF / "callbacks/default.yaml")
     own = {"defaults": ["_self_", "default"], "warm": {"_target_": temperature}}
     OmegaConf.save(OmegaConf.create(own), folder / "callbacks/warm.yaml")
-    monkeypatch.setattr(compose, "CONF", folder)
+    monkeypatch.setattr(choices, "CONF", folder)
     assert names("callbacks=warm") == ["Temperature", *USUAL]
-    config = compose_config([*toy, "callbacks=warm", "rounds=1"])
-    partition.partition(config, site.open_data(config), 4)
+    assembly = Assembly(compose_config([*toy, "callbacks=warm", "rounds=1"]))
+    assembly.data.deal(4)
     nodes = [{"partition-id": number, "num-partitions": 4} for number in range(4)]
-    grid = Recording(client_app, nodes, {"overrides": join_overrides([*toy, "rounds=1"])})
-    hooks: list[Any] = []
-    monkeypatch.setattr(server_app, "callbacks_of", lambda config: hooks.extend(callbacks_of(config)) or hooks)
+    grid = InProcessGrid(client_app, nodes, {"overrides": join_overrides([*toy, "rounds=1"])})
     (tmp_path / "run").mkdir()
-    server_app.federate(config, grid, tmp_path / "run")
+    federate(assembly.federation(tmp_path / "run"), grid, assembly.callbacks)
     assert [line.train["temperature"] for line in read_history(tmp_path / "run")] == [20, 21]
-    assert hooks[0].failure is None
-    assert len(rounds_of(tmp_path / "run")) == 2
+    warm: Any = assembly.callbacks[0]
+    assert warm.failure is None
     # What is written down beside a run may change when it goes on.
-    check_same(compose_config([*toy, "rounds=2"]), tmp_path / "run")
+    check_same(Assembly(compose_config([*toy, "rounds=2"])).values, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
     ("override", "said"),
     [
         ("+callbacks.x._target_=os.System", r"callbacks\._target_=os\.System: expected a class under fedgh_app\.callb"),
-        ("+callbacks.x._target_=fedgh_app.callbacks.callback.callbacks_of", "expected a class under fedgh_app.callbac"),
+        ("+callbacks.x._target_=fedgh_app.callbacks.callback.annotations", "expected a class under fedgh_app.callbac"),
         ("+callbacks.x=3", r"callbacks\.x=3: expected a _target_ and its arguments"),
         ("+callbacks.x.y=3", r"callbacks\._target_=None: expected a class under"),
         ("+callbacks.history.x._target_=torch.optim.SGD", r"callbacks\.history\.x\._target_=.*: expected no _target_"),
@@ -112,4 +109,4 @@ def test_no_other_objects_are_built(override: str, said: str) -> None:
 
 def test_a_wrong_argument_is_told_before_anything_starts(toy: list[str]) -> None:
     with pytest.raises(UserError, match=r"callbacks: .*unexpected keyword argument 'degree'.*; it takes every"):
-        server_app.check(compose_config([*toy, "+callbacks.evaluation.degree=3"]))
+        Assembly(compose_config([*toy, "+callbacks.evaluation.degree=3"])).check()

@@ -18,6 +18,7 @@ import timm  # noqa: F401  # a server may ask for it, and its import makes tempo
 import torch
 from conftest import TINY
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from watching import audited, watched
 
@@ -80,7 +81,7 @@ def place(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     model = ClientAssembly(config).build_model(load_spec("arm"))
     for run in ("run", "teacher"):
         (outside / run).mkdir()
-        save_config(outside / run / "config.yaml", config)
+        save_config(outside / run, OmegaConf.to_container(config))
         described = {"model": config.model, "dataset": "arm", "rounds": 1}
         save_model(outside / run / "model.safetensors", model.state_dict(), **described)
     save_file(model.backbone.state_dict(), outside / "weights.safetensors")

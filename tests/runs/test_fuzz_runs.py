@@ -25,11 +25,11 @@ from safetensors.torch import save
 from sweep_folder import run
 from written_run import write_run
 
-from fedgh_app import server_app
+from fedgh_app.assembly.server import Assembly
 from fedgh_app.client.local_state import LocalState
 from fedgh_app.client_app import app
 from fedgh_app.config.compose import compose_config, groups, join_overrides, split_overrides
-from fedgh_app.data import partition, site
+from fedgh_app.data import partition
 from fedgh_app.errors import RunFailed, UserError
 from fedgh_app.grids import packing
 from fedgh_app.grids.inprocess import InProcessGrid
@@ -203,7 +203,8 @@ def test_what_a_run_takes_up(toy: list[str], tmp_path: Path, count: int) -> None
     """Every part of a server that has a state, and lines of the history."""
     parts = ["strategy=fedaw", "selection=oort", "sharing=fedbn"]
     run, _ = recording.run([*toy, "rounds=2", *parts], tmp_path / "run")
-    run.config.rounds = 9
+    run.settings = run.settings.model_copy(update={"rounds": 9})
+    run.values = run.values | {"rounds": 9}
     files = [run.directory / "checkpoints" / "round-0002.json", run.directory / "history.jsonl"]
     state, history = (file.read_bytes() for file in files)
     assert checkpoints.take_up(run) == 2
@@ -280,12 +281,12 @@ def test_the_one_text_of_all_overrides(count: int) -> None:
 @counted
 def test_overrides(count: int, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever still composes is built, but for the network itself."""
-    monkeypatch.setattr(site, "build_model", lambda *_: ToyPose(3))
+    monkeypatch.setattr(Assembly, "build_model", lambda *_: ToyPose(3))
     keys = sorted(set(leaves(compose_config([]))) - {"init", "resume"})
     choices = [f"{group}={choice}" for group, found in groups().items() for choice in found]
 
     def check(overrides: list[str]) -> None:
-        told(lambda: server_app.check(compose_config([*TINY, *overrides])))
+        told(lambda: Assembly(compose_config([*TINY, *overrides])).check())
 
     odd = st.sampled_from(ODD).map(as_override)
     prefix = st.sampled_from(["", "", "+", "++", "~"])
