@@ -24,9 +24,8 @@ from fedgh_app.config.site import SitePaths, bounded
 from fedgh_app.data.site import Site, open_site
 from fedgh_app.errors import UserError
 from fedgh_app.grids.packing import packing
+from fedgh_app.vision.objectives import CONTROL
 from fedgh_app.vision.threads import limit_threads
-
-CONTROL = "control"
 
 
 # One process serves many messages, and in simulation many clients: what does not change is built once.

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from fedgh_app.vision.specs import TASKS
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -39,6 +41,9 @@ def test_strategies_know_neither_the_app_nor_pose(file: Path) -> None:
     assert not re.search(r"\bposes?\b", file.read_text(), re.IGNORECASE)
 
 
+# A package each.
+OF_TASKS = tuple(module.split(".")[1] for module in TASKS.values())
+
 # Rooms of fedgh_app, from those that know all others to those that know none; those in one line know not each other.
 LEVELS = (
     ("cli",),
@@ -52,7 +57,7 @@ LEVELS = (
     ("grids", "data"),
     ("runs",),
     ("config",),
-    ("pose",),
+    OF_TASKS,
     ("task",),
     ("vision",),
     ("errors", "words", "flower", "resources"),
@@ -74,7 +79,7 @@ def test_imports_point_one_way(file: Path) -> None:
     assert not [other for other in known if LEVEL[other] <= LEVEL[room]]
 
 
-@pytest.mark.parametrize("room", ["vision", "pose"])
+@pytest.mark.parametrize("room", ["vision", *OF_TASKS])
 def test_a_task_knows_neither_flower_nor_the_strategies(room: str) -> None:
     outside = ("flwr", "flwr_datasets", "strategies", "hydra", "omegaconf")
     for file in (ROOT / "fedgh_app" / room).rglob("*.py"):

@@ -130,10 +130,10 @@ def test_every_run_that_a_page_shows_composes(page: str) -> None:
             compose_config(job)
 
 
-def test_the_readme_names_every_choice_of_every_axis() -> None:
+def test_the_readme_names_every_axis_and_choices_that_exist() -> None:
     told = {cells[0].strip("`"): cells[1] for cells in rows(README) if len(cells) == 3}
-    for axis in AXES:
-        assert sorted(re.split(r",\s*", told[axis])) == groups()[axis], axis
+    for axis in AXES:  # all choices: docs/axes.md, so that a new one is one row of one page
+        assert set(re.split(r",\s*", told[axis])) <= set(groups()[axis]), axis
 
 
 def test_the_layout_names_every_config_group_and_files_that_exist() -> None:

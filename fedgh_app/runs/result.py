@@ -44,5 +44,5 @@ class Result(RecordFile):
     rejected: list[Rejected]  # replies that no strategy saw
     clients: dict[str, ClientFacts] = {}  # by name
     clients_score: dict[str, Share] = {}  # the headline of each client on its own test images
-    privacy: dict[str, Epsilon] = {}  # what differential privacy was spent; empty without
+    privacy: dict[str, int | Epsilon] = {}  # what differential privacy was spent; empty without
     dataset: str = ""

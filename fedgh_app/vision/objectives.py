@@ -18,6 +18,8 @@ from fedgh_app.errors import UserError
 
 Penalty = Callable[[nn.Module], Tensor]
 
+CONTROL = "control"  # on the wire, the record that becomes `Received.control`
+
 
 @dataclass(frozen=True, eq=False)
 class Received:
@@ -27,7 +29,7 @@ class Received:
         parameters: w^t, the shared trainable parameters as received: copies, on the device of the model.
         memory: what this objective's `Objective.next_memory` returned after this client's last accepted update; {}
             the first time.
-        control: the server's control variate c; {} where the objective needs none.
+        control: what the objective's server part sent (SCAFFOLD: c); {} where it has none.
     """
 
     parameters: Mapping[str, Tensor]
