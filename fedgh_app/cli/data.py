@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
+from fedgh_app.cli.models import commands_of
 from fedgh_app.cli.terminal import PASS_ON, console, with_progress
 from fedgh_app.config.compose import compose_config, fedgh_home, groups
 from fedgh_app.errors import UserError
@@ -64,7 +64,7 @@ def data_check(
         names = " or ".join(map(str, config.dataset.members))
         raise UserError(f"data check {dataset}: it holds several data sets; expected one of them: {names}")
     assembly = ClientAssembly(config)
-    commands: Any = importlib.import_module(assembly.task.commands)
+    commands = commands_of(assembly.task)
     values, seen_under = assembly.values["dataset"], assembly.augmentation if chosen else None
     found = with_progress(
         "reading images",

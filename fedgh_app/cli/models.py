@@ -16,7 +16,7 @@ from fedgh_app.cli.terminal import console, say, with_progress
 from fedgh_app.errors import UserError
 
 if TYPE_CHECKING:
-    from fedgh_app.task import Trained
+    from fedgh_app.task import Task, Trained
 
 
 def predict(
@@ -116,8 +116,7 @@ def score(
     """Score predictions by a data set's official metric."""
     from fedgh_app.task import task_of
 
-    commands: Any = importlib.import_module(task_of(dataset).commands)
-    found = commands.score(dataset, truth, predictions, side=split, on_bad=on_bad)
+    found = commands_of(task_of(dataset)).score(dataset, truth, predictions, side=split, on_bad=on_bad)
     if as_json:
         print(json.dumps(found.as_json(), indent=1))
     else:
@@ -129,4 +128,11 @@ def _opened(run: Path) -> tuple[Trained, Any]:
     from fedgh_app.runs.opening import load_run
 
     opened = load_run(run)
-    return opened, importlib.import_module(opened.task.commands)
+    return opened, commands_of(opened.task)
+
+
+def commands_of(task: Task) -> Any:
+    """The module of what a task does with a model and its data; UserError where it has none."""
+    if not task.commands:
+        raise UserError(f"the task {task.name} has no such command; expected a run or a data set of another task")
+    return importlib.import_module(task.commands)

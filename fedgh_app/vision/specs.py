@@ -14,6 +14,9 @@ from fedgh_app.resources import DATASETS
 # By the name that `task:` has in these files: the module that holds the task's one instance, `TASK`.
 TASKS = {"pose": "fedgh_app.pose.task"}
 
+# Leeds Sports Pose has the keypoints, the file and the metric of its extended set.
+ALSO_CALLED = {"lsp": "lspet"}
+
 
 def spec_names(directory: Path = DATASETS) -> list[str]:
     """Names of the data sets that are described, in alphabetical order."""
@@ -37,8 +40,8 @@ def read_spec(name: str, directory: Path = DATASETS) -> tuple[Path, dict[str, An
 
 
 def task_name(name: str) -> str:
-    """The task that a data set is for; UserError where it does not say."""
-    path, values = read_spec(name)
+    """The task that a data set, by any name, is for; UserError where it does not say."""
+    path, values = read_spec(ALSO_CALLED.get(name, name))
     if values.get("task") not in TASKS:
         raise UserError(f"{path}: task={values.get('task')!r}, expected one of {', '.join(TASKS)}")
     return str(values["task"])

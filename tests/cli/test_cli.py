@@ -33,6 +33,7 @@ def fedgh(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProce
         (["report", "/nowhere"], "/nowhere"),
         (["score", "cocoo", "--truth", "a", "--predictions", "b"], "expected one of coco"),
         (["score", "coco", "--truth", "/nowhere.json", "--predictions", "b.json"], "/nowhere.json"),
+        (["score", "lsp", "--truth", "/nowhere.mat", "--predictions", "/nowhere.mat"], "/nowhere.mat"),
         (["score", "mpii", "--truth", "/nowhere.mat", "--predictions", "/nowhere.mat"], "/nowhere.mat"),
     ],
 )

@@ -8,11 +8,9 @@ from typing import Protocol
 from fedgh_app.pose.data.records import DatasetSpec, OnBad, load_spec
 from fedgh_app.pose.official import coco, lsp, mpii, pck
 from fedgh_app.pose.official.scores import Score, Side, check_side
+from fedgh_app.vision.specs import ALSO_CALLED
 
 __all__ = ["Score", "Side", "check_side", "protocol_of", "score"]
-
-# Leeds Sports Pose has the keypoints, the file and the metric of its extended set.
-ALSO_CALLED = {"lsp": "lspet"}
 
 
 class Scorer(Protocol):
