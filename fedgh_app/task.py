@@ -234,16 +234,8 @@ class Task(Protocol):
         """What a data set is; UserError where it is not described, or wrongly."""
 
     def open(self, spec: Spec, root: Path, dataset: Values, directory: Path) -> Examples:
-        """The examples below ``root``, prepared below ``directory`` where they are not yet.
-
-        Args:
-            spec: the data set.
-            root: where it lies.
-            dataset: the ``dataset`` group.
-            directory: where what was prepared is kept.
-
-        Raises:
-            UserError: data are missing or bad.
+        """The examples below ``root``, as the group ``dataset`` says, prepared below ``directory`` where they are not yet;
+        UserError where data are missing or bad.
         """
 
     def model_arguments(self, spec: Spec) -> dict[str, Any]:
@@ -256,13 +248,10 @@ class Task(Protocol):
         """``model`` with all that its training and testing on such data take."""
 
     def guide(self, distillation: Any, teacher: Trained, model: Values, spec: Spec, dataset: Values) -> Any:
-        """A trained model beside those in training; UserError where it fits them not.
+        """A trained model on the device of the training, beside those in training; UserError where it fits them not.
 
-        Args:
-            distillation: built from the ``teacher`` group.
-            teacher: the trained model, on the device of the training.
-            model: the ``model`` group of those in training.
-            spec, dataset: the data that they train on, and its group.
+        ``distillation`` was built from the ``teacher`` group; ``model`` and ``dataset`` are the groups of those in
+        training, and ``spec`` the data that they train on.
         """
         raise UserError(f"teacher=: models of the task {self.name} have no teacher; expected teacher=none")
 

@@ -4,8 +4,6 @@ Decoding a photograph costs a hundred times what warping its crop costs. So what
 once, and training only warps from there. What stands beside the crops is the task's own.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -59,6 +59,12 @@ def write_annotations(
     (folder / ANNOTATIONS).write_text(json.dumps(content))
 
 
+def image(number: int, file_name: str, size: tuple[int, int], **attributes: str) -> dict[str, Any]:
+    """The entry of image `number`, of `size` (width, height) px."""
+    width, height = size
+    return {"id": number, "file_name": file_name, "width": width, "height": height, "license": 1, **attributes}
+
+
 def annotation(number: int, keypoints: Sequence[float], bbox: Sequence[float], area: float) -> dict[str, Any]:
     """The annotation of the one arm in image `number`; `keypoints` are x, y, visibility of each in turn."""
     ids = {"id": number, "image_id": number, "category_id": 1}

@@ -1,10 +1,9 @@
 """Real single arms cut from Leeds Sports Pose Extended (Johnson and Everingham, CVPR 2011), by direction.
 
-Each arm whose shoulder, elbow and wrist are all annotated becomes one image: a square patch with the arm in
-its middle, clipped where the photograph ends, so that no pixel is invented. Left arms are not mirrored: what
-a keypoint is called does not depend on the side, and with the mirror the directions would change sides. The
-direction in which the arm points, from shoulder to wrist, divides the set into four sites whose gradients
-conflict.
+Each arm whose shoulder, elbow and wrist are all annotated becomes one image: a square patch with the arm in its middle,
+clipped where the photograph ends, so that no pixel is invented. Left arms are not mirrored: what a keypoint is called
+does not depend on the side, and with the mirror the directions would change sides. The direction in which the arm
+points, from shoulder to wrist, divides the set into four sites whose gradients conflict.
 """
 
 import hashlib
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgh_app.errors import UserError
-from fedgh_app.pose.arms.coco_folder import IMAGES, annotation, is_written, write_annotations
+from fedgh_app.pose.arms.coco_folder import IMAGES, annotation, image, is_written, write_annotations
 from fedgh_app.pose.arms.generated import write_jpeg
 from fedgh_app.pose.readers.intake import read_arrays
 from fedgh_app.vision.files import staged
@@ -127,18 +126,8 @@ def _cut_photograph(
         number = len(images) + 1
         name = f"{path.stem}_{arm.side}.jpg"
         write_jpeg(folder / name, photograph[top:bottom, left:right], JPEG_QUALITY)
-        images.append(
-            {
-                "id": number,
-                "file_name": name,
-                "width": right - left,
-                "height": bottom - top,
-                "license": 1,
-                "source": arm.photograph,
-                "direction": direction(arm.joints[0], arm.joints[2]),
-                "side": arm.side,
-            }
-        )
+        kind = {"source": arm.photograph, "direction": direction(arm.joints[0], arm.joints[2]), "side": arm.side}
+        images.append(image(number, name, (right - left, bottom - top), **kind))
         annotations.append(_annotation(number, arm.joints - [left, top]))
 
 

@@ -1,7 +1,5 @@
 """A run's model scored by a data set's official protocol: the work of `fedgh evaluate`."""
 
-from __future__ import annotations
-
 import dataclasses
 import shlex
 import tempfile

@@ -1,7 +1,5 @@
 """Each data set's own evaluation, as its field publishes it: one module a protocol, all with one signature."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Protocol
 

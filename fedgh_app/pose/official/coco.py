@@ -1,7 +1,5 @@
 """OKS AP of COCO person keypoints, computed by COCO's own code, and the suppression of double predictions."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 from collections.abc import Container, Mapping, Sequence

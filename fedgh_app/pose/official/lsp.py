@@ -1,7 +1,5 @@
 """PCK of Leeds Sports Pose and its extended set, relative to the torso, left and right as the person has them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from fedgh_app.pose.data.records import DatasetSpec, OnBad

@@ -1,7 +1,5 @@
 """What an official evaluation says: percentages in the order in which papers print them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,8 +1,7 @@
 """Networks as ONNX files, for machines that have ONNX Runtime and no PyTorch."""
 
-from __future__ import annotations
-
 import contextlib
+import importlib
 import io
 import json
 import logging
@@ -81,15 +80,9 @@ def export(predictor: Predictor, path: Path, about: Mapping[str, str]) -> Agreem
     """
     require("onnx", "onnxscript", "onnxruntime")
     spec = predictor.spec
-    metadata = {
-        "keypoints": json.dumps(spec.keypoints),
-        "skeleton": json.dumps(spec.skeleton),
-        "input_size": json.dumps(predictor.input_size),
-        "mean": json.dumps(MEAN),
-        "std": json.dumps(STD),
-        "padding": json.dumps(PADDING),
-        **about,
-    }
+    shape = {"keypoints": spec.keypoints, "skeleton": spec.skeleton, "input_size": predictor.input_size}
+    stated = {**shape, "mean": MEAN, "std": STD, "padding": PADDING}
+    metadata = {**{name: json.dumps(value) for name, value in stated.items()}, **about}
     net = KeypointNet(predictor.model.cpu(), predictor.decode, predictor.confidence, predictor.input_size).eval()
     try:
         with replacing(path) as draft:
@@ -160,8 +153,6 @@ def check(net: KeypointNet, path: Path, name: str) -> Agreement:
 
 def require(*packages: str) -> None:
     """Refuse to go on without packages of the extra `export`."""
-    import importlib
-
     for package in packages:
         try:
             importlib.import_module(package)

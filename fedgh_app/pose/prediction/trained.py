@@ -1,7 +1,5 @@
 """The trained model of a run, ready to find keypoints in images it has never seen."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import cast
 

@@ -1,7 +1,5 @@
 """Videos frame by frame through OpenCV's FFmpeg, which stops at damage as if the video ended there: refused here."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Iterator

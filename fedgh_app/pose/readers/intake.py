@@ -1,7 +1,5 @@
 """What every annotation must satisfy, whatever its format, before it becomes a `PoseRecord`."""
 
-from __future__ import annotations
-
 import functools
 import json
 import os
