@@ -18,7 +18,7 @@ from fedgh_app.errors import UserError
 from fedgh_app.pose.data.records import DatasetSpec
 
 EXPECTED = 'expected COCO keypoint results: [{"image_id", "category_id", "keypoints", "score"}, ...]'
-KINDS = {"image_id": (int, str), "category_id": int, "keypoints": list, "score": (int, float)}
+KINDS: dict[str, Any] = {"image_id": (int, str), "category_id": int, "keypoints": list, "score": (int, float)}
 DECIMALS = 4  # of a pixel and of a confidence, in a file
 
 
@@ -93,8 +93,8 @@ def _result(where: str, entry: Any, spec: DatasetSpec) -> Result:
     if score is None or not np.isfinite(score[0]):
         raise UserError(f"{where}: found score={str(entry['score'])[:40]}, expected a finite number")
     triples, person = numbers.reshape(-1, 3), entry.get("annotation_id")
-    name = None if person is None else str(person)
-    return Result(entry["image_id"], entry["category_id"], triples[:, :2], triples[:, 2], float(score[0]), name)
+    whose = None if person is None else str(person)
+    return Result(entry["image_id"], entry["category_id"], triples[:, :2], triples[:, 2], float(score[0]), whose)
 
 
 def _numbers(values: Sequence[Any]) -> np.ndarray | None:
