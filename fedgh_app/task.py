@@ -224,9 +224,7 @@ class Task(Protocol):
         """What a data set is; UserError where it is not described, or wrongly."""
 
     def open(self, spec: Spec, root: Path, dataset: Values, directory: Path) -> Examples:
-        """The examples below ``root`` as the group ``dataset`` says, prepared below ``directory`` if they are not yet;
-        UserError where data are missing or bad.
-        """
+        """The examples below ``root``, prepared below ``directory`` if need be; UserError for missing or bad ones."""
 
     def model_arguments(self, spec: Spec) -> dict[str, Any]:
         """What a model must be told of the data set, beside its own config group."""

@@ -49,14 +49,8 @@ def write_annotations(
     """Write `annotations.json` of single arms; COCO counts the keypoints of a skeleton from 1."""
     skeleton = [[a + 1, b + 1] for a, b in SKELETON]
     category = {"id": 1, "name": "arm", "supercategory": "person", "keypoints": list(KEYPOINTS), "skeleton": skeleton}
-    content = {
-        "info": info,
-        "licenses": [{"id": 1, **licence}],
-        "categories": [category],
-        "images": images,
-        "annotations": annotations,
-    }
-    (folder / ANNOTATIONS).write_text(json.dumps(content))
+    content = {"info": info, "licenses": [{"id": 1, **licence}], "categories": [category]}
+    (folder / ANNOTATIONS).write_text(json.dumps({**content, "images": images, "annotations": annotations}))
 
 
 def image(number: int, file_name: str, size: tuple[int, int], **attributes: str) -> dict[str, Any]:

@@ -101,10 +101,7 @@ def arms_of(photograph: str, joints: Floats) -> Iterator[Arm]:
 
 
 def direction(shoulder: Floats, wrist: Floats) -> str:
-    """Where the arm points: right, left, up or down in the image, whose y axis points down.
-
-    The larger component decides; on a diagonal the vertical one.
-    """
+    """Where the arm points in the image: right, left, up or down; the larger component decides, or the vertical."""
     x, y = wrist - shoulder
     if abs(x) > abs(y):
         return "right" if x > 0 else "left"

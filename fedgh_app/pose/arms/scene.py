@@ -44,10 +44,7 @@ VIEWS = {
 
 @dataclass(frozen=True)
 class Solids:
-    """S rounded cones.
-
-    `start`, `end` (S, 3) m; `radius` (S, 2) m; `colour` (S, 3) RGB 0..1; `gloss` (S,); `part` (S,) LIMB, BODY or ROBOT.
-    """
+    """S rounded cones: `start`, `end` (S, 3), `radius` (S, 2) m; `colour` (S, 3) RGB 0..1; `part` LIMB, BODY, ROBOT."""
 
     start: Floats
     end: Floats

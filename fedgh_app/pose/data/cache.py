@@ -88,10 +88,7 @@ def open_cache(
 
 
 def crop_size(input_size: tuple[int, int], margin: float) -> tuple[int, int]:
-    """(H', W') near `margin` times `input_size`, with an equal whole number of pixels added on both sides.
-
-    Then the unaugmented input is a plain slice of the crop, with no interpolation in between.
-    """
+    """(H', W') near `margin` times `input_size`, as much on both sides, so that the plain input is a slice of it."""
     height, width = (side + 2 * round((margin - 1) * side / 2) for side in input_size)
     return height, width
 

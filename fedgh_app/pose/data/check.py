@@ -162,7 +162,7 @@ def _attributes(records: Sequence[PoseRecord]) -> dict[str, dict[str, int]]:
 
 def _odd(records: Sequence[PoseRecord], sizes: Mapping[Path, tuple[int, int]], spec: DatasetSpec) -> list[str]:
     lines = []
-    outside = [record for record in records if not _inside(record.keypoints[record.visible], sizes[record.image])]
+    outside = [r for r in records if not _inside(r.keypoints[r.visible], sizes[r.image])]
     if outside:
         lines.append(f"{len(outside)} records with a visible joint outside of the image, first {outside[0].image}")
     resized = [r for r in records if r.image_size is not None and tuple(r.image_size) != sizes[r.image]]
@@ -208,9 +208,8 @@ def _sheet(records: Sequence[PoseRecord], spec: DatasetSpec, columns: int, out: 
     if not records:
         return None
     tiles = [_tile(r, spec) for r in records] if seen is None else _inputs(records, spec, seen)
-    captions = [
-        " ".join([r.image.stem, *(f"{name}={value}" for name, value in sorted(r.attributes.items()))]) for r in records
-    ]
+    said = ([f"{name}={value}" for name, value in sorted(r.attributes.items())] for r in records)
+    captions = [" ".join([r.image.stem, *words]) for r, words in zip(records, said, strict=True)]
     out.parent.mkdir(parents=True, exist_ok=True)
     write_image(out, contact_sheet(tiles, columns, captions, largest=TILE))
     return out

@@ -1,7 +1,7 @@
 """Each data set's own evaluation, as its field publishes it: one module a protocol, all with one signature."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from fedgh_app.pose.data.records import DatasetSpec, OnBad, load_spec
 from fedgh_app.pose.official import coco, lsp, mpii, pck
@@ -11,15 +11,7 @@ __all__ = ["Score", "Side", "check_side", "protocol_of", "score"]
 
 # Leeds Sports Pose has the keypoints, the file and the metric of its extended set.
 ALSO_CALLED = {"lsp": "lspet"}
-
-
-class Scorer(Protocol):
-    """A protocol: truth file and predictions file to percentages."""
-
-    def __call__(
-        self, spec: DatasetSpec, truth: Path, predictions: Path, *, side: Side = "all", on_bad: OnBad = "raise"
-    ) -> Score:
-        """Score ``predictions``; UserError where a file is not as expected."""
+Scorer = Callable[..., Score]  # of a specification, truth and predictions, as those below have them
 
 
 def protocol_of(spec: DatasetSpec) -> Scorer:

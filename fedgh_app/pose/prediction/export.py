@@ -47,10 +47,7 @@ class Agreement:
 
 
 class KeypointNet(nn.Module):
-    """A network with the reading of its maps: images (N, 3, h, w) to keypoints (N, J, 3) and maps (N, J, h', w').
-
-    A keypoint is x, y in pixels of the input, and the confidence.
-    """
+    """Images (N, 3, h, w) to keypoints (N, J, 3), x, y in input pixels and confidence, and maps (N, J, h', w')."""
 
     def __init__(self, model: nn.Module, decode: Decode, confidence: Confidence, input_size: Size) -> None:
         super().__init__()
@@ -100,10 +97,7 @@ def to_onnx(
     outputs: Sequence[str] = ("maps",),
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a network of images (N, 3, h, w), any N, to one ONNX file; its mode is as it is, evaluation mostly.
-
-    Raises UserError where onnx is not installed.
-    """
+    """Write a network of images (N, 3, h, w), any N, in its mode to an ONNX file; UserError where onnx is missing."""
     require("onnx", "onnxscript")
     # Two images, not one: a size of one would be taken for a constant.
     images = torch.zeros(2, 3, *input_size)
