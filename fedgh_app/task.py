@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from fedgh_app.errors import UserError
 from fedgh_app.vision.card import Card
-from fedgh_app.vision.objectives import Penalty
 from fedgh_app.vision.specs import TASKS, task_name
 from fedgh_app.vision.tally import Scores, Tally
 from fedgh_app.vision.training import Batch, Training, predict, train
@@ -175,17 +174,8 @@ class Learner(Protocol):
         """What of an evaluation adds up, for the outputs (B, …) of one batch; for `evaluate` as it is here."""
         return Tally()
 
-    def train(
-        self,
-        batches: Iterable[Any],
-        optimizer: torch.optim.Optimizer,
-        *,
-        epochs: int,
-        penalty: Penalty | None = None,
-        squared_losses: bool = False,
-    ) -> Training:
-        """Train the model in place; see `fedgh_app.vision.training.train`."""
-        options: dict[str, Any] = {"epochs": epochs, "penalty": penalty, "squared_losses": squared_losses}
+    def train(self, batches: Iterable[Any], optimizer: torch.optim.Optimizer, **options: Any) -> Training:
+        """Train the model in place; the options (``epochs``, …) are those of `fedgh_app.vision.training.train`."""
         return train(self.model, batches, self.parts.loss, optimizer, device=self.device, **options)
 
     def evaluate(self, examples: Any, indices: Sequence[int] | np.ndarray, *, loss_alone: bool = False) -> Evaluated:
@@ -234,17 +224,7 @@ class Task(Protocol):
         """What a data set is; UserError where it is not described, or wrongly."""
 
     def open(self, spec: Spec, root: Path, dataset: Values, directory: Path) -> Examples:
-        """The examples below ``root``, prepared below ``directory`` where they are not yet.
-
-        Args:
-            spec: the data set.
-            root: where it lies.
-            dataset: the ``dataset`` group.
-            directory: where what was prepared is kept.
-
-        Raises:
-            UserError: data are missing or bad.
-        """
+        """The examples below ``root``, prepared below ``directory`` if need be; UserError for missing or bad ones."""
 
     def model_arguments(self, spec: Spec) -> dict[str, Any]:
         """What a model must be told of the data set, beside its own config group."""
@@ -256,13 +236,10 @@ class Task(Protocol):
         """``model`` with all that its training and testing on such data take."""
 
     def guide(self, distillation: Any, teacher: Trained, model: Values, spec: Spec, dataset: Values) -> Any:
-        """A trained model beside those in training; UserError where it fits them not.
+        """A trained model on the device of the training, beside those in training; UserError where it fits them not.
 
-        Args:
-            distillation: built from the ``teacher`` group.
-            teacher: the trained model, on the device of the training.
-            model: the ``model`` group of those in training.
-            spec, dataset: the data that they train on, and its group.
+        ``distillation`` was built from the ``teacher`` group; ``model`` and ``dataset`` are the groups of those in
+        training, and ``spec`` the data that they train on.
         """
         raise UserError(f"teacher=: models of the task {self.name} have no teacher; expected teacher=none")
 

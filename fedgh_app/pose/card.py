@@ -1,7 +1,5 @@
 """What a model card says of a network that finds keypoints."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What of a config only pose estimation can tell wrong; before anything is built, and without waiting for torch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

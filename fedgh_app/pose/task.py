@@ -1,7 +1,5 @@
 """Pose estimation as a task: what the rest of the app asks of it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

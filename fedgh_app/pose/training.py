@@ -49,16 +49,9 @@ def train(
     guide: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     **options: Any,
 ) -> Training:
-    """Train ``model`` in place under a ``guide``, ``(images, maps, visible) -> scalar``, such as `hhd.Guide`.
-
-    The other options are those of `fedgh_app.vision.training.train`.
-    """
-
-    def guided(images: Tensor, maps: Tensor, batch: Batch) -> Tensor:
-        assert guide is not None
-        return guide(images, maps, labels(batch, maps.device)[1])
-
-    options["guide"] = None if guide is None else guided
+    """`fedgh_app.vision.training.train` under a ``guide``, ``(images, maps, visible) -> scalar``, as `hhd.Guide` is."""
+    if guide is not None:
+        options["guide"] = lambda images, maps, batch: guide(images, maps, labels(batch, maps.device)[1])
     return vision.train(model, batches, KeypointLoss(loss), optimizer, **options)
 
 

@@ -4,8 +4,6 @@ Decoding a photograph costs a hundred times what warping its crop costs. So what
 once, and training only warps from there. What stands beside the crops is the task's own.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -125,9 +123,7 @@ def _build(path: Path, build: Callable[[Path], None]) -> None:
 
 
 def in_order(items: Sequence[T], work: Callable[[T], R]) -> Iterator[tuple[T, R | UserError]]:
-    """``work`` done on each item, or the `UserError` that it raised, in the items' order; on as many threads as this
-    process has cores, since OpenCV releases the GIL.
-    """
+    """Each item, in order, with what ``work`` makes of it or its `UserError`; a thread a core: OpenCV frees the GIL."""
 
     def attempt(item: T) -> R | UserError:
         try:

@@ -1,7 +1,5 @@
 """What a task adds to a model card."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

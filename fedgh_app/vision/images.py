@@ -1,7 +1,5 @@
 """Image files decoded by OpenCV, which is lenient: what it would decode in part is refused here."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -53,10 +51,9 @@ def write_image(path: Path, image: np.ndarray) -> None:
 def is_truncated(data: bytes) -> bool:
     """Whether a JPEG, PNG or WebP file stops before its own end.
 
-    OpenCV fills what is missing with grey and at most prints a warning, so a half-copied data set would train
-    in silence. A JPEG's end marker cannot occur inside its compressed scan (0xFF is followed by a zero
-    there), but an embedded thumbnail has one of its own: hence the search starts at the main image's first
-    scan.
+    OpenCV fills what is missing with grey and at most prints a warning, so a half-copied data set would train in
+    silence. A JPEG's end marker cannot occur inside its compressed scan (0xFF is followed by a zero there), but an
+    embedded thumbnail has one of its own: hence the search starts at the main image's first scan.
     """
     if data.startswith(JPEG_START):
         scan = _first_scan(data)

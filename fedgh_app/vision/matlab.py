@@ -1,8 +1,7 @@
 """Numeric arrays of MATLAB 5 files, read with every length checked.
 
 `scipy.io.loadmat` crashes the whole process on some damaged files, and no exception handler sees that. What a
-predictions file holds, plain numeric arrays, takes little code to read: MathWorks, "MAT-File Format", chapter
-1.
+predictions file holds, plain numeric arrays, takes little code to read: MathWorks, "MAT-File Format", chapter 1.
 """
 
 import itertools

@@ -1,7 +1,5 @@
 """The files that say what a data set is, whatever its task: ``datasets/<name>.yaml``."""
 
-from __future__ import annotations
-
 import difflib
 from pathlib import Path
 from typing import Any

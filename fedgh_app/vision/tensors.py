@@ -1,7 +1,5 @@
 """Tensors in files, without pickle (safetensors): the same tensors and words are the same bytes."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

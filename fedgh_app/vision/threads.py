@@ -10,9 +10,7 @@ from fedgh_app.vision.cores import usable_cores
 
 
 def limit_threads(count: int | None) -> None:
-    """Let torch and OpenCV use ``count`` threads (None: one a core); more of them than cores fight and run many times
-    slower.
-    """
+    """Let torch and OpenCV use ``count`` threads (None: one a core); more than cores run many times slower."""
     count = count or usable_cores()
     if torch.get_num_threads() != count:
         torch.set_num_threads(count)

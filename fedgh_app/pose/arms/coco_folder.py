@@ -49,14 +49,14 @@ def write_annotations(
     """Write `annotations.json` of single arms; COCO counts the keypoints of a skeleton from 1."""
     skeleton = [[a + 1, b + 1] for a, b in SKELETON]
     category = {"id": 1, "name": "arm", "supercategory": "person", "keypoints": list(KEYPOINTS), "skeleton": skeleton}
-    content = {
-        "info": info,
-        "licenses": [{"id": 1, **licence}],
-        "categories": [category],
-        "images": images,
-        "annotations": annotations,
-    }
-    (folder / ANNOTATIONS).write_text(json.dumps(content))
+    content = {"info": info, "licenses": [{"id": 1, **licence}], "categories": [category]}
+    (folder / ANNOTATIONS).write_text(json.dumps({**content, "images": images, "annotations": annotations}))
+
+
+def image(number: int, file_name: str, size: tuple[int, int], **attributes: str) -> dict[str, Any]:
+    """The entry of image `number`, of `size` (width, height) px."""
+    width, height = size
+    return {"id": number, "file_name": file_name, "width": width, "height": height, "license": 1, **attributes}
 
 
 def annotation(number: int, keypoints: Sequence[float], bbox: Sequence[float], area: float) -> dict[str, Any]:

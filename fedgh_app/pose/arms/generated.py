@@ -17,7 +17,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from fedgh_app.errors import UserError
-from fedgh_app.pose.arms.coco_folder import IMAGES, annotation, is_written, write_annotations
+from fedgh_app.pose.arms.coco_folder import IMAGES, annotation, image, is_written, write_annotations
 from fedgh_app.pose.arms.render import Image, Rendering, render
 from fedgh_app.pose.arms.scene import POSTURES, VIEWPOINTS, sample_scene
 from fedgh_app.vision.cores import usable_cores
@@ -71,8 +71,8 @@ def generate(
                 "made_by": made_by,
             },
             licence={"name": "CC0 1.0", "url": "https://creativecommons.org/publicdomain/zero/1.0/"},
-            images=[image for image, _ in entries],
-            annotations=[annotation for _, annotation in entries],
+            images=[entry for entry, _ in entries],
+            annotations=[entry for _, entry in entries],
         )
     return root
 
@@ -127,17 +127,8 @@ def _write_images(
         rendering = draw(index, seed=seed, image_size=image_size)
         name = f"{index + 1:06d}.jpg"
         write_jpeg(folder / name, rendering.image, JPEG_QUALITY)
-        image = {
-            "id": index + 1,
-            "file_name": name,
-            "width": image_size[0],
-            "height": image_size[1],
-            "license": 1,
-            "viewpoint": viewpoint_of(index),
-            "posture": posture_of(index),
-            "split": split_of(index),
-        }
-        entries.append((image, _annotation(index, rendering)))
+        kind = {"viewpoint": viewpoint_of(index), "posture": posture_of(index), "split": split_of(index)}
+        entries.append((image(index + 1, name, image_size, **kind), _annotation(index, rendering)))
     return entries
 
 

@@ -1,10 +1,9 @@
 """Real single arms cut from Leeds Sports Pose Extended (Johnson and Everingham, CVPR 2011), by direction.
 
-Each arm whose shoulder, elbow and wrist are all annotated becomes one image: a square patch with the arm in
-its middle, clipped where the photograph ends, so that no pixel is invented. Left arms are not mirrored: what
-a keypoint is called does not depend on the side, and with the mirror the directions would change sides. The
-direction in which the arm points, from shoulder to wrist, divides the set into four sites whose gradients
-conflict.
+Each arm whose shoulder, elbow and wrist are all annotated becomes one image: a square patch with the arm in its middle,
+clipped where the photograph ends, so that no pixel is invented. Left arms are not mirrored: what a keypoint is called
+does not depend on the side, and with the mirror the directions would change sides. The direction in which the arm
+points, from shoulder to wrist, divides the set into four sites whose gradients conflict.
 """
 
 import hashlib
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgh_app.errors import UserError
-from fedgh_app.pose.arms.coco_folder import IMAGES, annotation, is_written, write_annotations
+from fedgh_app.pose.arms.coco_folder import IMAGES, annotation, image, is_written, write_annotations
 from fedgh_app.pose.arms.generated import write_jpeg
 from fedgh_app.pose.readers.intake import read_arrays
 from fedgh_app.vision.files import staged
@@ -102,10 +101,7 @@ def arms_of(photograph: str, joints: Floats) -> Iterator[Arm]:
 
 
 def direction(shoulder: Floats, wrist: Floats) -> str:
-    """Where the arm points: right, left, up or down in the image, whose y axis points down.
-
-    The larger component decides; on a diagonal the vertical one.
-    """
+    """Where the arm points in the image: right, left, up or down; the larger component decides, or the vertical."""
     x, y = wrist - shoulder
     if abs(x) > abs(y):
         return "right" if x > 0 else "left"
@@ -127,18 +123,8 @@ def _cut_photograph(
         number = len(images) + 1
         name = f"{path.stem}_{arm.side}.jpg"
         write_jpeg(folder / name, photograph[top:bottom, left:right], JPEG_QUALITY)
-        images.append(
-            {
-                "id": number,
-                "file_name": name,
-                "width": right - left,
-                "height": bottom - top,
-                "license": 1,
-                "source": arm.photograph,
-                "direction": direction(arm.joints[0], arm.joints[2]),
-                "side": arm.side,
-            }
-        )
+        kind = {"source": arm.photograph, "direction": direction(arm.joints[0], arm.joints[2]), "side": arm.side}
+        images.append(image(number, name, (right - left, bottom - top), **kind))
         annotations.append(_annotation(number, arm.joints - [left, top]))
 
 

@@ -1,8 +1,7 @@
 """A small ray caster for the arm scenes: rounded cones with a depth buffer, in a box-shaped room.
 
-Each rounded cone is hit by a closed formula (a quadratic for its side, one for each end sphere), evaluated
-only inside its bounding rectangle on the screen, so that an image takes milliseconds and depth, masks and
-joints are exact.
+Each rounded cone is hit by a closed formula (a quadratic for its side, one for each end sphere), evaluated only inside
+its bounding rectangle on the screen, so that an image takes milliseconds and depth, masks and joints are exact.
 """
 
 from dataclasses import dataclass
@@ -95,8 +94,7 @@ def _windows(
 ) -> NDArray[np.int64]:
     """Rectangles (S, 4) left, top, right, bottom of the supersampled screen that surely hold the solids.
 
-    `centres` (S, 2, 3) are both ends in camera axes. Empty (right <= left) for what is off the screen or too
-    near.
+    `centres` (S, 2, 3) are both ends in camera axes. Empty (right <= left) for what is off the screen or too near.
     """
     near = centres[..., 2:] - radius[..., None]
     slope = centres[..., :2] / centres[..., 2:]
@@ -149,10 +147,7 @@ def _shade(scene: Scene, rays: Array, depth: Array, index: NDArray[np.int16]) ->
     normal /= np.sqrt(_dot(normal, normal)) + np.float32(1e-9)
     lamp = (camera.rotation @ scene.light.direction).astype(np.float32)
     up = camera.rotation[:, 2].astype(np.float32)
-    lamplight, ambient = (
-        scene.light.colour.astype(np.float32)[:, None],
-        scene.light.ambient.astype(np.float32)[:, None],
-    )
+    lamplight, ambient = (c.astype(np.float32)[:, None] for c in (scene.light.colour, scene.light.ambient))
     facing = _dot(normal, rays)
     mirrored = rays - (2 * facing) * normal
     lit = np.clip((lamp @ normal + np.float32(0.15)) / np.float32(1.15), 0, 1)  # skin and cloth scatter a little

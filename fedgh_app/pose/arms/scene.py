@@ -44,11 +44,7 @@ VIEWS = {
 
 @dataclass(frozen=True)
 class Solids:
-    """S rounded cones.
-
-    `start`, `end` (S, 3) m; `radius` (S, 2) m; `colour` (S, 3) RGB 0..1; `gloss` (S,); `part` (S,) LIMB, BODY
-    or ROBOT.
-    """
+    """S rounded cones: `start`, `end` (S, 3), `radius` (S, 2) m; `colour` (S, 3) RGB 0..1; `part` LIMB, BODY, ROBOT."""
 
     start: Floats
     end: Floats
@@ -121,16 +117,9 @@ def sample_scene(rng: np.random.Generator, viewpoint: str, posture: str, size: t
     _add_body(parts, turn, sway, rng)
     _add_robot(parts, joints, rng)
     wall_colours = np.clip(_WALLS + rng.uniform(-0.12, 0.12, (6, 1)) + rng.uniform(-0.05, 0.05, (6, 3)), 0.05, 0.95)
-    return Scene(
-        viewpoint,
-        posture,
-        joints,
-        parts.solids(),
-        _camera(rng, VIEWS[viewpoint], size),
-        _light(rng),
-        wall_colours,
-        tuple(_patch(rng) for _ in range(rng.integers(8, 15))),
-    )
+    camera, light = _camera(rng, VIEWS[viewpoint], size), _light(rng)
+    patches = tuple(_patch(rng) for _ in range(rng.integers(8, 15)))
+    return Scene(viewpoint, posture, joints, parts.solids(), camera, light, wall_colours, patches)
 
 
 # The room's -x, +x, -y, +y, floor and ceiling: each camera looks at other walls.
@@ -165,15 +154,8 @@ class _Parts:
         self.rows.append((np.asarray(start, float), np.asarray(end, float), radii, colour, gloss, part))
 
     def solids(self) -> Solids:
-        start, end, radius, colour, gloss, part = zip(*self.rows, strict=True)
-        return Solids(
-            np.array(start),
-            np.array(end),
-            np.array(radius),
-            np.array(colour, dtype=float),
-            np.array(gloss),
-            np.array(part, np.uint8),
-        )
+        start, end, radius, colour, gloss, part = (np.array(column) for column in zip(*self.rows, strict=True))
+        return Solids(start, end, radius, colour.astype(float), gloss, part.astype(np.uint8))
 
 
 def _arm_joints(rng: np.random.Generator, posture: str) -> Floats:

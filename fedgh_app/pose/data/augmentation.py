@@ -16,6 +16,8 @@ HALF_MARGIN = 1.5
 HALF_JOINTS = 3
 # Beyond twice its size a cached crop, which has no more pixels than the input, is a blur.
 HALF_ZOOM = 2.0
+# What a strength may be, where that is not 0 to 1.
+RANGES = {"rotation_deg": (0, 180), "scale": (0, 0.9), "half_body_min_visible": (HALF_JOINTS, 1000), "hue": (0, 0.5)}
 
 # RGB to luma and the two chrominances of YIQ: hue and saturation turn and stretch the latter plane.
 YIQ = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
@@ -61,21 +63,8 @@ class Augmentation:
     hue: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("rotation_deg", 0, 180),
-            ("scale", 0, 0.9),
-            ("translate", 0, 1),
-            ("flip_probability", 0, 1),
-            ("half_body_probability", 0, 1),
-            ("half_body_min_visible", HALF_JOINTS, 1000),
-            ("occlusion_probability", 0, 1),
-            ("occlusion_size", 0, 1),
-            ("brightness", 0, 1),
-            ("contrast", 0, 1),
-            ("saturation", 0, 1),
-            ("hue", 0, 0.5),
-        ):
-            value = getattr(self, name)
+        for name, value in vars(self).items():
+            low, high = RANGES.get(name, (0, 1))
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
                 raise UserError(f"augmentation.{name}={value}, expected a number from {low} to {high}")
 
@@ -102,17 +91,10 @@ class Augmentation:
         zoom = np.full(len(index), min(width / cached_width, height / cached_height))
         if self.half_body_probability:
             centre, zoom = self._half_bodies(cache, index, input_size, centre, zoom, generator)
-        target = np.stack(
-            [(width - 1) / 2 + self.translate * width * shift_x, (height - 1) / 2 + self.translate * height * shift_y],
-            axis=-1,
-        )
-        matrices = cropping.similarity_matrix(
-            centre,
-            target,
-            magnification=zoom * (1 + self.scale * scale),
-            rotation_deg=self.rotation_deg * rotation,
-            flip=flips,
-        )
+        x, y = (width - 1) / 2 + self.translate * width * shift_x, (height - 1) / 2 + self.translate * height * shift_y
+        zoom, turn = zoom * (1 + self.scale * scale), self.rotation_deg * rotation
+        target = np.stack([x, y], axis=-1)
+        matrices = cropping.similarity_matrix(centre, target, magnification=zoom, rotation_deg=turn, flip=flips)
         occluders = self._occluders(len(index), input_size, generator) if self.occlusion_probability else None
         jitters = any((self.brightness, self.contrast, self.saturation, self.hue))
         tints = self._tints(len(index), generator) if jitters else None
@@ -133,12 +115,8 @@ class Augmentation:
         upper = np.isin(np.arange(visible.shape[1]), cache.spec.upper_body)
         half = visible & np.where(side[:, None] < 0.5, upper, ~upper)
         half = np.where(half.sum(1, keepdims=True) >= HALF_JOINTS, half, visible & ~half)  # else the other half
-        reduced = (
-            (wanted < self.half_body_probability)
-            & (visible.sum(1) >= self.half_body_min_visible)
-            & (half.sum(1) >= HALF_JOINTS)
-            & upper.any()
-        )
+        whole = (wanted < self.half_body_probability) & (visible.sum(1) >= self.half_body_min_visible)
+        reduced = whole & (half.sum(1) >= HALF_JOINTS) & upper.any()
         half[~reduced] = True  # no half: all joints, of which nothing is used
         points = np.where(half[..., None], keypoints, np.nan)
         extent = np.maximum(np.nanmax(points, axis=1) - np.nanmin(points, axis=1), 1.0)

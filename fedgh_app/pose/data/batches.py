@@ -1,7 +1,5 @@
 """Training and evaluation batches, warped from the crop cache straight to the network's input."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -77,9 +75,7 @@ class Batches:
         self.batch_size = batch_size
         self.input_size = cache.input_size if input_size is None else input_size
         self.augmentation = Augmentation() if augmentation is None else augmentation
-        self.seed = seed
-        self.shuffle = shuffle
-        self._passes = 0
+        self.seed, self.shuffle, self._passes = seed, shuffle, 0
         self._bounds = self._batch_bounds()
 
     def __len__(self) -> int:
@@ -96,7 +92,8 @@ class Batches:
         count = len(self.indices)
         order = generator.permutation(count) if self.shuffle else np.arange(count)
         index = self.indices[order]
-        return self._batches(index, self.augmentation.draw(self.cache, index, self.input_size, generator))
+        drawn = self.augmentation.draw(self.cache, index, self.input_size, generator)
+        return (self._batch(index[start:stop], drawn, start) for start, stop in self._bounds)
 
     def _batch_bounds(self) -> list[tuple[int, int]]:
         count, size = len(self.indices), self.batch_size
@@ -104,10 +101,6 @@ class Batches:
         if self.shuffle and len(bounds) > 1 and bounds[-1][1] - bounds[-1][0] == 1:
             bounds[-2:] = [(bounds[-2][0], count)]
         return bounds
-
-    def _batches(self, index: np.ndarray, drawn: Drawn) -> Iterator[Batch]:
-        for start, stop in self._bounds:
-            yield self._batch(index[start:stop], drawn, start)
 
     def _batch(self, index: np.ndarray, drawn: Drawn, start: int) -> Batch:
         cache = self.cache
@@ -142,16 +135,7 @@ class Batches:
             return crops[:, top : top + height, left : left + width][index]
         pixels = np.empty((len(index), height, width, 3), dtype=np.uint8)
         for sample, (position, matrix) in enumerate(zip(index, matrices, strict=True)):
-            # Black where the crop ends: a repeated or mirrored border could show a second wrist.
-            cv2.warpAffine(
-                crops[position],
-                matrix,
-                (width, height),
-                dst=pixels[sample],
-                flags=cv2.INTER_LINEAR,
-                borderMode=cv2.BORDER_CONSTANT,
-                borderValue=(0, 0, 0),
-            )
+            cv2.warpAffine(crops[position], matrix, (width, height), dst=pixels[sample], **cropping.WARP)
         return pixels
 
 

@@ -3,8 +3,6 @@
 A margin lies around each box, in which a later rotation or zoom finds real pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -71,11 +69,13 @@ def open_cache(
 ) -> CropCache:
     """The crop cache of the data under `root`, built below `directory` if it is not there.
 
-    `input_size` is (h, w); crops are about `margin` times that. The cache's name is a hash of all it depends
-    on, so changed data or settings make another one. Processes that ask at once wait for one of them to build
-    it.
+    `input_size` is (h, w); crops are about `margin` times that. The cache's name is a hash of all it depends on, so
+    changed data or settings make another one. Processes that ask at once wait for one of them to build it.
     """
-    check_sizes(input_size, margin)
+    if len(input_size) != 2 or min(input_size) < 1:
+        raise UserError(f"input_size={tuple(input_size)}, expected (height, width) in pixels, at least 1")
+    if not 1 <= margin <= 4:
+        raise UserError(f"margin={margin}, expected 1 to 4")
     root, directory = Path(root).absolute(), Path(directory).absolute()
     if not root.is_dir():
         raise UserError(f"dataset.root={root}: no such folder; to get the data: {spec.obtain}")
@@ -87,19 +87,8 @@ def open_cache(
     return found
 
 
-def check_sizes(input_size: tuple[int, int], margin: float) -> None:
-    """Refuse sizes that no crop can have."""
-    if len(input_size) != 2 or min(input_size) < 1:
-        raise UserError(f"input_size={tuple(input_size)}, expected (height, width) in pixels, at least 1")
-    if not 1 <= margin <= 4:
-        raise UserError(f"margin={margin}, expected 1 to 4")
-
-
 def crop_size(input_size: tuple[int, int], margin: float) -> tuple[int, int]:
-    """(H', W') near `margin` times `input_size`, with an equal whole number of pixels added on both sides.
-
-    Then the unaugmented input is a plain slice of the crop, with no interpolation in between.
-    """
+    """(H', W') near `margin` times `input_size`, as much on both sides, so that the plain input is a slice of it."""
     height, width = (side + 2 * round((margin - 1) * side / 2) for side in input_size)
     return height, width
 
@@ -174,12 +163,7 @@ def cut_records(records: Sequence[PoseRecord], spec: DatasetSpec, input_size: tu
 
 
 def _build(
-    part: Path,
-    spec: DatasetSpec,
-    root: Path,
-    input_size: tuple[int, int],
-    margin: float,
-    on_bad: OnBad,
+    part: Path, spec: DatasetSpec, root: Path, input_size: tuple[int, int], margin: float, on_bad: OnBad
 ) -> None:
     """Fill the folder ``part`` with the cache."""
     records, bad = read_records(spec, root, on_bad=on_bad)
@@ -202,15 +186,12 @@ def _build(
     if not kept:
         raise UserError(f"{root}: no usable pose of data set {spec.name} ({len(bad)} bad records)")
     names = {key for record in kept for key in record.attributes}
+    shape = [len(kept), *crop_size(input_size, margin), 3]
     cache.write_columns(
         part,
         _arrays(kept, np.stack(matrices), split_records(kept, spec)),
         {name: [record.attributes.get(name, "") for record in kept] for name in names},
-        {
-            "shape": [len(kept), *crop_size(input_size, margin), 3],
-            "input_size": list(input_size),
-            "bad": [[str(entry.file), entry.reason] for entry in bad],
-        },
+        {"shape": shape, "input_size": input_size, "bad": [(str(entry.file), entry.reason) for entry in bad]},
     )
 
 

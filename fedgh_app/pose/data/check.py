@@ -1,9 +1,7 @@
 """What a data set holds and what is wrong with it: the work of `fedgh data check`."""
 
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -24,6 +22,7 @@ from fedgh_app.pose.data.records import BadRecord, DatasetSpec, PoseRecord
 from fedgh_app.pose.data.split import split_of, split_records
 from fedgh_app.pose.prediction.drawing import Image, contact_sheet, draw_skeleton
 from fedgh_app.pose.readers import annotation_file, read_records
+from fedgh_app.vision.cache import in_order
 from fedgh_app.vision.images import read_image, write_image
 
 TILE = 288  # px, side of a picture on the contact sheet
@@ -58,16 +57,7 @@ class CheckReport:
     odd: tuple[str, ...]
     sheet: Path | None
 
-    @property
-    def ok(self) -> bool:
-        """Whether every record can be used."""
-        return not self.bad
-
     def __rich__(self) -> RenderableType:
-        return self.render()  # else rich prints a dataclass field by field
-
-    def render(self) -> RenderableType:
-        """The report for a terminal."""
         table = Table(title=f"{self.name}: {self.root}", title_justify="left", show_header=False)
         table.add_column(style="bold")
         table.add_column()
@@ -97,7 +87,7 @@ class CheckReport:
 
     def __str__(self) -> str:
         written = StringIO()
-        Console(file=written, width=110, color_system=None, soft_wrap=True).print(self.render())
+        Console(file=written, width=110, color_system=None, soft_wrap=True).print(self)
         return written.getvalue()
 
 
@@ -146,24 +136,15 @@ def _decode(
     files: Sequence[Path], progress: Callable[[int, int], None] | None
 ) -> tuple[dict[Path, tuple[int, int]], list[BadRecord]]:
     """Size (width, height) of each image that can be decoded, and the files that cannot."""
-
-    def attempt(path: Path) -> tuple[int, int] | BadRecord:
-        try:
-            image = read_image(path)
-        except UserError as error:
-            return BadRecord(path, str(error).removeprefix(f"{path}: "))
-        return image.shape[1], image.shape[0]
-
     sizes: dict[Path, tuple[int, int]] = {}
     broken: list[BadRecord] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV decodes without the GIL
-        for done, (path, result) in enumerate(zip(files, pool.map(attempt, files), strict=True), start=1):
-            if isinstance(result, BadRecord):
-                broken.append(result)
-            else:
-                sizes[path] = result
-            if progress is not None:
-                progress(done, len(files))
+    for done, (path, result) in enumerate(in_order(files, lambda path: read_image(path).shape), start=1):
+        if isinstance(result, UserError):
+            broken.append(BadRecord(path, str(result).removeprefix(f"{path}: ")))
+        else:
+            sizes[path] = (result[1], result[0])
+        if progress is not None:
+            progress(done, len(files))
     return sizes, broken
 
 
@@ -181,7 +162,7 @@ def _attributes(records: Sequence[PoseRecord]) -> dict[str, dict[str, int]]:
 
 def _odd(records: Sequence[PoseRecord], sizes: Mapping[Path, tuple[int, int]], spec: DatasetSpec) -> list[str]:
     lines = []
-    outside = [record for record in records if not _inside(record.keypoints[record.visible], sizes[record.image])]
+    outside = [r for r in records if not _inside(r.keypoints[r.visible], sizes[r.image])]
     if outside:
         lines.append(f"{len(outside)} records with a visible joint outside of the image, first {outside[0].image}")
     resized = [r for r in records if r.image_size is not None and tuple(r.image_size) != sizes[r.image]]
@@ -227,10 +208,10 @@ def _sheet(records: Sequence[PoseRecord], spec: DatasetSpec, columns: int, out: 
     if not records:
         return None
     tiles = [_tile(r, spec) for r in records] if seen is None else _inputs(records, spec, seen)
-    captions = [_caption(r) for r in records]
-    sheet = contact_sheet(tiles, columns, captions, largest=TILE)
+    said = ([f"{name}={value}" for name, value in sorted(r.attributes.items())] for r in records)
+    captions = [" ".join([r.image.stem, *words]) for r, words in zip(records, said, strict=True)]
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_image(out, sheet)
+    write_image(out, contact_sheet(tiles, columns, captions, largest=TILE))
     return out
 
 
@@ -260,7 +241,3 @@ def _surroundings(box: NDArray[np.float32], width: int, height: int) -> list[flo
         middle, room = float(low) + float(extent) / 2, max(side, float(limit))
         window.append(min(max(middle, side / 2 - (room - limit)), room - side / 2) - side / 2 - 0.5)
     return [*window, side, side]
-
-
-def _caption(record: PoseRecord) -> str:
-    return " ".join([record.image.stem, *(f"{name}={value}" for name, value in sorted(record.attributes.items()))])

@@ -4,16 +4,17 @@ A crop of width W covers x from -0.5 to W - 0.5, and its centre is (W - 1) / 2. 
 (through `cv2.warpAffine`) and keypoints (through `apply_affine`), so the two cannot drift apart.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 
 # A box is enlarged by this before it is cropped, as in Simple Baselines (Xiao et al., ECCV 2018).
 PADDING = 1.25
+# Black where an image ends: a repeated or mirrored border could show a second wrist.
+WARP: dict[str, Any] = {"flags": cv2.INTER_LINEAR, "borderMode": cv2.BORDER_CONSTANT, "borderValue": (0, 0, 0)}
 
 
 def similarity_matrix(
@@ -95,9 +96,7 @@ def crop_image(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> 
     if factor > 1:
         image, shrink = _shrink(image, matrix, size, factor)
         matrix = compose(matrix, invert_affine(shrink))
-    return cv2.warpAffine(
-        image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=(0, 0, 0)
-    )
+    return cv2.warpAffine(image, matrix, size, **WARP)
 
 
 def compose(second: np.ndarray, first: np.ndarray) -> np.ndarray:

@@ -1,7 +1,5 @@
 """What a data set is (`DatasetSpec`) and what one person in one image is (`PoseRecord`)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -75,13 +73,12 @@ class DatasetSpec:
 class PoseRecord:
     """One labelled person (or arm) in one image, the common form of every reader.
 
-    `keypoints` (J, 2) float32 are x, y in image pixels, 0-based with pixel centres at integers. `visible`
-    (J,) bool says which of them count: those that the annotator placed, occluded or not, as in the papers'
-    evaluations (LSP is the exception, see `readers.lsp`). `box` (4,) float32 is x, y, width, height in
-    pixels. `reference_length` in pixels is the metric's unit. Records of one `group` stay on one side of a
-    split. `split` is the file's own word, if it says one. `image_size` is (width, height) where the
-    annotations state it. `image_id` is what the annotation file calls the image: COCO's number or name for it,
-    LSP's number of it, MPII's name of it.
+    `keypoints` (J, 2) float32 are x, y in image pixels, 0-based with pixel centres at integers. `visible` (J,) bool
+    says which of them count: those that the annotator placed, occluded or not, as in the papers' evaluations (LSP is
+    the exception, see `readers.lsp`). `box` (4,) float32 is x, y, width, height in pixels. `reference_length` in pixels
+    is the metric's unit. Records of one `group` stay on one side of a split. `split` is the file's own word, if it says
+    one. `image_size` is (width, height) where the annotations state it. `image_id` is what the annotation file calls
+    the image: COCO's number or name for it, LSP's number of it, MPII's name of it.
     """
 
     id: str

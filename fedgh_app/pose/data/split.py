@@ -1,7 +1,5 @@
 """Which records are for testing: a property of the data set, never of a run."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from typing import Literal

@@ -1,7 +1,5 @@
 """Where a model errs, as pictures: the errors of each keypoint, and the people it got most wrong."""
 
-from __future__ import annotations
-
 import cv2
 import matplotlib
 import numpy as np
@@ -87,11 +85,6 @@ def _tile(errors: Errors, place: int, spec: DatasetSpec) -> Image:
     size = (max(TILE // 2, round(width * scale)), max(TILE // 2, round(height * scale)))
     matrix = cropping.crop_matrix(record.box, size, padding=AROUND)
     tile = cv2.warpAffine(image, matrix, size, flags=cv2.INTER_CUBIC, borderValue=(128, 128, 128))
-    return draw_comparison(
-        np.asarray(tile, np.uint8),
-        truth=cropping.apply_affine(record.keypoints, matrix),
-        prediction=cropping.apply_affine(errors.keypoints[place], matrix),
-        visible=record.visible,
-        spec=spec,
-        shortest=TILE // 2,
-    )
+    truth, found = (cropping.apply_affine(points, matrix) for points in (record.keypoints, errors.keypoints[place]))
+    picture, seen = np.asarray(tile, np.uint8), record.visible
+    return draw_comparison(picture, truth=truth, prediction=found, visible=seen, spec=spec, shortest=TILE // 2)

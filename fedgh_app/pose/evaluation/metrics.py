@@ -62,10 +62,9 @@ def pck(distance: Array, visible: Array, threshold: float) -> Array:
 def pckh(distance: Array, visible: Array, threshold: float = 0.5) -> dict[str, float]:
     """PCKh of the 16 MPII joints by the official groups, and their mean, as fractions.
 
-    Andriluka et al., "2D Human Pose Estimation: New Benchmark and State of the Art Analysis", CVPR 2014,
-    section 4. ``distance`` (N, 16) is in units of 0.6 x the diagonal of the head box. ``mean`` is over all
-    annotated joints but pelvis and thorax, each weighted by how often it is annotated; it so counts the neck,
-    which has no group.
+    Andriluka et al., "2D Human Pose Estimation: New Benchmark and State of the Art Analysis", CVPR 2014, section 4.
+    ``distance`` (N, 16) is in units of 0.6 x the diagonal of the head box. ``mean`` is over all annotated joints but
+    pelvis and thorax, each weighted by how often it is annotated; it so counts the neck, which has no group.
     """
     if visible.shape[1] != MPII_JOINTS:
         raise ValueError(f"found {visible.shape[1]} joints, expected the {MPII_JOINTS} of MPII")

@@ -1,7 +1,5 @@
 """A run's model scored by a data set's official protocol: the work of `fedgh evaluate`."""
 
-from __future__ import annotations
-
 import dataclasses
 import shlex
 import tempfile
@@ -116,8 +114,7 @@ def evaluate_run(
         if errors is not None:
             model = f" {run.file.stem}" * (run.file.stem != "model")  # where it is not the run's only one
             title = f"{run.directory.resolve().name}{model} on {spec.name}, {side}"
-            error_pictures.error_histograms(errors, spec, title).savefig(folder / "errors.png")
-            write_image(folder / "worst.png", error_pictures.worst_predictions(errors, spec))
+            _draw(errors, spec, folder, title)
         return evaluation
 
 
@@ -187,6 +184,11 @@ def _predicted(
     if not found:
         raise UserError(f"{root}: none of the images of {len(asked)} people can be used; see fedgh data check")
     return people_results(found), errors_of(found)
+
+
+def _draw(errors: Errors, spec: DatasetSpec, folder: Path, title: str) -> None:
+    error_pictures.error_histograms(errors, spec, title).savefig(folder / "errors.png")
+    write_image(folder / "worst.png", error_pictures.worst_predictions(errors, spec))
 
 
 @contextmanager

@@ -1,7 +1,5 @@
 """A model's predictions for an annotated data set, in pixels of the original images, and how far off they are."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Test images with what a model finds on them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import cv2
@@ -10,6 +8,7 @@ import torch
 
 from fedgh_app.pose.data.batches import Batches
 from fedgh_app.pose.data.cache import CropCache
+from fedgh_app.pose.data.crops import apply_affine
 from fedgh_app.pose.models.decoding import Decode
 from fedgh_app.pose.prediction.drawing import LEGEND, contact_sheet, draw_comparison
 from fedgh_app.pose.training import Permutation, find_keypoints
@@ -36,15 +35,9 @@ def predictions(
         # Drawn on the original image, where a person can judge it; the crop that the model saw is tiny.
         image = cv2.cvtColor(read_image(Path(cache.images[index])), cv2.COLOR_RGB2BGR).astype(np.uint8, copy=False)
         to_image = _input_to_image(cache, int(index))
-        tiles.append(
-            draw_comparison(
-                image,
-                truth=_mapped(batch.keypoints[place].numpy(), to_image),
-                prediction=_mapped(found[place].numpy(), to_image),
-                visible=batch.visible[place].numpy(),
-                spec=cache.spec,
-            )
-        )
+        truth, prediction = (apply_affine(points[place].numpy(), to_image) for points in (batch.keypoints, found))
+        visible = batch.visible[place].numpy()
+        tiles.append(draw_comparison(image, truth=truth, prediction=prediction, visible=visible, spec=cache.spec))
     write_image(path, contact_sheet(tiles, columns=4, legend=LEGEND))
 
 
@@ -54,7 +47,3 @@ def _input_to_image(cache: CropCache, index: int) -> np.ndarray:
     margins = [(side - inner) / 2 for side, inner in zip(cache.crops.shape[1:3], cache.input_size, strict=True)]
     matrix[:, 2] += matrix[:, :2] @ np.array(margins[::-1])
     return matrix
-
-
-def _mapped(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    return points @ matrix[:, :2].T + matrix[:, 2]

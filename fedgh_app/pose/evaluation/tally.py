@@ -1,7 +1,5 @@
 """What of an evaluation adds up over clients, keypoint by keypoint, and what the sums come to."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import numpy as np

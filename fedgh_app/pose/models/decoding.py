@@ -163,9 +163,7 @@ class MapLoss(Protocol):
 
 
 def decoder(model: nn.Module, name: str, loss: MapLoss) -> Decode:
-    """How the maps of a model that was trained by ``loss`` are read: by its own `Integral` where it has one, else by
-    ``name``, one of `DECODINGS`; a UserError for another.
-    """
+    """How a model's maps are read: by its own `Integral`, else by ``name``, of `DECODINGS`; UserError for another."""
     if name not in DECODINGS:
         raise UserError(f"evaluate.decoding={name}: expected {', '.join(DECODINGS[:-1])} or {DECODINGS[-1]}")
     integral: Decode | None = getattr(model, "integral", None)

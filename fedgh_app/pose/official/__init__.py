@@ -1,9 +1,7 @@
 """Each data set's own evaluation, as its field publishes it: one module a protocol, all with one signature."""
 
-from __future__ import annotations
-
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from fedgh_app.pose.data.records import DatasetSpec, OnBad, load_spec
 from fedgh_app.pose.official import coco, lsp, mpii, pck
@@ -12,14 +10,7 @@ from fedgh_app.vision.specs import ALSO_CALLED
 
 __all__ = ["Score", "Side", "check_side", "protocol_of", "score"]
 
-
-class Scorer(Protocol):
-    """A protocol: truth file and predictions file to percentages."""
-
-    def __call__(
-        self, spec: DatasetSpec, truth: Path, predictions: Path, *, side: Side = "all", on_bad: OnBad = "raise"
-    ) -> Score:
-        """Score ``predictions``; UserError where a file is not as expected."""
+Scorer = Callable[..., Score]  # of a specification, truth and predictions, as those below have them
 
 
 def protocol_of(spec: DatasetSpec) -> Scorer:

@@ -1,7 +1,5 @@
 """OKS AP of COCO person keypoints, computed by COCO's own code, and the suppression of double predictions."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 from collections.abc import Container, Mapping, Sequence
@@ -53,10 +51,8 @@ def score(spec: DatasetSpec, truth: Path, predictions: Path, *, side: Side = "al
             )
     found = _evaluate(data, results, asked)
     counted = set(asked)
-    people = sum(
-        person["image_id"] in counted and not person["iscrowd"] and person["num_keypoints"] > 0
-        for person in data["annotations"]
-    )
+    annotated = [person for person in data["annotations"] if not person["iscrowd"] and person["num_keypoints"] > 0]
+    people = sum(person["image_id"] in counted for person in annotated)
     rows = {"OKS": {name: 100 * value if value >= 0 else float("nan") for name, value in found.items()}}
     return Score("COCO keypoints, OKS", rows, people, RULE, bad)
 
@@ -96,15 +92,11 @@ def suppress(results: Sequence[Result], areas: np.ndarray, threshold: float) -> 
 
 def _evaluate(data: Mapping[str, Any], results: Sequence[Result], images: Sequence[int | str]) -> dict[str, float]:
     """COCOeval's statistics by name, -1 where nobody of that size is annotated."""
-    entries = [
-        {
-            "image_id": result.image_id,
-            "category_id": result.category_id,
-            "keypoints": np.concatenate([result.keypoints, result.confidences[:, None]], axis=1).ravel().tolist(),
-            "score": result.score,
-        }
-        for result in results
-    ]
+    entries = []
+    for result in results:
+        triples = np.concatenate([result.keypoints, result.confidences[:, None]], axis=1).ravel().tolist()
+        ids = {"image_id": result.image_id, "category_id": result.category_id}
+        entries.append({**ids, "keypoints": triples, "score": result.score})
     with contextlib.redirect_stdout(io.StringIO()):  # it talks, and takes no for no answer
         truth = COCO()
         truth.dataset = data
@@ -181,7 +173,6 @@ def _on_side(
     # The reader takes nobody from an image that states another split than these.
     known = [image for image in images if image.get("split") in (None, "train", "test")]
     groups = [str(image.get("file_name") if image.get("source") is None else image["source"]) for image in known]
-    members = [
-        (f"{truth}: image {image['id']}", group, image.get("split")) for image, group in zip(known, groups, strict=True)
-    ]
+    named = zip(known, groups, strict=True)
+    members = [(f"{truth}: image {image['id']}", group, image.get("split")) for image, group in named]
     return [image for image, split in zip(known, split_groups(members, spec), strict=True) if split == side]

@@ -1,7 +1,5 @@
 """PCK of Leeds Sports Pose and its extended set, relative to the torso, left and right as the person has them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from fedgh_app.pose.data.records import DatasetSpec, OnBad
@@ -10,15 +8,8 @@ from fedgh_app.pose.official.people import compare
 from fedgh_app.pose.official.scores import Score, Side
 
 # The published table's columns: left and right are averaged without weights, and the neck belongs to the head.
-GROUPS = {
-    "head": ("neck", "head_top"),
-    "shoulder": ("left_shoulder", "right_shoulder"),
-    "elbow": ("left_elbow", "right_elbow"),
-    "wrist": ("left_wrist", "right_wrist"),
-    "hip": ("left_hip", "right_hip"),
-    "knee": ("left_knee", "right_knee"),
-    "ankle": ("left_ankle", "right_ankle"),
-}
+PAIRS = ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+GROUPS = {"head": ("neck", "head_top"), **{joint: (f"left_{joint}", f"right_{joint}") for joint in PAIRS}}
 RULE = "person-centric; reference: left shoulder to right hip; mean over the 14 joints"
 
 

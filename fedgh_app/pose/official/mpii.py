@@ -131,18 +131,14 @@ def _read(path: Path, keys: tuple[str, ...]) -> dict[str, Array]:
                     raise ValueError(f"more than {LARGEST_ARRAY_BYTES} bytes when unpacked")
                 return {key: archive[key] for key in keys if key in archive}
         if suffix in HDF5_SUFFIXES or h5py.is_hdf5(path):
-            return _read_hdf5(path, keys, matlab=suffix == ".mat")
+            with h5py.File(path, "r") as file:
+                arrays = {key: _dataset(file, key) for key in keys if key in file}
+            # MATLAB 7.3 writes its axes in the opposite order.
+            return {key: value.T for key, value in arrays.items()} if suffix == ".mat" else arrays
         return read_matlab(path.read_bytes(), keys)
     except Exception as error:  # each parser has its own kinds, down to zlib's and zipfile's
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{path}: found a file that cannot be read ({reason}), expected a {suffix} file") from error
-
-
-def _read_hdf5(path: Path, keys: tuple[str, ...], *, matlab: bool) -> dict[str, Array]:
-    """Data sets of an HDF5 file. MATLAB 7.3 writes its axes in the opposite order, which is undone here."""
-    with h5py.File(path, "r") as file:
-        arrays = {key: _dataset(file, key) for key in keys if key in file}
-    return {key: value.T for key, value in arrays.items()} if matlab else arrays
 
 
 def _dataset(file: h5py.File, key: str) -> Array:

@@ -1,7 +1,5 @@
 """PCK of arms: the share of keypoints within a fraction of the longest side of the annotated box."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Annotated people, and which prediction is of whom: for every protocol but COCO's, which finds that out itself."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -6,8 +6,6 @@ number (1 for im00001.jpg), MPII's file name. Where an image holds several peopl
 prediction is of; OKS, which finds that out for itself, has no use for it.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from fedgh_app.errors import UserError
 from fedgh_app.pose.data.records import DatasetSpec
 
 EXPECTED = 'expected COCO keypoint results: [{"image_id", "category_id", "keypoints", "score"}, ...]'
+KINDS: dict[str, Any] = {"image_id": (int, str), "category_id": int, "keypoints": list, "score": (int, float)}
 DECIMALS = 4  # of a pixel and of a confidence, in a file
 
 
@@ -74,12 +73,7 @@ def read_results(path: Path, spec: DatasetSpec) -> list[Result]:
 def _result(where: str, entry: Any, spec: DatasetSpec) -> Result:
     if not isinstance(entry, dict):
         raise UserError(f"{where}: found {json.dumps(entry)[:40]}, expected an object")
-    for key, kinds in (
-        ("image_id", (int, str)),
-        ("category_id", (int,)),
-        ("keypoints", (list,)),
-        ("score", (int, float)),
-    ):
+    for key, kinds in KINDS.items():
         if key not in entry:
             raise UserError(f"{where}: found no {key!r}; {EXPECTED}")
         if isinstance(entry[key], bool) or not isinstance(entry[key], kinds):
@@ -99,14 +93,8 @@ def _result(where: str, entry: Any, spec: DatasetSpec) -> Result:
     if score is None or not np.isfinite(score[0]):
         raise UserError(f"{where}: found score={str(entry['score'])[:40]}, expected a finite number")
     triples, person = numbers.reshape(-1, 3), entry.get("annotation_id")
-    return Result(
-        image_id=entry["image_id"],
-        category_id=entry["category_id"],
-        keypoints=triples[:, :2],
-        confidences=triples[:, 2],
-        score=float(score[0]),
-        annotation_id=None if person is None else str(person),
-    )
+    whose = None if person is None else str(person)
+    return Result(entry["image_id"], entry["category_id"], triples[:, :2], triples[:, 2], float(score[0]), whose)
 
 
 def _numbers(values: Sequence[Any]) -> np.ndarray | None:

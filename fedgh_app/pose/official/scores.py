@@ -1,7 +1,5 @@
 """What an official evaluation says: percentages in the order in which papers print them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,10 +43,7 @@ class Score:
     left_out: int = 0
 
     def as_json(self) -> dict[str, float | int | None]:
-        """Every number by name: those of the first metric as they are, of the others with their threshold behind.
-
-        None where there is none.
-        """
+        """Every number or None by name: of the first metric as it is, of the others with their threshold behind."""
         first, *others = self.rows
         found = dict(self.rows[first])
         for metric in others:

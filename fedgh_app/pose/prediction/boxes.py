@@ -1,7 +1,5 @@
 """Where people are in images: boxes out of COCO detections or annotations, by the names of the image files."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field

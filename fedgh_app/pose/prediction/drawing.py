@@ -25,21 +25,15 @@ FRACTION_BITS = 4  # cv2 draws at 1/16 px
 
 
 def draw_skeleton(
-    image: Image,
-    keypoints: ArrayLike,
-    visible: ArrayLike | None,
-    spec: DatasetSpec,
-    *,
-    colour: Colour | None = None,
-    shortest: int = SHORTEST,
+    image: Image, keypoints: ArrayLike, visible: ArrayLike | None, spec: DatasetSpec, *, shortest: int = SHORTEST
 ) -> Image:
     """A copy of the image with one skeleton on it, enlarged until its shorter side has `shortest` px.
 
-    `keypoints` (J, 2) in pixels of `image`, centres at integers; `visible` (J,), None for all. Each keypoint
-    has its own colour unless `colour` is given; every line has a dark rim, so it reads on light and on dark.
+    `keypoints` (J, 2) in pixels of `image`, centres at integers; `visible` (J,), None for all. Each keypoint has its
+    own colour; every line has a dark rim, so it reads on light and on dark.
     """
     canvas, points = _enlarged(image, np.asarray(keypoints, float), shortest)
-    _draw(canvas, points, _mask(visible, spec), spec, colour, line=_line(canvas), filled=True)
+    _draw(canvas, points, _mask(visible, spec), spec, None, line=_line(canvas))
     return canvas
 
 
@@ -64,12 +58,12 @@ def draw_people(
         shown = scores >= min_score
         sure.append((points, shown & (scores >= FAINT), line, rim))
         if (shown & (scores < FAINT)).any():
-            _draw(faint, points, shown, spec, None, line=line, rim=rim, filled=True)
+            _draw(faint, points, shown, spec, None, line=line, rim=rim)
             unsure = True
     if unsure:
         canvas = np.asarray(cv2.addWeighted(faint, FAINT_OPACITY, canvas, 1 - FAINT_OPACITY, 0), np.uint8)
     for points, shown, line, rim in sure:
-        _draw(canvas, points, shown, spec, None, line=line, rim=rim, filled=True)
+        _draw(canvas, points, shown, spec, None, line=line, rim=rim)
     return canvas
 
 
@@ -92,7 +86,7 @@ def draw_comparison(
     _draw(canvas, points, mask, spec, TRUTH, line=_line(canvas), filled=False)
     horizontal, vertical = canvas.shape[1] / image.shape[1], canvas.shape[0] / image.shape[0]
     points = _scaled(np.asarray(prediction, float), horizontal, vertical)
-    _draw(canvas, points, mask, spec, PREDICTION, line=_line(canvas), filled=True)
+    _draw(canvas, points, mask, spec, PREDICTION, line=_line(canvas))
     return canvas
 
 
@@ -173,30 +167,23 @@ def _draw(
     *,
     line: int,
     rim: int = 2,
-    filled: bool,
+    filled: bool = True,
 ) -> None:
     """Draw a skeleton in place, limbs `line` px wide with rims of `rim` px: those first, to cut no line."""
     colours = [colour] * len(points) if colour is not None else keypoint_colours(len(points))
     visible = visible & np.isfinite(points).all(axis=1) & (np.abs(points) < 1e5).all(axis=1)  # cv2 takes int32
-    at = np.rint(np.where(visible[:, None], points, 0) * 2**FRACTION_BITS).astype(int)
+    at = [(int(x), int(y)) for x, y in np.rint(np.where(visible[:, None], points, 0) * 2**FRACTION_BITS)]
     bones = [(a, b) for a, b in spec.skeleton if visible[a] and visible[b]]
     radius = round((1.7 * line) * 2**FRACTION_BITS)
     for dark in (rim, 0):
         for a, b in bones:
             shade = OUTLINE if dark else colours[b]
-            cv2.line(canvas, _xy(at[a]), _xy(at[b]), shade, line + dark, cv2.LINE_AA, FRACTION_BITS)
+            cv2.line(canvas, at[a], at[b], shade, line + dark, cv2.LINE_AA, FRACTION_BITS)
     for joint in np.flatnonzero(visible):
         for dark in (rim, 0):
             shade = OUTLINE if dark else colours[joint]
-            if filled:
-                size = radius + (dark << FRACTION_BITS) // 2
-                cv2.circle(canvas, _xy(at[joint]), size, shade, -1, cv2.LINE_AA, FRACTION_BITS)
-            else:
-                cv2.circle(canvas, _xy(at[joint]), 2 * radius, shade, line + dark, cv2.LINE_AA, FRACTION_BITS)
-
-
-def _xy(point: NDArray[np.int64]) -> tuple[int, int]:
-    return int(point[0]), int(point[1])
+            size, width = (radius + (dark << FRACTION_BITS) // 2, -1) if filled else (2 * radius, line + dark)
+            cv2.circle(canvas, at[joint], size, shade, width, cv2.LINE_AA, FRACTION_BITS)
 
 
 def _fitted(tile: Image, largest: int) -> Image:

@@ -1,8 +1,7 @@
 """Networks as ONNX files, for machines that have ONNX Runtime and no PyTorch."""
 
-from __future__ import annotations
-
 import contextlib
+import importlib
 import io
 import json
 import logging
@@ -48,10 +47,7 @@ class Agreement:
 
 
 class KeypointNet(nn.Module):
-    """A network with the reading of its maps: images (N, 3, h, w) to keypoints (N, J, 3) and maps (N, J, h', w').
-
-    A keypoint is x, y in pixels of the input, and the confidence.
-    """
+    """Images (N, 3, h, w) to keypoints (N, J, 3), x, y in input pixels and confidence, and maps (N, J, h', w')."""
 
     def __init__(self, model: nn.Module, decode: Decode, confidence: Confidence, input_size: Size) -> None:
         super().__init__()
@@ -81,15 +77,9 @@ def export(predictor: Predictor, path: Path, about: Mapping[str, str]) -> Agreem
     """
     require("onnx", "onnxscript", "onnxruntime")
     spec = predictor.spec
-    metadata = {
-        "keypoints": json.dumps(spec.keypoints),
-        "skeleton": json.dumps(spec.skeleton),
-        "input_size": json.dumps(predictor.input_size),
-        "mean": json.dumps(MEAN),
-        "std": json.dumps(STD),
-        "padding": json.dumps(PADDING),
-        **about,
-    }
+    shape = {"keypoints": spec.keypoints, "skeleton": spec.skeleton, "input_size": predictor.input_size}
+    stated = {**shape, "mean": MEAN, "std": STD, "padding": PADDING}
+    metadata = {**{name: json.dumps(value) for name, value in stated.items()}, **about}
     net = KeypointNet(predictor.model.cpu(), predictor.decode, predictor.confidence, predictor.input_size).eval()
     try:
         with replacing(path) as draft:
@@ -107,10 +97,7 @@ def to_onnx(
     outputs: Sequence[str] = ("maps",),
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a network of images (N, 3, h, w), any N, to one ONNX file; its mode is as it is, evaluation mostly.
-
-    Raises UserError where onnx is not installed.
-    """
+    """Write a network of images (N, 3, h, w), any N, in its mode to an ONNX file; UserError where onnx is missing."""
     require("onnx", "onnxscript")
     # Two images, not one: a size of one would be taken for a constant.
     images = torch.zeros(2, 3, *input_size)
@@ -160,8 +147,6 @@ def check(net: KeypointNet, path: Path, name: str) -> Agreement:
 
 def require(*packages: str) -> None:
     """Refuse to go on without packages of the extra `export`."""
-    import importlib
-
     for package in packages:
         try:
             importlib.import_module(package)

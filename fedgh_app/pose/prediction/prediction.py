@@ -1,7 +1,5 @@
 """Keypoints of people in any images and videos: drawn on them, and written as COCO JSON."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import shutil
@@ -158,7 +156,7 @@ def find_sources(inputs: Iterable[Path]) -> list[Source]:
     Raises UserError where there is none, where a video cannot be opened, and where two would be written as one file.
     """
     paths = list(dict.fromkeys(path for given in inputs for path in _files(given)))
-    sources = [Source(path, open_video(path) if _is_video(path) else None) for path in paths]
+    sources = [Source(path, open_video(path) if path.suffix.lower() in VIDEO_SUFFIXES else None) for path in paths]
     written: dict[str, Path] = {}
     for source in sources:
         key = source.picture.casefold()  # some file systems take no notice of case
@@ -237,6 +235,7 @@ def check_output(out: Path) -> None:
 
 def _files(given: Path) -> list[Path]:
     known = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    listed = ", ".join(sorted(known))
     if given.is_dir():
         found = sorted(
             path
@@ -244,21 +243,13 @@ def _files(given: Path) -> list[Path]:
             if path.suffix.lower() in known and path.is_file() and not path.name.startswith(".")
         )
         if not found:
-            raise UserError(f"{given}: no image or video in this folder; expected {_listed(known)}")
+            raise UserError(f"{given}: no image or video in this folder; expected {listed}")
         return found
     if not given.exists():
         raise UserError(f"{given}: no such file or folder")
     if given.suffix.lower() not in known:
-        raise UserError(f"{given}: neither an image nor a video by its name; expected {_listed(known)}")
+        raise UserError(f"{given}: neither an image nor a video by its name; expected {listed}")
     return [given]
-
-
-def _listed(suffixes: Iterable[str]) -> str:
-    return ", ".join(sorted(suffixes))
-
-
-def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def _frames(sources: Iterable[Source], boxes: Boxes | None) -> Iterator[Frame]:

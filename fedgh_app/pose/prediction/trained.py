@@ -1,7 +1,5 @@
 """The trained model of a run, ready to find keypoints in images it has never seen."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import cast
 
@@ -50,13 +48,8 @@ def export(run: Trained, path: Path, *, decoding: str | None = None) -> Agreemen
     """
     if path.is_dir() or not path.parent.is_dir():
         raise UserError(f"--out {path}: expected a file in a folder that exists")
-    about = {
-        "dataset": run.spec.title,
-        "licence": run.spec.licence,
-        "source": run.spec.source,
-        "run": run.directory.resolve().name,
-        "rounds": str(run.metadata.get("rounds", "")),
-    }
+    about = {"dataset": run.spec.title, "licence": run.spec.licence, "source": run.spec.source}
+    about |= {"run": run.directory.resolve().name, "rounds": str(run.metadata.get("rounds", ""))}
     return exporting.export(predictor(run, decoding=decoding, flip_test=False), path, about)
 
 

@@ -1,7 +1,5 @@
 """Videos frame by frame through OpenCV's FFmpeg, which stops at damage as if the video ended there: refused here."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -43,12 +41,8 @@ def open_video(path: Path) -> Video:
         raise _unreadable(path)
     if size[0] * size[1] > int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"]):
         raise UserError(f"{path}: frames of {size[0]}x{size[1]} are too large")
-    return Video(
-        path,
-        frames=int(count) if 0 < count < 2**31 else 0,
-        rate=rate if math.isfinite(rate) and rate > 0 else USUAL_RATE,
-        size=size,
-    )
+    frames = int(count) if 0 < count < 2**31 else 0
+    return Video(path, frames, rate if math.isfinite(rate) and rate > 0 else USUAL_RATE, size)
 
 
 def frames_of(video: Video) -> Iterator[np.ndarray]:

@@ -4,8 +4,6 @@ A module per format yields `RawPose`, its numbers turned into 0-based pixels; `i
 record must satisfy. So each format says only what is particular to it.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,9 +67,8 @@ def _records(
     bad: list[BadRecord] = []
     seen: set[str] = set()
     for item in reader(spec, path):
-        where, reason, file = "", "", path
+        file = path
         if isinstance(item, RawPose):
-            where = item.where
             try:
                 pose = record(item, spec, root)
                 if pose.id in seen:
@@ -80,7 +77,7 @@ def _records(
                 records.append(pose)
                 continue
             except BadEntry as error:
-                reason = str(error)
+                where, reason = item.where, str(error)
                 if root is not None and reason == "image is missing":
                     file = root / "images" / item.file_name
         else:

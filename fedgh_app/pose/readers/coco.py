@@ -1,7 +1,5 @@
 """COCO-keypoint JSON (Lin et al., ECCV 2014; cocodataset.org, "Data format", keypoint detection)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,13 +52,8 @@ def read(spec: DatasetSpec, path: Path) -> Iterator[RawPose | tuple[str, BadEntr
 
 def _columns(spec: DatasetSpec, path: Path, categories: Any) -> tuple[list[int], int]:
     """Where the file keeps each of our keypoints, by name, and how many keypoints it has."""
-    if not isinstance(categories, list):
-        categories = []
-    named = [
-        category["keypoints"]
-        for category in categories
-        if isinstance(category, dict) and isinstance(category.get("keypoints"), list) and category["keypoints"]
-    ]
+    known = [category for category in categories if isinstance(category, dict)] if isinstance(categories, list) else []
+    named = [found for category in known if isinstance(found := category.get("keypoints"), list) and found]
     if not named:
         return list(range(spec.num_keypoints)), spec.num_keypoints
     names = named[0]
@@ -85,6 +78,9 @@ def _pose(
     if triples.shape != (3 * count,):
         raise BadEntry(f"keypoints: expected {3 * count} numbers ({count} keypoints), found {triples.size}")
     triples = triples.reshape(count, 3)[columns]
+    flags = triples[:, 2]  # 0 not labelled, 1 labelled but occluded, 2 visible
+    if not np.isin(flags, (0, 1, 2)).all():
+        raise BadEntry(f"keypoints: visibility {flags.tolist()}, expected 0, 1 or 2")
     width, height = image.get("width"), image.get("height")
     known = STANDARD_IMAGE_KEYS | OUR_IMAGE_KEYS
     source, split = image.get("source"), image.get("split")
@@ -93,7 +89,7 @@ def _pose(
         id=str(entry["id"]),
         file_name=image.get("file_name"),
         keypoints=triples[:, :2],
-        visible=_flags(triples[:, 2]),
+        visible=flags > 0,
         box=numbers(entry.get("bbox"), (4,), "bbox"),
         group=None if source is None else str(source),
         split=None if split is None else str(split),
@@ -101,10 +97,3 @@ def _pose(
         image_size=(width, height) if type(width) is int and type(height) is int else None,
         image_id=image["id"],
     )
-
-
-def _flags(values: np.ndarray) -> np.ndarray:
-    """COCO's v: 0 not labelled, 1 labelled but occluded, 2 visible."""
-    if not np.isin(values, (0, 1, 2)).all():
-        raise BadEntry(f"keypoints: visibility {values.tolist()}, expected 0, 1 or 2")
-    return values > 0

@@ -1,7 +1,5 @@
 """What every annotation must satisfy, whatever its format, before it becomes a `PoseRecord`."""
 
-from __future__ import annotations
-
 import functools
 import json
 import os
@@ -215,10 +213,7 @@ def _limit_memory() -> None:
 
 
 def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Those numeric arrays of a MATLAB 5 file that are asked for; `UserError` naming it where it is not one.
-
-    Unlike `read_mat`, which structures need, this survives a file with any damage.
-    """
+    """Those numeric arrays of a MATLAB 5 file, however damaged, that are asked for; `UserError` where it is not one."""
     try:
         return read_matlab(path.read_bytes(), names)
     except FileNotFoundError as error:

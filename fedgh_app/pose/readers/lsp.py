@@ -1,7 +1,5 @@
 """Leeds Sports Pose and its extended set, `joints.mat` (Johnson and Everingham, BMVC 2010 and CVPR 2011)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +12,6 @@ from fedgh_app.pose.readers.intake import BadEntry, RawPose, read_arrays
 
 # Hands, feet and hair reach beyond the joints, by about a tenth of the person's longest side.
 BOX_MARGIN = 0.1
-
-
 # LSP itself, 2,000 people: the first half is for training, the second for testing.
 LSP_PEOPLE = 2000
 
@@ -23,11 +19,10 @@ LSP_PEOPLE = 2000
 def read(spec: DatasetSpec, path: Path, *, hidden_count: bool = False) -> Iterator[RawPose | tuple[str, BadEntry]]:
     """People of `joints.mat`, one an image `im%04d.jpg` (LSP) or `im%05d.jpg` (LSPET).
 
-    The two sets store the same numbers in two layouts, and the third number means opposite things: LSPET,
-    (J, 3, N), says 1 for a joint that was placed; LSP, (3, J, N), says 1 for a joint that is hidden, whose
-    place is the annotator's guess. So the layout tells how to read it, and hidden joints of LSP do not count
-    here, unless ``hidden_count``, as in LSP's published evaluation. There is no box in the file: it is the joints'
-    extent, enlarged.
+    The two sets store the same numbers in two layouts, and the third number means opposite things: LSPET, (J, 3, N),
+    says 1 for a joint that was placed; LSP, (3, J, N), says 1 for a joint that is hidden, whose place is the
+    annotator's guess. So the layout tells how to read it, and hidden joints of LSP do not count here, unless
+    ``hidden_count``, as in LSP's published evaluation. There is no box in the file: it is the joints' extent, enlarged.
     """
     joints = read_arrays(path, ["joints"]).get("joints")
     count = spec.num_keypoints

@@ -1,7 +1,5 @@
 """MPII Human Pose (Andriluka et al., CVPR 2014): Simple Baselines' JSON and the official MATLAB file."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +10,8 @@ from fedgh_app.errors import UserError
 from fedgh_app.pose.data.records import DatasetSpec
 from fedgh_app.pose.readers.intake import BadEntry, RawPose, numbers, read_json, read_mat
 
-# `scale` is the person's height over 200 px. `center` lies in the person's upper part; moved down by 15 px
-# per unit of scale, a square of that height around it holds the legs too (Simple Baselines,
-# lib/dataset/mpii.py).
+# `scale` is the person's height over 200 px. `center` lies in the person's upper part; moved down by 15 px per unit of
+# scale, a square of that height around it holds the legs too (Simple Baselines, lib/dataset/mpii.py).
 PERSON_HEIGHT = 200.0
 CENTRE_SHIFT = 15.0
 OFFICIAL_FILE = "mpii_human_pose_v1_u12_1.mat"
@@ -61,10 +58,9 @@ def read_simple(spec: DatasetSpec, path: Path) -> Iterator[RawPose | tuple[str, 
 def read_official(spec: DatasetSpec, path: Path) -> Iterator[RawPose | tuple[str, BadEntry]]:
     """People of `mpii_human_pose_v1_u12_1.mat`.
 
-    RELEASE.annolist(i) has image.name, vididx and annorect, one element a person; many people lack annopoints
-    (the test images, and people who were only boxed): they are passed over, being no poses. A joint's place
-    is given whether or not it `is_visible`, and counts, as in MPII's own evaluation. Frames of one video stay
-    together.
+    RELEASE.annolist(i) has image.name, vididx and annorect, one element a person; many people lack annopoints (the test
+    images, and people who were only boxed): they are passed over, being no poses. A joint's place is given whether or
+    not it `is_visible`, and counts, as in MPII's own evaluation. Frames of one video stay together.
     """
     release = read_mat(path, struct_as_record=False, squeeze_me=True).get("RELEASE")
     images = _elements(_field(release, "annolist"))

@@ -44,7 +44,7 @@ def test_a_good_data_set(data: Path, tmp_path: Path) -> None:
         columns=4,
         progress=lambda *at: calls.append(at),
     )
-    assert report.ok and not report.odd
+    assert not report.bad and not report.odd
     assert (report.images, report.annotations) == (40, 40)
     assert report.splits == {"train": 32, "test": 8}
     assert report.attributes["viewpoint"] == {"front": 10, "left": 10, "right": 10, "top": 10}
@@ -70,7 +70,7 @@ def test_the_sheet_can_show_what_training_sees(data: Path, tmp_path: Path) -> No
         ("noise", Seen(Augmentation(occlusion_probability=1.0, occlusion_size=1.0), (32, 32))),
     ):
         report = check(ARM, data, out=tmp_path / f"{name}.png", count=1, seen=seen)
-        assert report.ok
+        assert not report.bad
         sheets[name] = cv2.imread(str(report.sheet)).astype(int)
     assert len({sheet.shape for sheet in sheets.values()}) == 1
     # The hidden arm's skeleton is drawn where it was; only the picture behind it differs.
@@ -93,7 +93,7 @@ def test_broken_data_are_listed_with_their_file(data: Path, tmp_path: Path) -> N
 
     _edit(data, spoil)
     report = check(ARM, data, out=tmp_path / "sheet.png", count=4)
-    assert not report.ok
+    assert report.bad
     reasons = {bad.file.name: bad.reason for bad in report.bad}
     assert reasons.keys() == {"000003.jpg", "000005.jpg", "000007.jpg", "annotations.json"}
     assert "truncated" in reasons["000003.jpg"] and "missing" in reasons["000005.jpg"]
