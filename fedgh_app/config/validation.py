@@ -40,12 +40,10 @@ def check_overrides(parsed: Sequence[Override], groups: Groups) -> None:
             if item.package is not None:
                 raise UserError(f"{item.input_line}: {group} is no group; expected {group}=VALUE")
             continue
-        if item.is_delete() or (item.value() is None and group != "experiment"):
-            raise UserError(f"{item.input_line}: a run needs a {group}; expected one of {', '.join(groups[group])}")
         choice = item.value()
-        if choice is None:
-            continue
-        if choice not in groups[group]:
+        if item.is_delete() or (choice is None and group != "experiment"):
+            raise UserError(f"{item.input_line}: a run needs a {group}; expected one of {', '.join(groups[group])}")
+        if choice is not None and choice not in groups[group]:
             raise UserError(f"{group}={choice}: no such {group}; {_nearest(str(choice), groups[group])}")
 
 
@@ -122,8 +120,6 @@ def _check_facts(base: DictConfig, config: DictConfig) -> None:
 
 def _check_targets(config: DictConfig) -> None:
     for key, value in config.items():
-        if key == "hydra":
-            continue
         if key == "callbacks":  # a table of objects, each under a name of its own
             value = {name: _checked_callback(str(name), node) for name, node in value.items()}
         else:
