@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from omegaconf import DictConfig
 from torch import nn
 
 from fedgh_app.config import instantiation
@@ -107,8 +107,8 @@ class ToyPose(nn.Module):
 def toy_models(patch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every model that is built in this process is a toy, until ``patch`` is undone."""
 
-    def build(node: DictConfig, task: Task, spec: Spec) -> nn.Module:
-        return ToyPose(len(spec.predicts), node.norm)
+    def build(node: Mapping[str, Any], task: Task, spec: Spec) -> nn.Module:
+        return ToyPose(len(spec.predicts), node["norm"])
 
     from fedgh_app import client_app
 

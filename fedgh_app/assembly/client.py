@@ -1,5 +1,6 @@
 """The parts of a run that clients are made of, and the server evaluates with: data, model, learner, objective."""
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -35,6 +36,7 @@ class ClientAssembly:
     def __init__(self, config: DictConfig) -> None:
         self.config = config
         self._guides: dict[str, Any] = {}
+        self._learners: dict[str, tuple[Learner, LocalTraining]] = {}
 
     @functools.cached_property
     def settings(self) -> Settings:
@@ -89,23 +91,15 @@ class ClientAssembly:
         alone = self.data_set(node)
         if partition._target_ is None:
             return alone
-        settings: dict[str, Any] = {key: value for key, value in partition.items() if key != "num_partitions"}
-        return DataSet(
-            alone.task,
-            alone.spec,
-            alone.root,
-            alone.values,
-            alone.directory,
-            Partitioning(
-                functools.partial(instantiate, partition, "partition"),
-                partition.get("partition_by"),
-                "num_partitions" in partition,
-                settings,
-                self.settings.seed,
-                fedgh_home() / "cache" / "partitions",
-            ),
-            count,
+        partitioning = Partitioning(
+            make=functools.partial(instantiate, partition, "partition"),
+            by=partition.get("partition_by"),
+            takes_number="num_partitions" in partition,
+            settings={str(key): value for key, value in partition.items() if key != "num_partitions"},
+            seed=self.settings.seed,
+            directory=fedgh_home() / "cache" / "partitions",
         )
+        return dataclasses.replace(alone, partitioning=partitioning, num_clients=count)
 
     def _own_partition(self, name: str, node: DictConfig) -> tuple[DictConfig, int | None]:
         """How one of several data sets is parted by its own attribute; one client holds all of a set without one."""
@@ -165,20 +159,17 @@ class ClientAssembly:
     @functools.cached_property
     def objective(self) -> Objective:
         """What a client minimises beside its loss."""
-        made: Objective = instantiate(self.config.objective, "objective")
-        return made
+        return instantiate(self.config.objective, "objective")
 
     @functools.cached_property
     def sharing(self) -> Sharing:
         """Which part of the model leaves a client."""
-        made: Sharing = instantiate(self.config.sharing, "sharing")
-        return made
+        return instantiate(self.config.sharing, "sharing")
 
     @functools.cached_property
     def schedule(self) -> Schedule:
         """The factor on the learning rate by round."""
-        made: Schedule = instantiate(self.config.schedule, "schedule")
-        return made
+        return instantiate(self.config.schedule, "schedule")
 
     @functools.cached_property
     def optimizer(self) -> OptimizerFactory:
@@ -187,8 +178,7 @@ class ClientAssembly:
 
         def build(parameters: Iterable[nn.Parameter], factor: float = 1.0) -> torch.optim.Optimizer:
             with refusing("optimizer"):
-                made: torch.optim.Optimizer = make(parameters, lr=rate * factor)
-            return made
+                return make(parameters, lr=rate * factor)
 
         return build
 
@@ -196,11 +186,6 @@ class ClientAssembly:
     def learning_rate(self) -> float:
         """The configured learning rate, before the schedule."""
         return float(self.config.optimizer.lr)
-
-    @functools.cached_property
-    def local_noise(self) -> GaussianMechanism | None:
-        """What clips a client's own update and adds noise to it; None with other kinds of privacy."""
-        return self.mechanism("local")
 
     def mechanism(self, where: str) -> GaussianMechanism | None:
         """What clips and adds noise ``where``, ``central`` or ``local``; None where this run does not do it there."""
@@ -229,19 +214,9 @@ class ClientAssembly:
 
     def learner(self, spec: Spec, model: nn.Module, *, taught: bool = False) -> Learner:
         """``model`` with what its training, where ``taught`` under the teacher, and testing on such data take."""
-        parts = Parts(
-            self.loss,
-            self.augmentation,
-            self.settings.batch_size,
-            self.values["evaluate"],
-            self.device,
-            self.guide(spec) if taught else None,
-        )
+        evaluate, guide = self.values["evaluate"], self.guide(spec) if taught else None
+        parts = Parts(self.loss, self.augmentation, self.settings.batch_size, evaluate, self.device, guide)
         return self.task.learner(spec, model, parts)
-
-    @functools.cached_property
-    def _learners(self) -> dict[str, tuple[Learner, LocalTraining]]:
-        return {}
 
     def client(self, site: Site) -> TaskClient:
         """The client of a site; clients of one data set in one process share a model, which every call loads anew."""
@@ -257,7 +232,7 @@ class ClientAssembly:
                 self.schedule,
                 self.sharing.local_keys(model),
                 initial,
-                self.local_noise,
+                self.mechanism("local"),
             )
             self._learners[spec.name] = self.learner(spec, model, taught=True), training
         learner, training = self._learners[spec.name]
@@ -267,7 +242,7 @@ class ClientAssembly:
         """Build every part that needs no data, so that a wrong argument is told before any process starts."""
         spec = self.data.first.spec
         _ = self.loss, self.augmentation, self.schedule, self.objective, self.sharing, self.distillation
-        _ = self.local_noise
+        self.mechanism("local")
         if self.config.teacher.get("run") is not None:
             self.guide(spec)
         self.initial_state(spec)

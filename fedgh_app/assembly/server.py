@@ -85,8 +85,7 @@ class Assembly(ClientAssembly):
     @functools.cached_property
     def mode(self) -> Mode:
         """When the server goes on."""
-        made: Mode = instantiate(self.config.mode, "mode")
-        return made
+        return instantiate(self.config.mode, "mode")
 
     @functools.cached_property
     def topology(self) -> Topology:
@@ -125,8 +124,7 @@ class Assembly(ClientAssembly):
 
         def build(parameters: Iterable[Parameter]) -> Optimizer:
             with refusing("server_optimizer"):
-                optimizer: Optimizer = make(parameters)
-            return optimizer
+                return make(parameters)
 
         return build
 

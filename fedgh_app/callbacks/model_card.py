@@ -13,14 +13,6 @@ class ModelCard(Callback):
     def close(self, federation: Federation, failure: str | None) -> None:
         """Write what is known by then."""
         specs = {name: data.spec for name, data in federation.data.sets.items()}
-        model_card.write(
-            Facts(
-                federation.directory,
-                federation.values,
-                result_of(federation),
-                specs,
-                federation.task.card(federation.values, specs),
-                federation.history,
-                failure,
-            )
-        )
+        card, result = federation.task.card(federation.values, specs), result_of(federation)
+        facts = Facts(federation.directory, federation.values, result, specs, card, federation.history, failure)
+        model_card.write(facts)

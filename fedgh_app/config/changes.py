@@ -21,11 +21,10 @@ def changes(config: Mapping[str, Any], *without: str) -> list[str]:
     for key, node in config.items():
         if key in TOLD.union(without) or node == usual.get(key):
             continue
-        if key not in usual or isinstance(node, Mapping) != isinstance(usual[key], Mapping):  # of another version
-            changed.append(f"{key}={node}")
-        elif key in groups():
+        alike = key in usual and isinstance(node, Mapping) == isinstance(usual[key], Mapping)  # else of another version
+        if alike and key in groups():
             changed += _group(key, node, usual[key], config)
-        elif isinstance(node, Mapping):
+        elif alike and isinstance(node, Mapping):
             changed += [f"{key}.{name}={value}" for name, value in node.items() if value != usual[key].get(name)]
         else:
             changed.append(f"{key}={node}")

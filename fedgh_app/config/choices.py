@@ -1,5 +1,6 @@
 """The files under ``conf/``: groups, their choices, and what each choice says of itself."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -27,9 +28,9 @@ def values_of(group: str, choice: str) -> DictConfig:
     return OmegaConf.masked_copy(file, [key for key in file if key not in TERMS + FACTS])
 
 
-def keeps_nothing(config: DictConfig) -> bool:
+def keeps_nothing(config: Mapping[str, Any]) -> bool:
     """Whether clients send all of their model (``sharing=all``)."""
-    return bool(config.sharing.get("keeps") == "nothing")
+    return bool(config["sharing"].get("keeps") == "nothing")
 
 
 def shown(value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +54,7 @@ def check_target(group: str, target: Any, allowed: Sequence[str] = ()) -> None:
         raise UserError(f"{group}._target_={target}: expected a class under {_named(allowed)}")
 
 
-def instantiate(node: DictConfig, group: str, allowed: Sequence[str] = (), /, **kwargs: Any) -> Any:
+def instantiate(node: Mapping[str, Any], group: str, allowed: Sequence[str] = (), /, **kwargs: Any) -> Any:
     """Build what a group describes, of a class under the modules ``allowed``, else those in `TARGETS`; or UserError."""
     made = _class_of(node, group, allowed or TARGETS[group])
     values = DictConfig({key: value for key, value in node.items() if key not in (*FACTS, *NESTED.get(group, ()))})
@@ -68,9 +68,9 @@ def instantiate(node: DictConfig, group: str, allowed: Sequence[str] = (), /, **
         raise UserError(f"{group}: {first_line(cause)}{_accepted(made, cause)}") from None
 
 
-def _class_of(node: DictConfig, group: str, allowed: Sequence[str]) -> type:
+def _class_of(node: Mapping[str, Any], group: str, allowed: Sequence[str]) -> type:
     """The class that ``_target_`` names, defined where it may be; UserError for anything else."""
-    target = str(node._target_)
+    target = str(node.get("_target_"))
     check_target(group, target, allowed)
     if not allowed:
         raise UserError(f"{group}._target_={target}: expected a class under {_named(allowed)}")
@@ -92,10 +92,9 @@ def _is_under(module: str, packages: Iterable[str]) -> bool:
     return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
-def build_model(node: DictConfig, task: Task, spec: Spec) -> nn.Module:
+def build_model(node: Mapping[str, Any], task: Task, spec: Spec) -> nn.Module:
     """The network of a ``model`` group for what ``spec`` predicts, drawn from PyTorch's global generator."""
-    made: nn.Module = instantiate(node, "model", task.builds["model"], **task.model_arguments(spec))
-    return made
+    return instantiate(node, "model", task.builds["model"], **task.model_arguments(spec))
 
 
 @contextmanager

@@ -105,8 +105,7 @@ class Settings(_Values):
     @classmethod
     def of(cls, config: DictConfig) -> Self:
         """Those of a composed config; UserError where a value is none."""
-        settings: Self = held_to(cls, config)
-        return settings
+        return held_to(cls, config)
 
 
 def held_to(kind: Any, config: DictConfig) -> Any:

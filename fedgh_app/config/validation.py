@@ -35,12 +35,10 @@ def check_overrides(parsed: Sequence[Override], groups: Groups) -> None:
             if item.package is not None:
                 raise UserError(f"{item.input_line}: {group} is no group; expected {group}=VALUE")
             continue
-        if item.is_delete() or (item.value() is None and group != "experiment"):
-            raise UserError(f"{item.input_line}: a run needs a {group}; expected one of {', '.join(groups[group])}")
         choice = item.value()
-        if choice is None:
-            continue
-        if choice not in groups[group]:
+        if item.is_delete() or (choice is None and group != "experiment"):
+            raise UserError(f"{item.input_line}: a run needs a {group}; expected one of {', '.join(groups[group])}")
+        if choice is not None and choice not in groups[group]:
             raise UserError(f"{group}={choice}: no such {group}; {_nearest(str(choice), groups[group])}")
 
 

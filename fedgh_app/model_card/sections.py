@@ -17,13 +17,11 @@ MOST_PARTS = 40  # of what a data set's head predicts
 def title(run: Facts) -> Iterator[str]:
     """What the model is, in a sentence or two."""
     titles = " and ".join(run.specs)
-    yield f"# {_kind(run)} on {titles}"
-    yield ""
+    yield from (f"# {_kind(run)} on {titles}", "")
     if run.failure is not None:
         yield f"> **This run failed:** {plain(run.failure)}. What is here is the model after round {run.rounds}."
         yield ""
-    yield f"{run.card.what} {_how(run)}"
-    yield ""
+    yield from (f"{run.card.what} {_how(run)}", "")
 
 
 def _kind(run: Facts) -> str:
@@ -57,9 +55,7 @@ def use(run: Facts) -> Iterator[str]:
         )
     elif run.clusters:
         yield "There is a model for each cluster of clients; choose the one whose images are most like yours:"
-        yield ""
-        yield "| model | trained by |"
-        yield "|---|---|"
+        yield from ("", "| model | trained by |", "|---|---|")
         for cluster, members in run.clusters.items():
             trained = few([run.client(name) for name in members], most=MOST_CLIENTS)
             yield f"| `model.{cluster}.safetensors` | {cell(trained)} |"
@@ -75,17 +71,14 @@ def data(run: Facts) -> Iterator[str]:
     """What it was trained and tested on."""
     yield from ("## Data", "")
     for name, spec in run.specs.items():
-        yield f"**{name}**: {spec.title}."
-        yield ""
+        yield from (f"**{name}**: {spec.title}.", "")
         yield f"- {plural(run.result.part).capitalize()}: {few(spec.predicts, most=MOST_PARTS)}"
         yield f"- Source: {spec.source}"
-        yield f"- Licence: {spec.licence}"
-        yield ""
+        yield from (f"- Licence: {spec.licence}", "")
     train, test = (
         sum(getattr(client, key) for client in run.result.clients.values()) for key in ("examples", "test_examples")
     )
-    yield f"The clients hold {train} training images and {test} test images, which are never trained on."
-    yield ""
+    yield from (f"The clients hold {train} training images and {test} test images, which are never trained on.", "")
 
 
 def training(run: Facts) -> Iterator[str]:
@@ -100,11 +93,9 @@ def training(run: Facts) -> Iterator[str]:
     )
     yield ""
     changed = changes(values, *(("strategy", "partition") if run.alone else ()))
-    yield "All else is fedgh's default" + (", but:" if changed else ".")
-    yield ""
+    yield from ("All else is fedgh's default" + (", but:" if changed else "."), "")
     if changed:
-        yield from (f"- `{line}`" for line in changed)
-        yield ""
+        yield from (*(f"- `{line}`" for line in changed), "")
     if len(run.result.clients) > MOST_CLIENTS:
         yield from _many_clients(run)
         return
@@ -120,14 +111,11 @@ def training(run: Facts) -> Iterator[str]:
 def _many_clients(run: Facts) -> Iterator[str]:
     """What a table with a row for each client would say, by quartiles."""
     clients = run.result.clients.values()
-    columns = {
-        "training images": [client.examples for client in clients],
-        "test images": [client.test_examples for client in clients],
-    }
     measured = [score for score in run.result.clients_score.values() if score is not None]
     yield f"| of {len(clients)} clients | smallest | lower quartile | median | upper quartile | largest |"
     yield "|---|--:|--:|--:|--:|--:|"
-    for name, numbers in columns.items():
+    for name, key in (("training images", "examples"), ("test images", "test_examples")):
+        numbers = [getattr(client, key) for client in clients]
         yield f"| {name} | {' | '.join(f'{value:g}' for value in _quartiles(numbers))} |"
     if measured:
         cells = " | ".join(map(percent, _quartiles(measured)))
@@ -144,8 +132,7 @@ def results(run: Facts) -> Iterator[str]:
         return
     before = [score for score in result.before.values() if score is not None]
     was = f", before training {percent(sum(before) / len(before))}" if before else ""
-    yield f"**{result.metric}: {percent(result.score)}**{was}. {_where(run)}"
-    yield ""
+    yield from (f"**{result.metric}: {percent(result.score)}**{was}. {_where(run)}", "")
     labelled = run.history[-1].evaluate.headline.labelled if run.history else {}
     yield f"| {result.part} | labelled in test images | before training | after |"
     yield "|---|--:|--:|--:|"
@@ -153,13 +140,11 @@ def results(run: Facts) -> Iterator[str]:
         yield f"| {cell(name)} | {labelled.get(name, '-')} | {percent(result.before.get(name))} | {percent(score)} |"
     yield ""
     if worst := run.worst():
-        yield f"Worst client: {run.client(worst[0])} with {percent(worst[1])} on its own test images."
-        yield ""
+        yield from (f"Worst client: {run.client(worst[0])} with {percent(worst[1])} on its own test images.", "")
     yield from run.card.measured
     yield ""
     if (run.directory / PLOTS / "predictions.png").exists():
-        yield "![Predictions and truth on test images](plots/predictions.png)"
-        yield ""
+        yield from ("![Predictions and truth on test images](plots/predictions.png)", "")
 
 
 def _where(run: Facts) -> str:

@@ -8,18 +8,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from fedgh_app.plots import style
 from fedgh_app.plots.names import named
-from fedgh_app.plots.spread import draw_spread
-from fedgh_app.plots.style import (
-    COLOURS,
-    MOST_CLIENTS,
-    dots,
-    legend_beside,
-    line_of,
-    new_figure,
-    open_frame,
-    round_axis,
-)
 from fedgh_app.runs.history import Round
 from fedgh_app.words import plural
 
@@ -36,12 +26,8 @@ def part_curves(history: Sequence[Round], path: Path, title: str, metric: str, p
             _add(curves, name, one.round, score)
     if not curves:
         return
-    figure = new_figure(7.6, 4.2)
-    axes = figure.subplots()
-    _lines(axes, curves)
     whose = "all test images" if central else "the clients' own test images"
-    _finish(axes, curves, f"{title}: {plural(part)}, {whose}", metric)
-    figure.savefig(path)
+    _draw(curves, path, f"{title}: {plural(part)}, {whose}", metric)
 
 
 def client_curves(history: Sequence[Round], labels: Mapping[str, str], path: Path, title: str, metric: str) -> None:
@@ -50,16 +36,8 @@ def client_curves(history: Sequence[Round], labels: Mapping[str, str], path: Pat
     for one in history:
         for name, own in one.evaluate.clients.by_client.items() if one.evaluate.clients else ():
             _add(curves, named(name, labels), one.round, own.score)
-    if not curves:
-        return
-    figure = new_figure(7.6, 4.2)
-    axes = figure.subplots()
-    if len(curves) > MOST_CLIENTS:
-        draw_spread(axes, _by_round(curves), highest="best", lowest="worst")
-    else:
-        _lines(axes, curves)
-    _finish(axes, curves, f"{title}: clients, own test images", metric)
-    figure.savefig(path)
+    if curves:
+        _draw(curves, path, f"{title}: clients, own test images", metric, most=style.MOST_CLIENTS)
 
 
 def epsilon(history: Sequence[Round], path: Path, title: str) -> None:
@@ -67,14 +45,14 @@ def epsilon(history: Sequence[Round], path: Path, title: str) -> None:
     spent = {one.round: one.privacy["epsilon"] for one in history if one.privacy}
     if not spent:
         return
-    figure = new_figure(6.4, 3.2)
+    figure = style.new_figure(6.4, 3.2)
     axes = figure.subplots()
-    axes.plot(list(spent), list(spent.values()), color=COLOURS[0], clip_on=False, **dots(spent))
-    round_axis(axes, list(spent))
+    axes.plot(list(spent), list(spent.values()), color=style.COLOURS[0], clip_on=False, **style.dots(spent))
+    style.round_axis(axes, list(spent))
     delta = next(one.privacy["delta"] for one in history if one.privacy)
     axes.set_ylabel(f"ε at δ = {delta:g}")
     axes.set_ylim(bottom=0)
-    open_frame(axes)
+    style.open_frame(axes)
     axes.set_title(f"{title}: privacy spent")
     figure.savefig(path)
 
@@ -86,20 +64,27 @@ def _add(curves: Curves, name: str, server_round: int, value: float | None) -> N
     values.append(math.nan if value is None else 100 * float(value))
 
 
+def _draw(curves: Curves, path: Path, title: str, metric: str, most: float = math.inf) -> None:
+    figure = style.new_figure(7.6, 4.2)
+    axes = figure.subplots()
+    if len(curves) > most:
+        style.draw_spread(axes, _by_round(curves), highest="best", lowest="worst")
+    else:
+        _lines(axes, curves)
+    style.round_axis(axes, [number for rounds, _ in curves.values() for number in rounds])
+    axes.set_ylabel(f"{metric} (%)")
+    axes.set_ylim(-1, 101)
+    style.open_frame(axes)
+    style.legend_beside(axes)
+    axes.set_title(title)
+    figure.savefig(path)
+
+
 def _lines(axes: Axes, curves: Curves) -> None:
     for place, (label, (rounds, values)) in enumerate(curves.items()):
         mean = label == "mean"
-        style: dict[str, Any] = {"color": "#333333", "linestyle": "--"} if mean else line_of(place)
-        axes.plot(rounds, values, linewidth=2.6 if mean else 1.6, label=label, **style, **dots(rounds))
-
-
-def _finish(axes: Axes, curves: Curves, title: str, metric: str) -> None:
-    round_axis(axes, [number for rounds, _ in curves.values() for number in rounds])
-    axes.set_ylabel(f"{metric} (%)")
-    axes.set_ylim(-1, 101)
-    open_frame(axes)
-    legend_beside(axes)
-    axes.set_title(title)
+        look: dict[str, Any] = {"color": "#333333", "linestyle": "--"} if mean else style.line_of(place)
+        axes.plot(rounds, values, linewidth=2.6 if mean else 1.6, label=label, **look, **style.dots(rounds))
 
 
 def _by_round(curves: Curves) -> dict[int, np.ndarray]:

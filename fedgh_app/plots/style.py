@@ -1,6 +1,6 @@
 """How every plot looks: colours, sizes, the axis of rounds, legends."""
 
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,31 @@ def legend_beside(axes: Axes, title: str | None = None, handles: Sequence[Any] =
         ncols=-(-len(shown) // LEGEND_ROWS),
         fontsize=8 if len(shown) > LEGEND_ROWS // 2 else 10,
     )
+
+
+def draw_spread(axes: Axes, values: Mapping[int, np.ndarray], *, highest: str, lowest: str) -> None:
+    """Draw what many clients have each round: by round, in order, one value a client; NaN where a client has none."""
+    rounds = [number for number, of_clients in values.items() if np.isfinite(of_clients).any()]
+    if not rounds:
+        return
+    percentiles = [np.nanpercentile(values[number], [100, 75, 50, 25, 0]) for number in rounds]
+    top, upper, median, lower, bottom = np.array(percentiles).T
+    axes.fill_between(rounds, bottom, top, color=COLOURS[0], alpha=0.12, linewidth=0)
+    axes.fill_between(rounds, lower, upper, color=COLOURS[0], alpha=0.25, linewidth=0)
+    for line, label, style, marker in (
+        (top, highest, ":", "^"),
+        (upper, "upper quartile", "--", ""),
+        (median, "median", "-", "o"),
+        (lower, "lower quartile", "--", ""),
+        (bottom, lowest, ":", "v"),
+    ):
+        if len(rounds) > MOST_MARKED:
+            marker = ""
+        elif len(rounds) == 1:  # of a single round there is no line
+            marker = marker or "_"
+        look: Any = {"linestyle": style, "marker": marker, "markersize": 10 if marker == "_" else 4}
+        look["linewidth"] = 2.2 if label == "median" else 1.2
+        axes.plot(rounds, line, color=COLOURS[0], label=label, clip_on=False, **look)
 
 
 def some(count: int) -> list[int]:

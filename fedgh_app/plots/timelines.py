@@ -11,20 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 
+from fedgh_app.plots import style
 from fedgh_app.plots.names import client_of, counting, named
-from fedgh_app.plots.style import (
-    ABSENT,
-    MOST_CLIENTS,
-    MOST_INCHES,
-    MOST_MARKED,
-    MOST_NAMES,
-    colours_of,
-    legend_beside,
-    new_figure,
-    round_axis,
-    some,
-    whole_numbers,
-)
 from fedgh_app.runs.history import Round
 
 HIGHEST = 10.0  # inches
@@ -47,16 +35,16 @@ def staleness(history: Sequence[Round], labels: Mapping[str, str], path: Path, t
     panels = figure.subplots(1 + above, 1, sharex=True, squeeze=False, height_ratios=[1, 4] if above else None)[:, 0]
     axes = panels[-1]
     image = _draw_table(axes, table, clients, rounds, labels, cmap="YlOrBr", vmin=0, vmax=max(2, *ages.values()))
-    if len(clients) <= MOST_CLIENTS and len(rounds) <= 30:
+    if len(clients) <= style.MOST_CLIENTS and len(rounds) <= 30:
         for (client, number), age in ages.items():
             colour = "w" if age > 0.6 * max(2, *ages.values()) else "k"
             axes.text(number, clients.index(client), f"{age}", ha="center", va="center", fontsize=7, color=colour)
     wide = figure.get_figheight() / BAR
-    figure.colorbar(image, ax=axes, aspect=wide, label="aggregations late", ticks=whole_numbers())
+    figure.colorbar(image, ax=axes, aspect=wide, label="aggregations late", ticks=style.whole_numbers())
     if above:
         panels[0].bar(list(dropped), list(dropped.values()), width=0.6, color="#555555")
         panels[0].set_ylabel("dropped")
-        panels[0].yaxis.set_major_locator(whole_numbers(3))
+        panels[0].yaxis.set_major_locator(style.whole_numbers(3))
         panels[0].spines[["top", "right"]].set_visible(False)
         panels[0].tick_params(which="both", bottom=False, labelbottom=False)
     panels[0].set_title(f"{title}: staleness of the updates (grey: none came)")
@@ -75,12 +63,12 @@ def clusters(history: Sequence[Round], labels: Mapping[str, str], path: Path, ti
         for client in members
     }
     clients, rounds, table = _by_client_and_round(membership, labels)
-    colours = colours_of(len(names))
+    colours = style.colours_of(len(names))
     figure = _figure_for(clients, rounds)
     axes = figure.subplots()
     _draw_table(axes, table, clients, rounds, labels, cmap=ListedColormap(colours), vmin=-0.5, vmax=len(names) - 0.5)
     patches = [Patch(color=colour, label=name) for name, colour in zip(names, colours, strict=True)]
-    legend_beside(axes, "cluster", patches)
+    style.legend_beside(axes, "cluster", patches)
     axes.set_title(f"{title}: clusters of clients")
     figure.savefig(path)
 
@@ -100,8 +88,8 @@ def _by_client_and_round(
 
 
 def _figure_for(clients: Sequence[str], rounds: Sequence[int]) -> Figure:
-    width = min(MOST_INCHES, max(6.4, 2.5 + 0.3 * len(rounds)))
-    return new_figure(width, min(HIGHEST, max(3.2, 1.6 + 0.32 * len(clients))))
+    width = min(style.MOST_INCHES, max(6.4, 2.5 + 0.3 * len(rounds)))
+    return style.new_figure(width, min(HIGHEST, max(3.2, 1.6 + 0.32 * len(clients))))
 
 
 def _draw_table(
@@ -115,14 +103,14 @@ def _draw_table(
     """Draw a (clients, rounds) table, grey where it holds nothing."""
     edges = (rounds[0] - 0.5, rounds[-1] + 0.5, len(clients) - 0.5, -0.5)
     image = axes.imshow(table, aspect="auto", interpolation="nearest", extent=edges, **colours)
-    axes.set_facecolor(ABSENT)
-    places = some(len(clients))
+    axes.set_facecolor(style.ABSENT)
+    places = style.some(len(clients))
     axes.set_yticks(places, [named(clients[place], labels) for place in places], fontsize=8)
-    if len(clients) <= MOST_NAMES:  # lines between more rows or columns would hide them
+    if len(clients) <= style.MOST_NAMES:  # lines between more rows or columns would hide them
         axes.set_yticks(np.arange(len(clients) + 1) - 0.5, minor=True)
-    if len(rounds) <= MOST_MARKED:
+    if len(rounds) <= style.MOST_MARKED:
         axes.set_xticks(np.arange(len(rounds) + 1) + rounds[0] - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=1.0)
     axes.tick_params(which="both", length=0)
-    round_axis(axes, rounds)
+    style.round_axis(axes, rounds)
     return image

@@ -7,19 +7,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
+from fedgh_app.plots import style
 from fedgh_app.plots.names import client_of, counting, named
-from fedgh_app.plots.spread import draw_spread
-from fedgh_app.plots.style import (
-    ABSENT,
-    MOST_CLIENTS,
-    MOST_MARKED,
-    dots,
-    legend_beside,
-    line_of,
-    new_figure,
-    open_frame,
-    round_axis,
-)
 from fedgh_app.runs.history import Round
 
 MOST_ROUNDS = 10
@@ -40,13 +29,13 @@ def cosine_matrices(history: Sequence[Round], labels: Mapping[str, str], path: P
     for matrix in matrices:
         np.fill_diagonal(matrix, np.nan)  # always 1, it would drown the rest
     largest = max([0.1, *(float(np.nanmax(np.abs(m))) for m in matrices if np.isfinite(m).any())])
-    figure = new_figure(2.1 * columns + 1.0, 2.25 * rows + 0.5)
+    figure = style.new_figure(2.1 * columns + 1.0, 2.25 * rows + 0.5)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(rounds) :]:
         axes.set_visible(False)
     for axes, one, matrix in zip(grid.flat, rounds, matrices, strict=False):
         image = axes.imshow(matrix, vmin=-largest, vmax=largest, cmap="RdBu")
-        axes.set_facecolor(ABSENT)
+        axes.set_facecolor(style.ABSENT)
         axes.set_title(f"round {one.round}", fontsize=9)
         _name_both_sides(axes, [named(name, labels) for name in one.strategy["clients"]])
         if len(matrix) <= MOST_WITH_NUMBERS:
@@ -57,7 +46,7 @@ def cosine_matrices(history: Sequence[Round], labels: Mapping[str, str], path: P
 
 
 def _name_both_sides(axes: Axes, names: Sequence[str]) -> None:
-    if len(names) > MOST_CLIENTS:
+    if len(names) > style.MOST_CLIENTS:
         axes.set_xticks([])
         axes.set_yticks([])
         axes.set_xlabel(f"{len(names)} updates", fontsize=8)
@@ -87,16 +76,16 @@ def weights_and_conflicts(history: Sequence[Round], labels: Mapping[str, str], p
     weights = _weights(measured, labels)
     conflicts = any(one.strategy.get("conflicting") is not None for one in measured)
     parts = [3] * bool(weights) + [2] * conflicts
-    figure = new_figure(7.6, 6.0 if len(parts) > 1 else 3.6)
+    figure = style.new_figure(7.6, 6.0 if len(parts) > 1 else 3.6)
     panels = figure.subplots(len(parts), 1, sharex=True, squeeze=False, height_ratios=parts)[:, 0]
     if weights:
         _draw_weights(panels[0], rounds, weights, labels)
     if conflicts:
         _draw_conflicts(panels[-1], rounds, measured)
     for axes in panels:
-        open_frame(axes)
-        legend_beside(axes)
-    round_axis(panels[-1], rounds)
+        style.open_frame(axes)
+        style.legend_beside(axes)
+    style.round_axis(panels[-1], rounds)
     panels[0].set_title(f"{title}: {' and '.join(['weights'] * bool(weights) + ['conflicts'] * conflicts)}")
     figure.savefig(path)
 
@@ -114,17 +103,16 @@ def _weights(measured: Sequence[Round], labels: Mapping[str, str]) -> dict[str, 
 def _draw_weights(
     axes: Axes, rounds: Sequence[int], weights: Mapping[str, np.ndarray], labels: Mapping[str, str]
 ) -> None:
-    if len(weights) > MOST_CLIENTS:
+    if len(weights) > style.MOST_CLIENTS:
         by_round = np.array([*weights.values()]).T
-        draw_spread(axes, dict(zip(rounds, by_round, strict=True)), highest="largest", lowest="smallest")
+        style.draw_spread(axes, dict(zip(rounds, by_round, strict=True)), highest="largest", lowest="smallest")
     else:
         for place, name in enumerate(sorted(weights, key=counting)):
             took_part = np.isfinite(weights[name])
             # A little beside each other: equal weights would hide each other.
             at = np.array(rounds) + 0.06 * (place - (len(weights) - 1) / 2)
-            axes.plot(
-                at[took_part], weights[name][took_part], label=named(name, labels), **line_of(place), **dots(rounds)
-            )
+            look = {**style.line_of(place), **style.dots(rounds)}
+            axes.plot(at[took_part], weights[name][took_part], label=named(name, labels), **look)
     every = np.array([*weights.values()])
     if np.nanmin(every) < 0:
         axes.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
@@ -139,7 +127,7 @@ def _draw_conflicts(axes: Axes, rounds: Sequence[int], measured: Sequence[Round]
         100 * float(np.mean([*one.strategy.get("conflicting_per_tensor", {}).values()] or [0])) for one in measured
     ]
     light, dark = "#d0d0d0", "#666666"
-    if len(rounds) <= MOST_MARKED:
+    if len(rounds) <= style.MOST_MARKED:
         axes.bar(rounds, by_tensor, width=0.7, color=light, label="by tensor")
         axes.bar(rounds, whole, width=0.35, color=dark, label="whole model")
     else:

@@ -1,11 +1,13 @@
 """A finished run, opened again: its config, its data set and its trained model."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
@@ -30,27 +32,27 @@ def load_run(path: Path | str) -> Trained:
     if not path.exists():
         raise UserError(f"{path}: no such run directory")
     directory = path if path.is_dir() else _directory_of(path)
-    config = read_config(directory, GROUPS, WORDS, NUMBERS)
+    values = read_config(directory, GROUPS, WORDS, NUMBERS)
     file = path if path.is_file() else directory / MODEL
-    if not keeps_nothing(config):
+    if not keeps_nothing(values):
+        sharing = values["sharing"]["_target_"].rpartition(".")[2].lower()
         raise UserError(
-            f"{directory}: each client of this run kept a part of the model ({_sharing(config)}), so no file in it "
-            "holds a whole one; "
-            f"what each reached is in its {RESULT}, and a run with sharing=all has a model"
+            f"{directory}: each client of this run kept a part of the model (sharing={sharing}), so no file in it "
+            f"holds a whole one; what each reached is in its {RESULT}, and a run with sharing=all has a model"
         )
     if not file.exists():
         raise UserError(f"{file}: no such file; {_instead(directory)}")
     state, metadata = load_model(file)
-    name = str(metadata.get("dataset", config.dataset.spec))
+    name = str(metadata.get("dataset", values["dataset"]["spec"]))
     task, spec = task_of(name), spec_of(name)
-    values: Values = OmegaConf.to_container(config)  # type: ignore[assignment]  # a dict of it is a dict
     task.check_opened(values, directory / CONFIG)
-    if "weights" in config.model:
-        config.model.weights = None  # where the backbone started matters no more, and may be gone
+    network = dict(values["model"])
+    if "weights" in network:
+        network["weights"] = None  # where the backbone started matters no more, and may be gone
     with torch.random.fork_rng(devices=[]):
-        model = instantiation.build_model(config.model, task, spec)
+        model = instantiation.build_model(network, task, spec)
     _load(model, state, file)
-    loss = instantiation.instantiate(config.loss, "loss", task.builds["loss"])
+    loss = instantiation.instantiate(values["loss"], "loss", task.builds["loss"])
     return Trained(directory, file, task, spec, model.eval(), loss, values, metadata)
 
 
@@ -62,32 +64,27 @@ def _directory_of(file: Path) -> Path:
     return folders[0]
 
 
-def read_config(directory: Path, held: Sequence[str], words: Sequence[str], numbers: Sequence[str]) -> DictConfig:
+def read_config(directory: Path, held: Sequence[str], words: Sequence[str], numbers: Sequence[str]) -> Values:
     """A run's config, with the groups ``held``, text in ``words`` and whole numbers in ``numbers``; else UserError."""
     file = directory / CONFIG
     if not file.is_file():
         raise UserError(f"{directory}: holds no {CONFIG}; expected a run directory, as fedgh run writes it")
     try:
-        config = OmegaConf.load(file)
-        OmegaConf.resolve(config)
+        config: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{file}: cannot be read ({first_line(error)}); expected the config of a run") from None
-    missing = [key for key in (*held, *numbers) if not isinstance(config, DictConfig) or key not in config]
+    missing = [key for key in (*held, *numbers) if not isinstance(config, dict) or key not in config]
     if missing:
         raise UserError(f"{file}: has no {', '.join(missing)}; expected the config of a run")
-    config = DictConfig(config)
-    for key in map(str, config):
-        if key in (*held, *groups()) and not isinstance(config[key], DictConfig):
-            raise UserError(f"{file}: {key}: found {config[key]}, expected a group of values")
+    for key, node in config.items():
+        if key in (*held, *groups()) and not isinstance(node, dict):
+            raise UserError(f"{file}: {key}: found {node}, expected a group of values")
     for keys, kind, name in ((words, str, "a word"), (numbers, int, "a whole number")):
         for key in keys:
-            if not isinstance(value := OmegaConf.select(config, key), kind):
+            value = functools.reduce(lambda node, part: node.get(part), key.split("."), config)
+            if not isinstance(value, kind):
                 raise UserError(f"{file}: {key}: found {value}, expected {name}")
     return config
-
-
-def _sharing(config: DictConfig) -> str:
-    return f"sharing={str(config.sharing.get('_target_')).rpartition('.')[2].lower()}"
 
 
 def _instead(directory: Path) -> str:

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from omegaconf import DictConfig, OmegaConf
-
 from fedgh_app.runs.history import Round, read_history
 from fedgh_app.runs.opening import read_config
 from fedgh_app.runs.result import Result
@@ -22,7 +20,7 @@ class Outcome:
     """A run that ended."""
 
     directory: Path
-    config: DictConfig
+    config: Mapping[str, Any]
     values: Mapping[str, Any]  # the same, flat: ``{"strategy.seed": 0}``
     result: Result
 
@@ -31,7 +29,7 @@ class Outcome:
         """That of a run directory; UserError where a file of it is damaged."""
         config = read_config(directory, GROUPS, WORDS, NUMBERS)
         result = Result.read(directory)
-        values = _flat(OmegaConf.to_container(config))
+        values = _flat(config)
         # Null says as many as there are; a run that was resumed has their number.
         values["num_clients"] = values.get("num_clients") or len(result.clients) or None
         return cls(directory, config, values, result)
