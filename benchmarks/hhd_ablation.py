@@ -25,7 +25,6 @@ from rich.table import Table
 
 from benchmarks import output
 from fedgh_app.config.compose import quoted
-from fedgh_app.config.instantiation import instantiate
 from fedgh_app.pose.models.decoding import decoder
 from fedgh_app.runs import storage
 from fedgh_app.runs.opening import load_run
@@ -90,7 +89,7 @@ def run(directory: Path, *overrides: str) -> Path:
         begin = time.perf_counter()
         result = launch([*FEDERATION, *overrides], directory, quiet=True)
         seconds = time.perf_counter() - begin
-        Console().print(f"{directory.name}: PCK {100 * result['pck']:.1f} %, {seconds:.0f} s", style="dim")
+        Console().print(f"{directory.name}: PCK {100 * (result.score or 0):.1f} %, {seconds:.0f} s", style="dim")
     return directory
 
 
@@ -101,8 +100,7 @@ def latencies(runs: dict[str, Path], repeats: int = 60) -> dict[str, float]:
     try:
         loaded = {name: load_run(path) for name, path in runs.items()}
         decoders = {
-            name: decoder(one.model, one.config.evaluate.decoding, instantiate(one.config.loss, "loss"))
-            for name, one in loaded.items()
+            name: decoder(one.model, one.values["evaluate"]["decoding"], one.loss) for name, one in loaded.items()
         }
         times: dict[str, list[float]] = {name: [] for name in runs}
         image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))

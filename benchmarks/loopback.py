@@ -21,7 +21,7 @@ import httpx
 import tomli_w
 
 from fedgh_app.runs import processes
-from fedgh_app.runtimes.deploy import make_keys
+from fedgh_app.runtimes.keys import make_keys
 from fedgh_app.runtimes.superlink import free_port
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))

@@ -30,8 +30,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import output
+from fedgh_app.assembly.client import ClientAssembly
 from fedgh_app.config.compose import compose_config
-from fedgh_app.data import site
 from fedgh_app.grids.screening import array_bytes
 from fedgh_app.pose.data.records import load_spec
 from fedgh_app.pose.models.heatmaps import Size
@@ -86,7 +86,7 @@ def measure(choices: tuple[str, ...] = CHOICES, size: Size = (256, 256), repeats
 def build(choice: str) -> nn.Module:
     """The model of a choice as a run builds it, for MPII's keypoints."""
     config = compose_config(["dataset=mpii", "partition=iid", *choice.split()])
-    return site.build_model(config, load_spec("mpii"))
+    return ClientAssembly(config).build_model(load_spec("mpii"))
 
 
 def multiply_adds(net: nn.Module, size: Size) -> int:

@@ -28,8 +28,8 @@ import psutil
 from rich.console import Console
 
 from benchmarks import output
+from fedgh_app.assembly.client import ClientAssembly
 from fedgh_app.config.compose import compose_config, fedgh_home
-from fedgh_app.data import site
 from fedgh_app.pose.arms.generated import generate
 from fedgh_app.runs import storage
 from fedgh_app.runtimes.launcher import launch
@@ -137,19 +137,16 @@ def measure(clients: int, asked: int, rounds: int) -> Cost:
         max(peaks.actor.values()),
         peaks.actors,
         peaks.everything,
-        result["seconds"]["total"] - result["seconds"]["rounds"],
-        {name: statistics.median(this["seconds"].get(name, 0.0) for this in history) for name in PHASES},
+        result.seconds.total - result.seconds.rounds,
+        {name: statistics.median(line["seconds"].get(name, 0.0) for line in history) for name in PHASES},
         line,
     )
 
 
 def parameters() -> int:
     """Of the model."""
-    config = compose_config(list(OVERRIDES))
-    return sum(
-        parameter.numel()
-        for parameter in site.build_model(config, next(iter(site.specs(config).values()))).parameters()
-    )
+    assembly = ClientAssembly(compose_config(list(OVERRIDES)))
+    return sum(parameter.numel() for parameter in assembly.build_model(assembly.data.first.spec).parameters())
 
 
 HEADINGS = (

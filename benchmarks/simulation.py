@@ -12,22 +12,24 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig
 from rich.table import Table
 
 from benchmarks import output
+from fedgh_app.assembly.client import ClientAssembly
 from fedgh_app.config.compose import compose_config, fedgh_home
-from fedgh_app.config.instantiation import instantiate
-from fedgh_app.data import partition, site
+from fedgh_app.data import partition
 from fedgh_app.pose.arms.generated import generate
 from fedgh_app.pose.data.batches import Batches
+from fedgh_app.pose.data.cache import CropCache
 from fedgh_app.pose.data.records import load_spec
 from fedgh_app.runs import storage
 from fedgh_app.runtimes.launcher import launch
 from fedgh_app.vision.cores import usable_cores
+from fedgh_app.vision.threads import limit_threads
 
 OVERRIDES = ["experiment=arm_quick", "tracking=none"]
 
@@ -41,9 +43,10 @@ def measure(rounds: int = 4, repeats: int = 2) -> dict[str, Any]:
     """
     generate(fedgh_home() / "data" / "arm")
     config = compose_config([*OVERRIDES, f"rounds={rounds}"])
-    cache = site.open_data(config)
-    clients = partition.number_of_clients(config, cache)
-    parts = partition.partition(config, cache, clients)
+    data = ClientAssembly(config).data
+    (clients,) = data.clients_of().values()
+    (dealt,) = data.deal(clients).values()
+    parts = dealt.parts
     actors = max(1, min(clients, usable_cores() // config.runtime.client_cpus))
     before = [_plain(config, parts, actors) for _ in range(repeats)]
     with tempfile.TemporaryDirectory() as folder:
@@ -51,7 +54,7 @@ def measure(rounds: int = 4, repeats: int = 2) -> dict[str, Any]:
         history = storage.read_lines(Path(folder) / "run" / "history.jsonl")[1:]
     after = [_plain(config, parts, actors) for _ in range(repeats)]
     plain = statistics.median(before + after)
-    wall = result["seconds"]["rounds"] / rounds
+    wall = result.seconds.rounds / rounds
     phases = {
         name: statistics.fmean(line["seconds"].get(name, 0.0) for line in history)
         for name in ("train", "aggregate", "evaluate_clients", "evaluate_central")
@@ -88,20 +91,21 @@ def _plain(config: DictConfig, parts: partition.Partition, actors: int) -> float
 
 
 def _train(config: DictConfig, held: list[tuple[int, ...]], ready: Any, times: Any) -> None:
-    site.limit_threads(config.runtime.client_cpus)
-    cache = site.open_data(config)
-    augmentation = instantiate(config.augmentation, "augmentation")
+    limit_threads(config.runtime.client_cpus)
+    cache = cast(CropCache, ClientAssembly(config).data.only.examples)
+    assembly = ClientAssembly(config)
+    augmentation = assembly.augmentation
     batches = [
         list(Batches(cache, part, batch_size=config.batch_size, augmentation=augmentation, seed=0, shuffle=True))
         for part in held
     ]
-    model = site.build_model(config, load_spec(config.dataset.spec)).train()
-    loss = instantiate(config.loss, "loss")
+    model = assembly.build_model(load_spec(config.dataset.spec)).train()
+    loss = assembly.loss
     size = tuple(config.dataset.input_size)
     loss(model(batches[0][0].images), batches[0][0].keypoints, batches[0][0].visible, size).backward()  # warm
     ready.wait()
     for client in batches:
-        optimizer = instantiate(config.optimizer, "optimizer")(model.parameters())
+        optimizer = assembly.optimizer(model.parameters(), 1.0)
         for batch in client * config.local_epochs:
             optimizer.zero_grad()
             loss(model(batch.images), batch.keypoints, batch.visible, size).backward()

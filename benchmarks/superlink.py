@@ -43,8 +43,8 @@ from flwr.supernode.fleet_http_connection import http_request_response
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from benchmarks import output
+from fedgh_app.assembly.client import ClientAssembly
 from fedgh_app.config.compose import compose_config
-from fedgh_app.data import site
 from fedgh_app.pose.data.records import load_spec
 from fedgh_app.runtimes.superlink import free_port
 
@@ -229,7 +229,7 @@ def transfer(name: str, count: int, packed: bool) -> Cost:
     # No two tensors alike, as after training: Flower sends equal ones once.
     model = {
         key: np.asarray(tensor.numpy() + noise.normal(size=tuple(tensor.shape)), tensor.numpy().dtype)
-        for key, tensor in site.build_model(config, load_spec("mpii")).state_dict().items()
+        for key, tensor in ClientAssembly(config).build_model(load_spec("mpii")).state_dict().items()
     }
     arrays = f"{len(model)} arrays"
     if packed:

@@ -1,7 +1,5 @@
 """Words of a table or a page: numbers, plurals, and the texts of others."""
 
-from __future__ import annotations
-
 
 def percent(value: float | None) -> str:
     """``57.3 %``, or a dash."""

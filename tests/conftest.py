@@ -71,7 +71,7 @@ def tiny(home: Path) -> list[str]:
 @pytest.fixture
 def fedgh(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Calls the command in this process with its arguments, for its exit status."""
-    from fedgh_app.cli import command as cli
+    from fedgh_app import cli
 
     def call(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["fedgh", *arguments])

@@ -23,7 +23,7 @@ from shipped import unit_command
 
 from benchmarks.loopback import SCRIPTS
 from fedgh_app.runs import processes
-from fedgh_app.runtimes.deploy import make_keys
+from fedgh_app.runtimes.keys import make_keys
 from fedgh_app.runtimes.superlink import free_port
 
 FEDGH = (str(SCRIPTS / "fedgh"),)

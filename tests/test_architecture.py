@@ -2,8 +2,10 @@
 
 import ast
 import functools
+import importlib
 import re
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -53,7 +55,7 @@ LEVELS = (
     ("pose",),
     ("task",),
     ("vision",),
-    ("errors", "words"),
+    ("errors", "words", "flower", "resources"),
 )
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 
@@ -78,6 +80,29 @@ def test_a_task_knows_neither_flower_nor_the_strategies(room: str) -> None:
     for file in (ROOT / "fedgh_app" / room).rglob("*.py"):
         if file.name != "task.py":
             assert not [name for name in imported(file) if any(under(name, package) for package in outside)], file
+
+
+# What Flower documents, and so keeps; `fedgh_app.flower` is the door to the rest.
+PUBLIC = ("flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.client", "flwr.common.logger", "flwr.common.typing")
+
+
+def test_only_one_module_imports_what_flower_does_not_document() -> None:
+    for file in (file for file in CODE if "benchmarks" not in file.parts):
+        of_flower = {name for name in imported(file) if under(name, "flwr")}
+        private = {name for name in of_flower if not any(under(name, module) for module in PUBLIC)}
+        assert not private or file.name == "flower.py", (file, private)
+
+
+def test_what_it_imports_is_in_the_flower_of_the_constraints() -> None:
+    wanted = [
+        (node.module, alias.name)
+        for node in ast.walk(parsed(ROOT / "fedgh_app" / "flower.py"))
+        if isinstance(node, ast.ImportFrom) and node.module and under(node.module, "flwr")
+        for alias in node.names
+    ]
+    assert len(wanted) > 20
+    assert not [(module, name) for module, name in wanted if not hasattr(importlib.import_module(module), name)]
+    assert f"flwr=={metadata.version('flwr')}" in (ROOT / "constraints.txt").read_text().splitlines()
 
 
 def test_a_client_imports_neither_flower_datasets_nor_matplotlib() -> None:

@@ -159,7 +159,7 @@ def test_every_test_that_the_page_of_faults_names_exists_and_each_row_has_one_of
 def test_the_pages_name_every_option_of_the_commands_that_they_describe() -> None:
     from typer.main import get_command
 
-    from fedgh_app.cli.command import app
+    from fedgh_app.cli import app
 
     prediction = (ROOT / "docs/prediction.md").read_text()
     for name, page in (("predict", prediction), ("export", prediction), ("report", SWEEPS_PAGE)):

@@ -1,7 +1,5 @@
 """The parts of a run that clients are made of, and the server evaluates with: data, model, learner, objective."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -32,11 +30,7 @@ from strategies.randomness import derive_seed
 
 
 class ClientAssembly:
-    """Every part of a client, built from a config when it is first asked for, and once.
-
-    Args:
-        config: the composed config.
-    """
+    """Every part of a client, built from a config when it is first asked for, and once."""
 
     def __init__(self, config: DictConfig) -> None:
         self.config = config
@@ -144,10 +138,7 @@ class ClientAssembly:
             return instantiation.build_model(self.config.model, self.task, spec)
 
     def initial_state(self, spec: Spec) -> dict[str, torch.Tensor]:
-        """The state dict that round 1 starts from: fresh, or the model that ``init`` names.
-
-        Raises UserError where the stored model has other keys or shapes.
-        """
+        """What round 1 starts from: fresh weights, or ``init``'s; UserError where those have other keys or shapes."""
         state = self.build_model(spec).state_dict()
         if self.settings.init is None:
             return dict(state)
@@ -223,10 +214,7 @@ class ClientAssembly:
         return None if node._target_ is None else instantiate(node, "teacher", self.task.builds["teacher"])
 
     def guide(self, spec: Spec) -> Any:
-        """The teacher beside models that are trained on such data; None where there is none.
-
-        Raises UserError where there is no such run, or it cannot teach them.
-        """
+        """The teacher beside models trained on such data, or None; UserError where it is no run, or cannot teach."""
         if self.distillation is None:
             return None
         if spec.name not in self._guides:

@@ -1,7 +1,5 @@
 """The parts of a run that the server is made of."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Iterable
@@ -40,13 +38,9 @@ class Assembly(ClientAssembly):
         _ = self.callbacks
 
     def federation(self, directory: Path) -> Federation:
-        """All that the server knows of a run before its clients say who they are.
+        """All that the server knows before its clients say who they are; UserError where a part refuses its arguments.
 
-        Args:
-            directory: the run directory; nothing is read or written there yet.
-
-        Raises:
-            UserError: a part refuses its arguments, or ``init`` is another model.
+        Nothing is read or written in ``directory`` yet.
         """
         settings, spec = self.settings, self.data.first.spec
         model, state = self.build_model(spec), self.initial_state(spec)
@@ -105,11 +99,7 @@ class Assembly(ClientAssembly):
         return Flat()
 
     def parts(self, parameters: list[Parameter]) -> dict[str, Part]:
-        """What the other axes add to a round, in the order in which it calls them.
-
-        Args:
-            parameters: of a model, for the server optimizer to refuse wrong arguments by.
-        """
+        """What the other axes add to a round, in this order; the server optimizer must take ``parameters``."""
         config = self.config
         # With central noise no client's update may decide over another's; clipping bounds each anyway.
         longest = math.inf if config.privacy.name == "central" else self.settings.outlier_factor
@@ -131,7 +121,6 @@ class Assembly(ClientAssembly):
         return parts
 
     def _server_optimizer(self) -> Callable[[Iterable[Parameter]], Optimizer]:
-        """The configured server optimizer, which still wants its parameters."""
         make = instantiate(self.config.server_optimizer, "server_optimizer")
 
         def build(parameters: Iterable[Parameter]) -> Optimizer:
@@ -167,7 +156,6 @@ class Assembly(ClientAssembly):
 
 
 def _check_server_images(federation: Federation) -> None:
-    """Refuse (UserError) the server's own evaluation where the server has no images."""
     if federation.settings.evaluate.central_every and federation.is_central:
         root = federation.data.only.root
         if not root.is_dir():

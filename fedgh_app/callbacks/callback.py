@@ -1,7 +1,5 @@
 """What a callback may hook into."""
 
-from __future__ import annotations
-
 from fedgh_app.runs.history import Round
 from fedgh_app.server.federation import Federation
 

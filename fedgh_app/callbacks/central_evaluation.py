@@ -1,7 +1,5 @@
 """The server's own evaluation."""
 
-from __future__ import annotations
-
 from fedgh_app.callbacks.callback import Callback
 from fedgh_app.runs.history import Measured, Round
 from fedgh_app.server.federation import Federation
@@ -9,11 +7,7 @@ from fedgh_app.task import Learner
 
 
 class CentralEvaluation(Callback):
-    """Tests the global model, where there is one, on the test images that the server can see.
-
-    Args:
-        every: after how many rounds each time, and after the last; 0 for never.
-    """
+    """Tests the global model on the server's test images, ``every`` so many rounds and after the last; 0 for never."""
 
     def __init__(self, every: int) -> None:
         self.every = every

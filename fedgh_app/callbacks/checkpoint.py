@@ -1,7 +1,5 @@
 """Checkpoints, from which a run that was killed goes on."""
 
-from __future__ import annotations
-
 from fedgh_app.callbacks.callback import Callback
 from fedgh_app.runs.checkpoints import Best, ServerState, index_file, keep_only, stem
 from fedgh_app.runs.directory import CHECKPOINTS
@@ -11,11 +9,7 @@ from fedgh_app.server.federation import Federation
 
 
 class Checkpoint(Callback):
-    """Keeps the latest models and the best one, each with all that the server carries from round to round.
-
-    Args:
-        keep: how many of the latest to keep; 0 for no checkpoints at all.
-    """
+    """Keeps the latest ``keep`` models and the best, with what the server carries between rounds; 0 keeps none."""
 
     def __init__(self, keep: int) -> None:
         self.keep = keep

@@ -1,7 +1,5 @@
 """The line of each round in ``history.jsonl``."""
 
-from __future__ import annotations
-
 from fedgh_app.callbacks.callback import Callback
 from fedgh_app.runs.history import Round
 from fedgh_app.server.federation import Federation

@@ -1,7 +1,5 @@
 """The trained model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from fedgh_app.callbacks.callback import Callback

@@ -1,7 +1,5 @@
 """What the model is, for whoever finds it."""
 
-from __future__ import annotations
-
 from fedgh_app import model_card
 from fedgh_app.callbacks.callback import Callback
 from fedgh_app.model_card.facts import Facts

@@ -1,7 +1,5 @@
 """The pictures of a run."""
 
-from __future__ import annotations
-
 from fedgh_app.callbacks.callback import Callback
 from fedgh_app.errors import UserError
 from fedgh_app.plots import curves, timelines, updates

@@ -1,7 +1,5 @@
 """A line of each round in Flower's log."""
 
-from __future__ import annotations
-
 from logging import INFO
 
 from flwr.common.logger import log

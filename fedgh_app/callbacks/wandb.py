@@ -3,8 +3,6 @@
 Without a key the run is written to disk, and the end tells how to upload it.
 """
 
-from __future__ import annotations
-
 import netrc
 import os
 from collections.abc import Collection, Mapping
@@ -29,13 +27,10 @@ FINISH_SECONDS = 30.0  # for uploading what is left at the end, the plots above 
 
 
 class WandB(Callback):
-    """Logs a federation to W&B, and always finishes what it started.
+    """Logs a federation to W&B, and always finishes what it started; ``tracking=none`` tracks nothing.
 
     A server that does not answer costs seconds, never the run: tracking is then offline, or ends with what was uploaded
     and the whole of it on disk.
-
-    Args:
-        tracking: the ``tracking`` group; ``tracking=none`` tracks nothing.
     """
 
     def __init__(self, tracking: Mapping[str, Any]) -> None:
@@ -164,8 +159,7 @@ def reachable(url: str) -> bool:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "", without: Collection[str] = ()) -> dict[str, float]:
-    """The numbers of a nested table under ``a/b/c``; matrices and words stay in ``history.jsonl``, as do the numbers of
-    the clients ``without``."""
+    """The numbers of a nested table under ``a/b/c``, no matrices and no words; but for those of clients ``without``."""
     numbers: dict[str, float] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"

@@ -1,7 +1,5 @@
 """What a config says otherwise than the defaults."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -35,10 +33,7 @@ def changes(config: Mapping[str, Any], *without: str) -> list[str]:
 
 
 def _group(key: str, node: Mapping[str, Any], usual: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """Such as ``objective=Prox (mu=0.1)``: values are told that the default choice has not, or has otherwise.
-
-    Those that follow from the run's seed and data set are not.
-    """
+    """Such as ``objective=Prox (mu=0.1)``, without values that are the default or follow from seed and data set."""
     follow = {"seed": config["seed"], "partition_by": config["dataset"].get("natural_attribute")}
     about = ("name", *FACTS)
     told = {name: value for name, value in node.items() if not str(name).startswith("_") and name not in about}
@@ -50,7 +45,6 @@ def _group(key: str, node: Mapping[str, Any], usual: Mapping[str, Any], config: 
 
 
 def _value(value: Any) -> str:
-    """A value of the config; a choice that stands inside another by its name."""
     return class_of(value) if isinstance(value, Mapping) else str(value)
 
 

@@ -1,14 +1,10 @@
 """The files under ``conf/``: groups, their choices, and what each choice says of itself."""
 
-from __future__ import annotations
-
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-ROOT = Path(__file__).resolve().parents[2]
-CONF = ROOT / "conf"
+from fedgh_app.resources import CONF
 
 # What a choice says of itself, beside the values of what it describes: which others it goes with (`refusals`), which a
 # composed config leaves out; and facts for the rest of the app, which nobody overrides and no constructor is given.

@@ -4,8 +4,6 @@ The launcher, the ServerApp and each ClientApp compose the same config from the 
 that list has to travel.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 import itertools
@@ -13,7 +11,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -25,12 +23,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fedgh_app.config import choices as files
-from fedgh_app.config.choices import CONF, ROOT, TERMS, groups
+from fedgh_app.config.choices import CONF, TERMS, groups
 from fedgh_app.config.refusals import Composed, chosen
 from fedgh_app.config.validation import check_config, check_keys, check_overrides, check_resolved
 from fedgh_app.errors import UserError, first_line
 
-__all__ = ["CONF", "ROOT", "groups"]  # beside what is defined here
+__all__ = ["CONF", "groups"]  # beside what is defined here
 
 
 def fedgh_home() -> Path:
@@ -49,10 +47,7 @@ def join_overrides(overrides: Sequence[str]) -> str:
 
 
 def split_overrides(text: str) -> list[str]:
-    """The overrides in ``text``, separated by blanks and quoted as in a shell.
-
-    Raises UserError if a quote is left open.
-    """
+    """The overrides in ``text``, separated by blanks and quoted as in a shell; UserError if a quote is left open."""
     try:
         return shlex.split(text)
     except ValueError as error:
@@ -66,15 +61,33 @@ def quoted(path: Path) -> str:
     return f"'{text}'"
 
 
+def absolute_paths(config: DictConfig) -> list[str]:
+    """Overrides that make every path absolute: Flower's processes have working directories of their own."""
+    paths: dict[str, str | None] = {
+        "init": config.init,
+        "resume": config.resume,
+        "teacher.run": config.teacher.get("run"),
+    }
+    paths |= dict(_data_roots(config))
+    weights = config.model.get("weights")
+    if weights and Path(weights).expanduser().exists():  # else it is the name of a torchvision enum
+        paths["model.weights"] = weights
+    return [f"{key}={quoted(Path(value).expanduser().resolve())}" for key, value in paths.items() if value is not None]
+
+
+def _data_roots(node: DictConfig, path: str = "") -> Iterator[tuple[str, str]]:
+    """Where each data set of the config lies, by the key that says so."""
+    for key, value in node.items():
+        if isinstance(value, DictConfig):
+            yield from _data_roots(value, f"{path}{key!s}.")
+        elif key == "root":
+            yield f"{path}root", value
+
+
 def compose_config(overrides: Sequence[str]) -> DictConfig:
-    """Compose and check the config of one run.
+    """Compose and check the config of one run from overrides such as ``["strategy=fedaw", "rounds=3"]``.
 
-    Args:
-        overrides: Hydra overrides, such as ``["strategy=fedaw", "rounds=3"]``.
-
-    Raises:
-        UserError: an unknown key or choice, a wrong type, a value out of range, a forbidden ``_target_``; one line
-            that names the key, the value, and what was expected.
+    Raises UserError, in one line that names the key, the value and what was expected.
     """
     composed = composed_of(overrides)
     composed.check()
@@ -88,7 +101,7 @@ def composed_of(overrides: Sequence[str]) -> Composed:
     """The config of one run and its choices, checked but for what choices refuse; UserError as `compose_config`."""
     parsed = parse_overrides(overrides)
     check_overrides(parsed, groups())
-    by_hydra = [item for item in parsed if item.key_or_group in groups() or item.is_hydra_override()]
+    by_hydra = [item for item in parsed if item.key_or_group in groups()]
     # `experiment=null` is the default, which Hydra cannot say of an optional group.
     given = tuple(str(item.input_line) for item in by_hydra if item.value() is not None)
     base, choices = _resolved(given, [])
@@ -151,7 +164,6 @@ def _resolved(given: tuple[str, ...], values: Sequence[Override]) -> tuple[DictC
 
 
 def _set(config: DictConfig, item: Override) -> None:
-    """Set, add or delete one value, as Hydra does."""
     key, value = item.key_or_group, item.value()
     there = OmegaConf.select(config, key)
     if item.is_delete():

@@ -1,7 +1,5 @@
 """On what, and how, `fedgh evaluate` tests the model of a run."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,10 +15,9 @@ DEPENDS_ON = ("dataset", "evaluate", "batch_size")
 
 
 def evaluated_on(values: Mapping[str, Any], overrides: Sequence[str]) -> Mapping[str, Any]:
-    """A run's config with those of its values replaced that an evaluation depends on.
+    """A run's config with values replaced that an evaluation depends on; UserError for any other, or a wrong one.
 
-    Another data set is looked at in the size that the model was trained on, unless ``dataset.input_size`` says
-    otherwise. Raises UserError for a value that is not known, not right, or of no consequence.
+    Another data set is looked at in the size that the model was trained on, unless ``dataset.input_size`` is given.
     """
     parsed = parse_overrides(overrides)
     for item in parsed:

@@ -55,17 +55,7 @@ def check_target(group: str, target: Any, allowed: Sequence[str] = ()) -> None:
 
 
 def instantiate(node: DictConfig, group: str, allowed: Sequence[str] = (), /, **kwargs: Any) -> Any:
-    """Build the object that a group describes (``hydra.utils.instantiate``), from an allowed class only.
-
-    Args:
-        node: the group's config, with a ``_target_``.
-        group: its name, for error messages.
-        allowed: modules whose classes it may build; those in `TARGETS` where none are given.
-        kwargs: further arguments for the constructor.
-
-    Raises:
-        UserError: the class does not exist, or refuses its arguments.
-    """
+    """Build what a group describes, of a class under the modules ``allowed``, else those in `TARGETS`; or UserError."""
     made = _class_of(node, group, allowed or TARGETS[group])
     values = DictConfig({key: value for key, value in node.items() if key not in (*FACTS, *NESTED.get(group, ()))})
     try:
@@ -118,7 +108,6 @@ def refusing(group: str) -> Iterator[None]:
 
 
 def _accepted(made: type, cause: BaseException) -> str:
-    """The arguments that a class takes, where it was given one that it does not."""
     if not (isinstance(cause, TypeError) and "unexpected keyword" in str(cause)):
         return ""
     return f"; it takes {', '.join(inspect.signature(made).parameters)}"

@@ -22,8 +22,6 @@ A file under ``conf/`` may hold two lists, ``needs`` and ``refuses``; here those
 All conditions of an entry are meant together.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import re
@@ -45,26 +43,16 @@ REFERENCE = re.compile(r"\$\{(.+)\}")
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One entry of a choice's ``needs`` or ``refuses``.
+    """One entry of a choice's ``needs`` or ``refuses``."""
 
-    Attributes:
-        group, choice: whose it is.
-        at: the node for which the choice was made: the group's own, or one below another group.
-        because: why.
-        expected: what is right.
-        premises: what each key is where the rule applies.
-        needed: what each key must be then; empty where that is refused as it is.
-        instead: what does as well as all of ``needed``.
-    """
-
-    group: str
+    group: str  # whose it is
     choice: str
-    at: str
+    at: str  # the node for which the choice was made: the group's own, or one below another group
     because: str
     expected: str
-    premises: Conditions
-    needed: Conditions
-    instead: Conditions
+    premises: Conditions  # what each key is where the rule applies
+    needed: Conditions  # what each key must be then; empty where that is refused as it is
+    instead: Conditions  # what does as well as all of ``needed``
 
     @property
     def first(self) -> str:
@@ -116,7 +104,6 @@ class Composed:
         return self._hold(rule, rule.premises) and not kept
 
     def _with(self, rule: Rule) -> str:
-        """What is set that the rule's choice does not go with."""
         broken = [key for key, wanted in rule.needed.items() if not self._holds(rule, key, wanted)]
         values = {key: self._value(key) for key in (*rule.others, *broken[:1])}
         told = [key if isinstance(value, DictConfig) else f"{key}={shown(value)}" for key, value in values.items()]
@@ -142,10 +129,7 @@ class Composed:
 
 
 def chosen(base: DictConfig, config: DictConfig, choices: Mapping[str, str]) -> dict[str, str]:
-    """The choices in a config of ``base``: where somebody set another ``_target_`` alone, the choice that builds it.
-
-    Of a class that no choice builds, its name stands for the choice.
-    """
+    """The choices in a config: for a ``_target_`` that was set alone the choice that builds it, else its class."""
     taken = dict(choices)
     for key in choices:
         group, _, place = key.partition("@")

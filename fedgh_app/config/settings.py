@@ -1,9 +1,7 @@
 """The single values of a run, with their types and ranges, and how one that is wrong is told."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -105,9 +103,9 @@ class Settings(_Values):
     topology: _Topology
 
     @classmethod
-    def of(cls, config: DictConfig) -> Settings:
+    def of(cls, config: DictConfig) -> Self:
         """Those of a composed config; UserError where a value is none."""
-        settings: Settings = held_to(cls, config)
+        settings: Self = held_to(cls, config)
         return settings
 
 
@@ -143,7 +141,6 @@ def _type(default: Any) -> Any:
 
 
 def _at(schema: Mapping[str, Any], whole: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A JSON schema, and what it refers to."""
     return {**whole["$defs"][schema["$ref"].rpartition("/")[2]], **schema} if "$ref" in schema else schema
 
 
@@ -159,7 +156,6 @@ BOUNDS = {"minimum": "of at least", "exclusiveMinimum": "above", "maximum": "at 
 
 
 def _expected(schema: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
-    """What a JSON schema asks for, in words."""
     schema = _at(schema, whole)
     if "anyOf" in schema and "description" not in schema:
         return " or ".join(_expected(one, whole) for one in schema["anyOf"])

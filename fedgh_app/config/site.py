@@ -4,12 +4,10 @@ A node is a site once its node config names a ``data-root``. It trusts the app's
 server that may be anybody's. Other nodes are simulated, on the machine of the one who wrote the config.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from omegaconf import DictConfig
 
@@ -20,30 +18,21 @@ from fedgh_app.vision.cores import usable_cores
 
 @dataclass(frozen=True)
 class SitePaths:
-    """The paths that a node's own config names.
+    """The paths that a node's own config names."""
 
-    Attributes:
-        data_root: folder of its images, which makes it a site.
-        teacher: run directory of its copy of the teacher.
-        weights: checkpoint file of its copy of the backbone's weights.
-    """
-
-    data_root: str | None = None
-    teacher: str | None = None
-    weights: str | None = None
+    data_root: str | None = None  # folder of its images, which makes it a site
+    teacher: str | None = None  # run directory of its copy of the teacher
+    weights: str | None = None  # checkpoint file of its copy of the backbone's weights
 
     @classmethod
-    def of(cls, node_config: Mapping[str, Any]) -> SitePaths:
+    def of(cls, node_config: Mapping[str, Any]) -> Self:
         """Those of a node config."""
         named = (node_config.get(key) for key in ("data-root", "teacher", "weights"))
         return cls(*(None if path is None else str(path) for path in named))
 
 
 def bounded(config: DictConfig, paths: SitePaths) -> DictConfig:
-    """The config as a node takes it: at a site, each path in it is the site's own, or none.
-
-    Raises UserError where training needs a file that the site has not named.
-    """
+    """The config as a node takes it: a site's paths are its own; UserError where training needs one that it lacks."""
     taken = copy.deepcopy(config)
     if "run" in taken.teacher and paths.teacher is not None:
         taken.teacher.run = paths.teacher
@@ -68,7 +57,6 @@ def bounded(config: DictConfig, paths: SitePaths) -> DictConfig:
 
 
 def _root_all(node: DictConfig, root: str) -> None:
-    """Let every data set of the config lie under ``root``."""
     for key, value in node.items():
         if isinstance(value, DictConfig):
             _root_all(value, root)

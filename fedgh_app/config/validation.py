@@ -1,7 +1,5 @@
 """What a config is held to before any process starts; each error is one line that says what was expected."""
 
-from __future__ import annotations
-
 import difflib
 import importlib.util
 import re
@@ -19,9 +17,6 @@ from fedgh_app.vision.specs import TASKS, task_name
 
 Groups = Mapping[str, Sequence[str]]
 
-# Of Hydra's own keys, those that say where its launcher writes; others would read files or build objects.
-HYDRA_MAY = ("hydra.run.", "hydra.sweep.", "hydra.job.")
-
 
 def _nearest(name: str, names: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
@@ -31,10 +26,8 @@ def _nearest(name: str, names: Sequence[str]) -> str:
 def check_overrides(parsed: Sequence[Override], groups: Groups) -> None:
     """Each override is one value, and each chosen group has that choice; UserError otherwise."""
     for item in parsed:
-        if re.match(r"hydra\b", item.key_or_group) and not item.key_or_group.startswith(HYDRA_MAY):
-            raise UserError(
-                f"{item.input_line}: Hydra's own settings stay; expected one that begins with {', '.join(HYDRA_MAY)}"
-            )
+        if re.match(r"hydra\b", item.key_or_group):  # it would read files and build objects
+            raise UserError(f"{item.input_line}: Hydra's own settings stay; expected run_dir=DIR for where a run lies")
         if item.is_sweep_override():
             raise UserError(f"{item.input_line}: several values; expected one, or the flag -m to run them all")
         group = item.key_or_group
@@ -55,7 +48,7 @@ def check_keys(base: DictConfig, parsed: Sequence[Override], groups: Groups) -> 
     """Each override names a key that ``base``, the config without single values, has; UserError otherwise."""
     for item in parsed:
         key = item.key_or_group
-        if key in groups or item.is_add() or key.startswith("hydra."):
+        if key in groups or item.is_add():
             continue
         if item.is_delete() and "." not in key:
             raise UserError(f"{item.input_line}: a run needs {key}; expected a value")
@@ -76,12 +69,7 @@ def check_keys(base: DictConfig, parsed: Sequence[Override], groups: Groups) -> 
 
 
 def check_resolved(node: Any, path: str = "") -> None:
-    """No value that is put together out of others becomes a reference itself, which each reading would follow.
-
-    Args:
-        node: the resolved config, or what lies in it, as plain values.
-        path: its key.
-    """
+    """Refuse (UserError) a value that became a reference as it was put together: each reading would follow it."""
     if isinstance(node, str) and "${" in node:
         raise UserError(f"{path}: found a reference in its value, expected one to another key, as ${{KEY}}")
     children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
@@ -129,8 +117,6 @@ def _check_facts(base: DictConfig, config: DictConfig) -> None:
 
 def _check_targets(config: DictConfig) -> None:
     for key, value in config.items():
-        if key == "hydra":
-            continue
         if key == "callbacks":  # a table of objects, each under a name of its own
             value = {name: _checked_callback(str(name), node) for name, node in value.items()}
         else:

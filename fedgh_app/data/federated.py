@@ -1,7 +1,5 @@
 """The data sets of a federation, and who holds what of them."""
 
-from __future__ import annotations
-
 import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,25 +13,15 @@ from fedgh_app.task import Examples, Spec, Task, Values
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """One data set of a federation.
+    """One data set of a federation."""
 
-    Attributes:
-        task: what it is for.
-        spec: what it is.
-        root: where it lies.
-        values: its ``dataset`` group.
-        directory: where what is prepared of it is kept.
-        partitioning: how it is dealt out; None where every site holds its own.
-        num_clients: how many hold it, where that is fixed.
-    """
-
-    task: Task
-    spec: Spec
-    root: Path
-    values: Values
-    directory: Path
-    partitioning: Partitioning | None = None
-    num_clients: int | None = None
+    task: Task  # what it is for
+    spec: Spec  # what it is
+    root: Path  # where it lies
+    values: Values  # its ``dataset`` group
+    directory: Path  # where what is prepared of it is kept
+    partitioning: Partitioning | None = None  # how it is dealt out; None where every site holds its own
+    num_clients: int | None = None  # how many hold it, where that is fixed
 
     @functools.cached_property
     def examples(self) -> Examples:
@@ -91,20 +79,13 @@ class FederatedData:
 
     Several (``dataset=arm_lspet``) are parted one by one, each by its own natural attribute; a natural partition gives
     one client all of a data set that has none. Clients are numbered through in the order of the data sets.
-
-    Attributes:
-        name: of the ``dataset`` group.
-        sets: by name.
-        num_clients: how many clients there are in all; None for what the partitions fix, else the default.
-        default_clients: how many there are where nothing says.
-        speeds: how fast clients act, by name, where their own node config does not say.
     """
 
-    name: str
-    sets: Mapping[str, DataSet]
-    num_clients: int | None = None
-    default_clients: int = 4
-    speeds: Mapping[str, float] = field(default_factory=dict)
+    name: str  # of the ``dataset`` group
+    sets: Mapping[str, DataSet]  # by name
+    num_clients: int | None = None  # in all; None for what the partitions fix, else the default
+    default_clients: int = 4  # how many there are where nothing says
+    speeds: Mapping[str, float] = field(default_factory=dict)  # by client, where its node config does not say
 
     @property
     def several(self) -> bool:
@@ -136,14 +117,9 @@ class FederatedData:
         return ", ".join(dict.fromkeys(one.spec.headline for one in self.sets.values()))
 
     def clients_of(self, num_clients: int | None = None) -> dict[str, int]:
-        """How many clients hold each data set.
+        """How many clients hold each data set: of so many in all, else as the partitions fix it, else of the default.
 
-        Args:
-            num_clients: how many there are in all; None for what is configured, else what the partitions fix, else
-                the default, shared out evenly over the data sets.
-
-        Raises:
-            UserError: another number than the partitions make, or fewer than there are data sets.
+        Raises UserError for another number than the partitions make, or fewer than there are data sets.
         """
         total = num_clients or self.num_clients
         if not self.several:
@@ -165,10 +141,7 @@ class FederatedData:
         return {name: each + (place < rest) for place, name in enumerate(self.sets)}
 
     def deal(self, num_clients: int) -> dict[str, Dealt]:
-        """Who holds what of each data set; computed, and kept for the clients, where it is new.
-
-        Raises UserError where a partition cannot be made.
-        """
+        """Who holds what of each data set; computed and kept where it is new, UserError where it cannot be."""
         dealt = {}
         for name, count in self.clients_of(num_clients).items():
             data = self.sets[name]

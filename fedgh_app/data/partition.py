@@ -4,8 +4,6 @@ Importing Flower Datasets takes seconds, so a partition is computed once, by the
 disk; clients only read the file.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib
@@ -27,17 +25,11 @@ from fedgh_app.task import Examples
 
 @dataclass(frozen=True)
 class Partition:
-    """The crops of each client, as indices into the crop cache.
+    """The crops of each client, as indices into the crop cache."""
 
-    Attributes:
-        labels: what each client holds, for people: an attribute's value, or ``client 3``; see also `labelled`.
-        train: training crops of each client.
-        test: test crops of each client, dealt in the proportions of its training crops.
-    """
-
-    labels: tuple[str, ...]
-    train: tuple[tuple[int, ...], ...]
-    test: tuple[tuple[int, ...], ...]
+    labels: tuple[str, ...]  # for people: an attribute's value, or ``client 3``; see also `labelled`
+    train: tuple[tuple[int, ...], ...]  # training crops of each client
+    test: tuple[tuple[int, ...], ...]  # test crops of each client, dealt in the proportions of its training crops
 
     @property
     def num_clients(self) -> int:
@@ -47,23 +39,14 @@ class Partition:
 
 @dataclass(frozen=True, eq=False)
 class Partitioning:
-    """How a data set is dealt out.
+    """How a data set is dealt out."""
 
-    Attributes:
-        make: Flower Datasets' partitioner of these arguments.
-        by: the attribute that it parts by; None for none.
-        takes_number: whether it is told the number of clients; otherwise the attribute's values fix it.
-        settings: all that the partition depends on beside the data, the number of clients and the seed.
-        seed: of the order in which examples are dealt.
-        directory: where partitions are kept.
-    """
-
-    make: Callable[..., Any]
-    by: str | None
-    takes_number: bool
-    settings: Mapping[str, Any]
-    seed: int
-    directory: Path
+    make: Callable[..., Any]  # Flower Datasets' partitioner of these arguments
+    by: str | None  # the attribute that it parts by; None for none
+    takes_number: bool  # whether it is told the number of clients; otherwise the attribute's values fix it
+    settings: Mapping[str, Any]  # all that the partition depends on beside the data, the number of clients and the seed
+    seed: int  # of the order in which examples are dealt
+    directory: Path  # where partitions are kept
 
     @property
     def natural(self) -> bool:
@@ -75,11 +58,7 @@ class Partitioning:
         return len(set(self._values(examples)[examples.indices("train")])) if self.natural else None
 
     def deal(self, examples: Examples, num_clients: int) -> Partition:
-        """The partition among ``num_clients``, read from disk where it was computed before.
-
-        Raises:
-            UserError: it cannot be made (an unknown attribute, another number of clients, a client without data).
-        """
+        """The partition, read from disk where it was computed before; UserError where it cannot be made."""
         path = self._file(examples, num_clients)
         if path.exists():
             return load(path)
@@ -89,10 +68,7 @@ class Partitioning:
         return made
 
     def stored(self, examples: Examples, num_clients: int) -> Partition:
-        """The partition that `deal` has written, without importing Flower Datasets.
-
-        Raises UserError where nobody has computed it.
-        """
+        """The partition that `deal` has written, without importing Flower Datasets; UserError where there is none."""
         path = self._file(examples, num_clients)
         if not path.exists():
             raise UserError(f"{path}: this partition was never computed; expected the server to make it first")
@@ -156,10 +132,7 @@ def labelled(parts: Partition, member: str) -> Partition:
 
 @functools.lru_cache(maxsize=8)
 def load(path: Path) -> Partition:
-    """Read a partition file, which never changes: its name tells all that it depends on.
-
-    Raises UserError where it holds something else.
-    """
+    """Read a partition file, which never changes, as its name tells all; UserError where it holds something else."""
     content = read_json(path)
     try:
         labels = tuple(map(str, content["labels"]))
@@ -190,11 +163,7 @@ def _cut(partitioner: Any, num_clients: int) -> list[list[int]]:
 
 
 def _deal_test(examples: Examples, values: np.ndarray, parts: list[list[int]]) -> tuple[tuple[int, ...], ...]:
-    """Deal the test crops so that each client is tested on the mix that it trains on.
-
-    The crops of each attribute value are dealt in proportion to the clients' training crops of that value, by largest
-    remainder, so that every test crop has one owner.
-    """
+    """Test crops dealt by largest remainder, value by value, in proportion to the clients' training crops of it."""
     dealt: list[list[int]] = [[] for _ in parts]
     test = examples.indices("test")
     held = [Counter(values[part].tolist()) for part in parts]

@@ -1,7 +1,5 @@
 """The data of one client."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,25 +20,15 @@ NodeConfig = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Site:
-    """The data of one client.
+    """The data of one client."""
 
-    Attributes:
-        name: the client's name, which all server state goes by.
-        label: what it holds, for people (an attribute's value).
-        dataset: name of its data set.
-        examples: the data set that it can see.
-        train: its training examples, (n,) positions in the data set.
-        test: its test examples, (m,).
-        speed: how fast it declares to train; 1 for a client like the others.
-    """
-
-    name: str
-    label: str
-    dataset: str
-    examples: Examples
-    train: np.ndarray
-    test: np.ndarray
-    speed: float = 1.0
+    name: str  # the client's name, which all server state goes by
+    label: str  # what it holds, for people (an attribute's value)
+    dataset: str  # name of its data set
+    examples: Examples  # the data set that it can see
+    train: np.ndarray  # its training examples, (n,) positions in the data set
+    test: np.ndarray  # its test examples, (m,)
+    speed: float = 1.0  # how fast it declares to train; 1 for a client like the others
 
     def properties(self) -> dict[str, Property]:
         """What the server is told at the start: name, label, sizes, what its head predicts, and speed."""
@@ -55,13 +43,10 @@ class Site:
 
 
 def open_site(data: FederatedData, node_config: NodeConfig) -> Site:
-    """The data of the client that ``node_config`` describes.
+    """The data of the client that ``node_config`` describes; UserError where it does not fit, or holds no images.
 
-    With ``partition=site`` a node holds all that lies under its ``data-root``, and where the federation has several
-    data sets it says with ``dataset`` which that is; otherwise ``partition-id`` picks its part. ``speed`` says how fast
-    it is. Where the images lie ``data`` knows already (`fedgh_app.client.boundary`).
-
-    Raises UserError where the node config does not fit the data, or no training image is there.
+    With ``partition=site`` a node holds all under its ``data-root``, of several data sets the one that it names with
+    ``dataset``; otherwise ``partition-id`` picks its part. `fedgh_app.client.boundary` says where images lie.
     """
     part = node_config.get("partition-id")
     name = str(node_config.get("name", "0" if part is None else part))
@@ -76,7 +61,6 @@ def open_site(data: FederatedData, node_config: NodeConfig) -> Site:
 
 
 def _own(data: FederatedData, node_config: NodeConfig, name: str, speed: float) -> Site:
-    """Of a node that brings its data."""
     known = list(data.sets)
     held = node_config.get("dataset", None if data.several else known[0])
     if held not in known:
@@ -88,7 +72,6 @@ def _own(data: FederatedData, node_config: NodeConfig, name: str, speed: float) 
 
 
 def _dealt(data: FederatedData, node_config: NodeConfig, name: str, speed: float) -> Site:
-    """Of a node that is dealt a part."""
     part = node_config.get("partition-id")
     if part is None or "num-partitions" not in node_config:
         raise UserError(

@@ -11,10 +11,9 @@ from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
+
+from fedgh_app.flower import SUPERLINK_NODE_ID, ErrorCode, Run, TaskIdentity
 
 
 class InProcessGrid(Grid):

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
-from flwr.common.constant import ErrorCode
 
+from fedgh_app.flower import ErrorCode
 from fedgh_app.vision.tally import Tally
 from strategies.npy import flat, header, wide
 from strategies.updates import RUNNING_STATISTICS

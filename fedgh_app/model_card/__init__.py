@@ -3,8 +3,6 @@
 After Mitchell et al., "Model Cards for Model Reporting", FAT* 2019. It says what the run directory knows, nothing else.
 """
 
-from __future__ import annotations
-
 from fedgh_app.model_card.facts import Facts
 from fedgh_app.model_card.limits import limits
 from fedgh_app.model_card.sections import data, results, title, training, use

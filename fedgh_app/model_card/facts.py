@@ -1,7 +1,5 @@
 """What is known of a run once it has ended."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,25 +14,15 @@ from fedgh_app.words import plain
 
 @dataclass(frozen=True, eq=False)
 class Facts:
-    """What the sections of a card are written from.
+    """What the sections of a card are written from."""
 
-    Attributes:
-        directory: the run directory, whose models and plots are named.
-        values: the run's config, resolved.
-        result: what it came to; of a run that failed, as far as it came.
-        specs: its data sets by name.
-        card: what its task says of the model.
-        history: its rounds; none for clients that were trained alone.
-        failure: why it failed.
-    """
-
-    directory: Path
-    values: Mapping[str, Any]
-    result: Result
-    specs: Mapping[str, Spec]
-    card: Card
-    history: Sequence[Round] = ()
-    failure: str | None = None
+    directory: Path  # the run directory, whose models and plots are named
+    values: Mapping[str, Any]  # the run's config, resolved
+    result: Result  # what it came to; of a run that failed, as far as it came
+    specs: Mapping[str, Spec]  # its data sets by name
+    card: Card  # what its task says of the model
+    history: Sequence[Round] = ()  # its rounds; none for clients that were trained alone
+    failure: str | None = None  # why it failed
 
     @property
     def kept(self) -> str:

@@ -1,7 +1,5 @@
 """What a model is not good for, as far as the numbers of its run tell."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from fedgh_app.errors import few
@@ -77,7 +75,6 @@ def _of_training(run: Facts) -> Iterator[str]:
 
 
 def _privacy(run: Facts) -> str:
-    """What the model may tell of the images it was trained on."""
     spent = run.result.privacy
     if not spent:
         return (

@@ -1,7 +1,5 @@
 """The sections of a model card, each as lines of Markdown; its limits are in `limits`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -29,14 +27,12 @@ def title(run: Facts) -> Iterator[str]:
 
 
 def _kind(run: Facts) -> str:
-    """The strategy, or the baseline that the run was."""
     if run.alone:
         return "Clients alone" if run.local else "All data in one place"
     return class_of(run.values["strategy"])
 
 
 def _how(run: Facts) -> str:
-    """In one sentence, how the model came about."""
     rounds = count(run.rounds, "round")
     if run.alone and not run.local:
         return f"Trained on all data in one place, for {rounds}."
@@ -167,7 +163,6 @@ def results(run: Facts) -> Iterator[str]:
 
 
 def _where(run: Facts) -> str:
-    """On which images the headline was measured."""
     central = run.history[-1].evaluate.central if run.history else None
     if run.result.evaluated == "central" and central is not None:
         return f"Measured by the server on {central.examples} test images, which no client trains on."

@@ -1,7 +1,5 @@
 """What goes up or down from round to round: the headline by part and by client, the privacy spent."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,15 +27,7 @@ Curves = dict[str, tuple[list[int], list[float]]]  # rounds and values by the na
 
 
 def part_curves(history: Sequence[Round], path: Path, title: str, metric: str, part: str) -> None:
-    """The headline of each part, and their mean, by round.
-
-    Args:
-        history: the rounds; of those without what the server measured the clients' numbers, if it never measured.
-        path: the picture.
-        title: what was run.
-        metric: name of the headline.
-        part: what a part is called.
-    """
+    """The headline of each part, and their mean, by round: the server's numbers, or the clients' where it has none."""
     curves: Curves = {}
     central = any(one.evaluate.central for one in history)
     for one in history:

@@ -1,7 +1,5 @@
 """Who holds what."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,15 +13,7 @@ from fedgh_app.plots.style import MOST_INCHES, MOST_NAMES, colours_of, legend_be
 def holdings(
     held: Sequence[Mapping[str, int]], labels: Sequence[str], attribute: str | None, path: Path, title: str
 ) -> None:
-    """Training images of each client, stacked by what they are of.
-
-    Args:
-        held: of each client its number of images by the attribute's value.
-        labels: what the clients are called.
-        attribute: what the values are of; None where they are of several attributes, or none.
-        path: the picture.
-        title: whose images they are.
-    """
+    """Training images of each client, stacked by the value of ``attribute``; ``held`` counts them, client by client."""
     kinds = sorted(set().union(*held), key=counting)
     figure = new_figure(min(MOST_INCHES, max(5.0, 0.45 * len(held) + 2.5)), 4.0)
     axes = figure.subplots()

@@ -1,7 +1,5 @@
 """What people call the clients, and the order in which they count them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Mapping
 

@@ -1,7 +1,5 @@
 """Many clients in one picture: their quartiles, and how far the outermost lie apart."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,14 +9,7 @@ from fedgh_app.plots.style import COLOURS, MOST_MARKED
 
 
 def draw_spread(axes: Axes, values: Mapping[int, np.ndarray], *, highest: str, lowest: str) -> None:
-    """Draw what many clients have each round.
-
-    Args:
-        axes: to draw on.
-        values: by round, in order, one value a client; NaN where a client has none.
-        highest: what the client with most is called.
-        lowest: what the client with least is called.
-    """
+    """Draw what many clients have each round: by round, in order, one value a client; NaN where a client has none."""
     rounds = [number for number, of_clients in values.items() if np.isfinite(of_clients).any()]
     if not rounds:
         return

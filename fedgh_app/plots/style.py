@@ -1,7 +1,5 @@
 """How every plot looks: colours, sizes, the axis of rounds, legends."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence, Sized
 from typing import Any
 

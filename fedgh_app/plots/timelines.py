@@ -1,7 +1,5 @@
 """A row for each client, a column for each round: how late its updates came, which cluster it was in."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,11 +32,7 @@ BAR = 0.2  # inches
 
 
 def staleness(history: Sequence[Round], labels: Mapping[str, str], path: Path, title: str) -> None:
-    """How old the updates were that the server took from each client by round; above, how many it dropped as too old.
-
-    Age is the number of aggregations between start and arrival. Of two updates of a client in one round the older
-    counts.
-    """
+    """How many aggregations late the clients' updates came by round, of two the later; above, how many were dropped."""
     ages = {
         (client_of(label, labels), one.round): age
         for one in history

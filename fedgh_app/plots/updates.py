@@ -1,7 +1,5 @@
 """What the clients' updates were like: cosines between them, their weights, their conflicts."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -125,11 +123,7 @@ def _draw_weights(
             # A little beside each other: equal weights would hide each other.
             at = np.array(rounds) + 0.06 * (place - (len(weights) - 1) / 2)
             axes.plot(
-                at[took_part],
-                weights[name][took_part],
-                label=named(name, labels),
-                **line_of(place),
-                **dots(rounds),
+                at[took_part], weights[name][took_part], label=named(name, labels), **line_of(place), **dots(rounds)
             )
     every = np.array([*weights.values()])
     if np.nanmin(every) < 0:

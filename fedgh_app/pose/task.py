@@ -19,21 +19,9 @@ from fedgh_app.pose.data.records import DatasetSpec, load_spec
 from fedgh_app.pose.evaluation.tally import BOUNDS, scores, tally
 from fedgh_app.pose.models.decoding import Decode, Integral, decoder
 from fedgh_app.pose.models.hhd import HHD, Guide
-from fedgh_app.pose.training import PoseBatch, evaluate, train
-from fedgh_app.task import (
-    Evaluated,
-    Examples,
-    Learner,
-    Measurements,
-    Parts,
-    Purpose,
-    Spec,
-    Task,
-    Trained,
-    Values,
-)
+from fedgh_app.pose.training import evaluate, train
+from fedgh_app.task import Evaluated, Examples, Learner, Measurements, Parts, Purpose, Spec, Task, Trained, Values
 from fedgh_app.vision.card import Card
-from fedgh_app.vision.objectives import Penalty
 from fedgh_app.vision.tally import Scores, Tally
 from fedgh_app.vision.training import Training
 
@@ -70,27 +58,10 @@ class PoseLearner(Learner):
             shuffle=purpose in ("train", "probe"),
         )
 
-    def train(
-        self,
-        batches: Iterable[Any],
-        optimizer: torch.optim.Optimizer,
-        *,
-        epochs: int,
-        penalty: Penalty | None = None,
-        squared_losses: bool = False,
-    ) -> Training:
+    def train(self, batches: Iterable[Any], optimizer: torch.optim.Optimizer, **options: Any) -> Training:
         """Train the model in place, under its teacher where it has one."""
-        return train(
-            self.model,
-            cast(Iterable[PoseBatch], batches),
-            self.parts.loss,
-            optimizer,
-            epochs=epochs,
-            device=self.device,
-            penalty=penalty,
-            guide=self.parts.guide,
-            squared_losses=squared_losses,
-        )
+        parts = self.parts
+        return train(self.model, batches, parts.loss, optimizer, device=self.device, guide=parts.guide, **options)
 
     def evaluate(
         self, examples: Examples, indices: Sequence[int] | np.ndarray, *, loss_alone: bool = False

@@ -6,46 +6,22 @@ arithmetic.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedgh_app.errors import UserError
+from fedgh_app.pose.data.batches import Batch
 from fedgh_app.pose.evaluation.metrics import Evaluation, heatmap_hits
 from fedgh_app.pose.models.decoding import Decode, decoder, flip_tested, mirrored_back
-from fedgh_app.pose.models.heatmaps import Size
+from fedgh_app.pose.models.heatmaps import size_of
 from fedgh_app.pose.models.losses import HeatmapLoss
 from fedgh_app.vision import training as vision
-from fedgh_app.vision.objectives import Penalty
 from fedgh_app.vision.training import Training, image_layout, place, predict
 
 Permutation = Sequence[int] | np.ndarray
-
-
-class PoseBatch(Protocol):
-    """What training and evaluation read of a batch of B crops with J keypoints."""
-
-    @property
-    def images(self) -> Tensor:
-        """(B, 3, h, w), normalised."""
-
-    @property
-    def keypoints(self) -> Tensor:
-        """(B, J, 2) in input pixels."""
-
-    @property
-    def visible(self) -> Tensor:
-        """(B, J) bool."""
-
-    @property
-    def reference_length(self) -> Tensor:
-        """(B,) in input pixels."""
-
-    @property
-    def index(self) -> Tensor:
-        """(B,) place of each example in its data set."""
 
 
 @dataclass(frozen=True)
@@ -54,56 +30,41 @@ class KeypointLoss:
 
     loss: HeatmapLoss
 
-    def __call__(self, outputs: Tensor, batch: PoseBatch) -> Tensor:
+    def __call__(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Scalar loss of the maps (B, J, h, w)."""
-        value: Tensor = self.loss(outputs, *labels(batch, outputs.device), _size(batch.images))
+        value: Tensor = self.loss(outputs, *labels(batch, outputs.device), size_of(batch.images))
         return value
 
-    def per_example(self, outputs: Tensor, batch: PoseBatch) -> Tensor:
+    def per_example(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Each example's own loss, (B,)."""
-        return self.loss.per_example(outputs, *labels(batch, outputs.device), _size(batch.images))
+        return self.loss.per_example(outputs, *labels(batch, outputs.device), size_of(batch.images))
 
 
 def train(
     model: nn.Module,
-    batches: Iterable[PoseBatch] | Callable[[int], Iterable[PoseBatch]],
+    batches: Iterable[Batch] | Callable[[int], Iterable[Batch]],
     loss: HeatmapLoss,
     optimizer: torch.optim.Optimizer,
     *,
-    epochs: int,
-    device: torch.device | str = "cpu",
-    penalty: Penalty | None = None,
     guide: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
-    squared_losses: bool = False,
+    **options: Any,
 ) -> Training:
-    """Train ``model`` in place; see `fedgh_app.vision.training.train`.
+    """Train ``model`` in place under a ``guide``, ``(images, maps, visible) -> scalar``, such as `hhd.Guide`.
 
-    Parameters
-    ----------
-    guide
-        ``(images, maps, visible) -> scalar``, such as `hhd.Guide`.
+    The other options are those of `fedgh_app.vision.training.train`.
     """
 
-    def guided(images: Tensor, maps: Tensor, batch: PoseBatch) -> Tensor:
+    def guided(images: Tensor, maps: Tensor, batch: Batch) -> Tensor:
         assert guide is not None
         return guide(images, maps, labels(batch, maps.device)[1])
 
-    return vision.train(
-        model,
-        batches,
-        KeypointLoss(loss),
-        optimizer,
-        epochs=epochs,
-        device=device,
-        penalty=penalty,
-        guide=None if guide is None else guided,
-        squared_losses=squared_losses,
-    )
+    options["guide"] = None if guide is None else guided
+    return vision.train(model, batches, KeypointLoss(loss), optimizer, **options)
 
 
 def evaluate(
     model: nn.Module,
-    batches: Iterable[PoseBatch],
+    batches: Iterable[Batch],
     loss: HeatmapLoss,
     *,
     device: torch.device | str = "cpu",
@@ -112,14 +73,8 @@ def evaluate(
 ) -> Evaluation:
     """Predict every example of ``batches`` and compare with its keypoints; the model's mode stays.
 
-    Parameters
-    ----------
-    loss
-        Of the images' own maps, also with a flip test; the same goes for the heatmap accuracy.
-    decode
-        How the maps are read; None for the model's own way, or the quarter shift.
-    flip_permutation
-        For a flip test, see `find_keypoints`.
+    The ``loss`` and the heatmap accuracy are of the images' own maps, also with a flip test; see `find_keypoints`.
+    Without ``decode`` the maps are read in the model's own way, or by the quarter shift.
     """
     decode = decode or decoder(model, "quarter", loss)
     integral = getattr(model, "integral", None)
@@ -131,7 +86,7 @@ def evaluate(
     for batch in batches:
         images = image_layout(batch.images, device)
         keypoints, visible = labels(batch, device)
-        input_size = _size(images)
+        input_size = size_of(images)
         prediction = find_keypoints(model, images, decode, device=device, flip_permutation=flip_permutation)
         batch_total, batch_counted = loss.total(prediction.maps, keypoints, visible, input_size)
         total += batch_total
@@ -179,25 +134,20 @@ def find_keypoints(
 ) -> Prediction:
     """Keypoints of normalised images (B, 3, H, W), without gradients; the model's mode stays.
 
-    Parameters
-    ----------
-    decode
-        How the maps are read; see `decoding.decoder`.
-    flip_permutation
-        For a flip test: the order (J,) of the keypoints in a mirrored image. The coordinates are then of the images
-        and of their mirror images together, see `decoding.flip_tested`, at twice the cost.
+    Args:
+        model, images: the network, and what it is shown.
+        decode: how the maps are read; see `decoding.decoder`.
+        device: where the model runs.
+        flip_permutation: for a flip test: the order (J,) of the keypoints in a mirrored image. The coordinates are then
+            of the images and of their mirror images together, see `decoding.flip_tested`, at twice the cost.
     """
     maps = predict(model, images, device=device)
     if flip_permutation is None:
-        return Prediction(maps, *decode(maps, _size(images)))
+        return Prediction(maps, *decode(maps, size_of(images)))
     mirrored = mirrored_back(predict(model, images.flip(-1), device=device), flip_permutation)
-    return Prediction(maps, *flip_tested(decode, maps, mirrored, _size(images)))
+    return Prediction(maps, *flip_tested(decode, maps, mirrored, size_of(images)))
 
 
-def labels(batch: PoseBatch, device: torch.device) -> tuple[Tensor, Tensor]:
+def labels(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
     """Keypoints (B, J, 2) and visibility (B, J) on ``device``."""
     return batch.keypoints.to(device, non_blocking=True), batch.visible.to(device, non_blocking=True)
-
-
-def _size(images: Tensor) -> Size:
-    return images.shape[-2], images.shape[-1]

@@ -4,8 +4,6 @@ Runs of one seed see the same data split, the same first weights and the same dr
 of them has less noise in it than either: the tests are paired.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,23 +18,15 @@ SAME = 1e-9  # differences nearer to each other than this are one
 
 @dataclass(frozen=True)
 class Difference:
-    """What a setting gained over a baseline, over the seeds that both were run with.
+    """What a setting gained over a baseline, over the seeds that both were run with."""
 
-    Attributes:
-        pairs: number of seeds, n.
-        mean: mean of the differences; None without pairs.
-        low, high: its 95 % confidence interval by Student's t with n - 1 degrees of freedom; None for one pair.
-        p: of the two-sided paired t-test; None for one pair, or where all differences are the same.
-        p_holm: the same, adjusted by Holm for all settings that were compared with the baseline.
-        p_wilcoxon: of Wilcoxon's two-sided signed-rank test, which asks for no normal distribution; None below 6 pairs.
-    """
-
-    pairs: int
-    mean: float | None = None
-    low: float | None = None
+    pairs: int  # number of seeds, n
+    mean: float | None = None  # mean of the differences; None without pairs
+    low: float | None = None  # its 95 % confidence interval by Student's t with n - 1 degrees of freedom
     high: float | None = None
-    p: float | None = None
-    p_holm: float | None = None
+    p: float | None = None  # of the two-sided paired t-test; None for one pair, or where all differences are the same
+    p_holm: float | None = None  # the same, adjusted by Holm for all settings that were compared with the baseline
+    # of Wilcoxon's two-sided signed-rank test, which asks for no normal distribution; None below 6 pairs
     p_wilcoxon: float | None = None
 
 

@@ -1,7 +1,5 @@
 """What both forms of a report say, as the templates have it."""
 
-from __future__ import annotations
-
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -72,7 +70,6 @@ def content_of(settings: Sequence[Setting], folders: Sequence[Path], baseline: s
 
 
 def _tables(settings: Sequence[Setting], rows: Sequence[Row]) -> dict[str, Any]:
-    """The results of the settings and of each run."""
     parts, more = names_in(rows, "parts"), names_in(rows, "more")
     runs = [_line(setting, run) for setting in settings for run in setting.runs]
     return {
@@ -106,7 +103,6 @@ def _largest(spreads: Sequence[Spread | None]) -> float | None:
 
 
 def _jobs(sweeps: Sequence[Sweep]) -> dict[str, Any]:
-    """The jobs of the sweeps, and those that are in no table."""
     unfinished = [
         {
             "number": job.number,
@@ -134,7 +130,6 @@ def _has_ended(sweep: Sweep, job: Job) -> bool:
 def _again(
     settings: Sequence[Setting], folders: Sequence[Path], sweeps: Sequence[Sweep], baseline: str | None
 ) -> dict[str, Any]:
-    """How to have the runs and the report again."""
     return {
         "shared": _shared([setting.runs[0].config for setting in settings]),
         "commands": _commands(sweeps, settings),
@@ -154,7 +149,6 @@ def _shared(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _commands(sweeps: Sequence[Sweep], settings: Sequence[Setting]) -> list[str]:
-    """The commands by which the runs were made."""
     of_sweeps = {sweep.directory for sweep in sweeps}
     told = [f"fedgh run -m {shlex.join(sweep.overrides)}" for sweep in sweeps]
     for run in (run for setting in settings for run in setting.runs):
@@ -183,7 +177,6 @@ def _summary(settings: Sequence[Setting], sweeps: Sequence[Sweep]) -> str:
 
 
 def _line(setting: Setting, run: Outcome) -> dict[str, Any]:
-    """A run's line in the list of all of them."""
     seeds = {key: value for key, value in run.seeds().items() if key == "seed" or value != run.values["seed"]}
     tracked = Tracking.read(run.directory) if (run.directory / TRACKING).exists() else None
     url = tracked.url if tracked and (tracked.url or "").startswith("https://") else None

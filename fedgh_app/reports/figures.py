@@ -1,7 +1,5 @@
 """The figures of a report on several settings, as SVG."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -46,35 +44,22 @@ MOST_SETTINGS = 8  # curves beyond this cannot be told apart
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """The headline of one setting by round, over its runs.
+    """The headline of one setting by round, over its runs."""
 
-    Attributes:
-        rounds: (R,) rounds that every run was evaluated after.
-        seconds: (R,) mean time from the start to the round's end.
-        mean, std: (R,) of the headline; a single run has no standard deviation, which is then 0.
-    """
-
-    rounds: np.ndarray
-    seconds: np.ndarray
-    mean: np.ndarray
-    std: np.ndarray
+    rounds: np.ndarray  # (R,) rounds that every run was evaluated after
+    seconds: np.ndarray  # (R,) mean time from the start to the round's end
+    mean: np.ndarray  # (R,) of the headline
+    std: np.ndarray  # (R,) likewise; 0 of a single run
 
 
 @dataclass(frozen=True, eq=False)
 class Cosines:
-    """Cosines between clients' updates, means over rounds and runs.
+    """Cosines between clients' updates, means over rounds and runs."""
 
-    Attributes:
-        clients: (K,) names, in the matrix's order.
-        labels: what each client holds.
-        mean: (K, K) over all rounds; NaN where two clients never trained together, and on the diagonal.
-        last: (K, K) of the last round alone.
-    """
-
-    clients: tuple[str, ...]
-    labels: tuple[str, ...]
-    mean: np.ndarray
-    last: np.ndarray
+    clients: tuple[str, ...]  # (K,) names, in the matrix's order
+    labels: tuple[str, ...]  # what each client holds
+    mean: np.ndarray  # (K, K) over all rounds; NaN where two clients never trained together, and on the diagonal
+    last: np.ndarray  # (K, K) of the last round alone
 
 
 def curve_of(setting: Setting) -> Curve | None:
@@ -194,7 +179,6 @@ def forest(differences: Mapping[str, Difference], baseline: str, metric: str) ->
 
 
 def _row_for_each(axes: Axes, names: Sequence[str]) -> None:
-    """From top to bottom a row for each setting, numbers along the bottom."""
     axes.set_yticks(range(len(names)), [_short(name) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.margins(x=0.08)
@@ -203,10 +187,7 @@ def _row_for_each(axes: Axes, names: Sequence[str]) -> None:
 
 
 def learning_curves(curves: Mapping[tuple[int, str], Curve], metric: str, over: str) -> Figure:
-    """Mean headline with a band of one standard deviation, over ``rounds`` or ``seconds``.
-
-    Curves go by the setting's place, which gives the colour, and its name.
-    """
+    """Mean headline ± a standard deviation over ``rounds`` or ``seconds``, by place (for the colour) and name."""
     with matplotlib.rc_context(STYLE):
         columns = min(len(curves), max(1, 48 // (6 + max(len(_short(name)) for _, name in curves))))
         figure = _figure(WIDTH, 3.7 + 0.2 * -(-len(curves) // columns))
@@ -262,5 +243,4 @@ def cosine_matrix(cosines: Cosines, name: str, when: str, largest: float) -> Fig
 
 
 def _short(name: str) -> str:
-    """A setting's name where there is little room."""
     return name if len(name) <= 34 else f"{name[:33]}…"

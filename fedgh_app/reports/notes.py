@@ -1,7 +1,5 @@
 """The sentences of a report: how its numbers came about, and what they do not tell."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 
 from fedgh_app.reports.comparison import FEWEST_FOR_RANKS, Difference
@@ -19,16 +17,7 @@ def notes(
     against: Setting | None,
     metric: str,
 ) -> dict[str, str]:
-    """The sentences by the section that they stand in.
-
-    Args:
-        settings: all.
-        shown: those that are drawn.
-        curves, cosines: those that have a curve, and cosines.
-        gained: the differences from the baseline ``against``.
-        against: the baseline.
-        metric: short name of the headline.
-    """
+    """The sentences by section; the ``shown`` settings are drawn, ``metric`` is the headline's short name."""
     best = "settings with the highest mean" if against is None else "settings that are best, or the baseline,"
     only = f" The {len(shown)} {best} are drawn." if len(shown) < len(settings) else ""
     several = any(len(setting.runs) > 1 for setting in settings)

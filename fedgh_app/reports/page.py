@@ -1,7 +1,5 @@
 """The report on a sweep, or on any runs, as a page to read: ``report.html``, all in one file, and ``report.md``."""
 
-from __future__ import annotations
-
 import base64
 import re
 from collections.abc import Mapping, Sequence
@@ -20,19 +18,10 @@ from fedgh_app.words import percentage
 
 
 def write(settings: Sequence[Setting], folders: Sequence[Path], out: Path, baseline: str | None = None) -> list[Path]:
-    """Write the report.
+    """Write the page and the Markdown file of the report into ``out``, made if need be, and return them.
 
-    Args:
-        settings: what is compared.
-        folders: where the runs were found; sweeps among them tell of their failed jobs.
-        out: folder to write to, made if need be.
-        baseline: the setting that the others are compared with.
-
-    Returns:
-        The page and the Markdown file.
-
-    Raises:
-        UserError: ``out`` cannot be written to, or there is no such baseline.
+    The runs were found in ``folders``; sweeps among them tell of their failed jobs. UserError where ``out`` cannot be
+    written to, or there is no such ``baseline``.
     """
     content = content_of(settings, folders, baseline)
     texts = {out / name: _render(name, content) for name in ("report.html", "report.md")}

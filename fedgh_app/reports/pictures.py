@@ -1,7 +1,5 @@
 """The figures of a report with what is said of them, for readers who do not see them and below them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,24 +16,15 @@ from fedgh_app.words import percentage
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure on a page.
+    """A figure on a page."""
 
-    Attributes:
-        name: of its file.
-        svg: the document.
-        alt: what it shows, in words.
-        width, height: in CSS pixels.
-        caption: the line below it.
-        when: of cosines, ``mean`` or ``last``.
-    """
-
-    name: str
-    svg: str
-    alt: str
-    width: int
+    name: str  # of its file
+    svg: str  # the document
+    alt: str  # what it shows, in words
+    width: int  # in CSS pixels
     height: int
     caption: str = ""
-    when: str = ""
+    when: str = ""  # of cosines, ``mean`` or ``last``
 
 
 def _picture(name: str, figure: Figure, alt: str, caption: str = "", when: str = "") -> Picture:

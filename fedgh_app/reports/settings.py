@@ -30,15 +30,10 @@ CHOICES = ("_target_", "name", "spec")
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """Runs that differ in their seeds alone.
+    """Runs that differ in their seeds alone."""
 
-    Attributes:
-        name: the strategy, and what else tells it from the other settings.
-        runs: in the order in which they were found.
-    """
-
-    name: str
-    runs: tuple[Outcome, ...]
+    name: str  # the strategy, and what else tells it from the other settings
+    runs: tuple[Outcome, ...]  # in the order in which they were found
 
     @property
     def title(self) -> str:
@@ -54,44 +49,25 @@ class Spread(TypedDict):
 
 
 class Row(TypedDict):
-    """A setting in numbers, as ``--json`` prints them.
-
-    Attributes:
-        setting: its name.
-        runs: their number.
-        metric: name of the headline.
-        part: what a part is called.
-        evaluated: who measured.
-        score: the headline.
-        parts: that of each part.
-        worst_client: the lowest of a client on its own test images.
-        more: further metrics of the task.
-        epsilon: the largest that was spent; None without differential privacy.
-        seconds: mean of a run's.
-        rejected: replies, in all runs.
-        difference: from the baseline, as `fedgh_app.reports.comparison.Difference` says; None for the baseline itself.
-    """
+    """A setting in numbers, as ``--json`` prints them."""
 
     setting: str
     runs: int
-    metric: str
-    part: str
-    evaluated: Literal["central", "clients"]
-    score: Spread | None
-    parts: dict[str, Spread | None]
-    worst_client: Spread | None
-    more: dict[str, Spread | None]
-    epsilon: float | None
-    seconds: float
-    rejected: int
-    difference: NotRequired[dict[str, Any] | None]
+    metric: str  # name of the headline
+    part: str  # what a part is called
+    evaluated: Literal["central", "clients"]  # who measured
+    score: Spread | None  # the headline
+    parts: dict[str, Spread | None]  # that of each part
+    worst_client: Spread | None  # the lowest of a client on its own test images
+    more: dict[str, Spread | None]  # further metrics of the task
+    epsilon: float | None  # the largest that was spent; None without differential privacy
+    seconds: float  # mean of a run's
+    rejected: int  # replies, in all runs
+    difference: NotRequired[dict[str, Any] | None]  # as `Difference` says; None for the baseline itself
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
-    """Run directories in ``folders``: those with a ``result.json``, or such folders below; each once.
-
-    Raises UserError where a folder holds none.
-    """
+    """The folders with a ``result.json``, or those one below, each once; UserError where a folder holds none."""
     runs: list[Path] = []
     for folder in folders:
         if (folder / RESULT).exists():
@@ -105,10 +81,7 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
 
 
 def settings_of(folders: Sequence[Path]) -> list[Setting]:
-    """The settings of the runs in ``folders``, in the order of first appearance.
-
-    Raises UserError where there are no runs, or a file of one is damaged.
-    """
+    """The settings of the runs in ``folders``, as they come; UserError where there are none, or a file is damaged."""
     runs = [Outcome.read(directory) for directory in find_runs(folders)]
     configs = [run.values for run in runs]
     keys = sorted({key for config in configs for key in config} - set(SEEDED))
@@ -121,12 +94,7 @@ def settings_of(folders: Sequence[Path]) -> list[Setting]:
 
 
 def compare(settings: Sequence[Setting], baseline: str | None = None) -> list[Row]:
-    """One row for each setting.
-
-    Args:
-        settings: as `settings_of` finds them.
-        baseline: name of the setting that the others are compared with, as `baseline_of` finds it.
-    """
+    """One row for each setting, with differences from the ``baseline``, as `baseline_of` finds it."""
     rows = [_row(setting) for setting in settings]
     if baseline is not None:
         against = baseline_of(settings, baseline)
@@ -138,10 +106,7 @@ def compare(settings: Sequence[Setting], baseline: str | None = None) -> list[Ro
 
 
 def baseline_of(settings: Sequence[Setting], name: str) -> Setting:
-    """The setting that ``name`` names: all of its name, else the one that begins so, whatever the case.
-
-    Raises UserError where there is none, or more than one.
-    """
+    """The setting of that name, or the only one that begins so, whatever the case; UserError where there is none."""
     wanted = name.casefold()
     for match in (
         [setting for setting in settings if setting.name.casefold() == wanted],
@@ -175,7 +140,6 @@ def _by_seed(setting: Setting, keys: Sequence[str]) -> dict[object, float]:
 
 
 def _kind(config: Mapping[str, Any]) -> str:
-    """The strategy, or the baseline that a run was."""
     federated = config["runtime.name"] not in ("centralised", "local")
     return str(config["strategy._target_"]).rsplit(".", 1)[-1] if federated else str(config["runtime.name"])
 
@@ -313,11 +277,7 @@ def spread_text(spread: Spread | None) -> str:
 def difference_texts(gained: Mapping[str, Any]) -> tuple[str, str, str]:
     """Difference and confidence interval in percentage points, and the adjusted p-value."""
     interval = "-" if gained["low"] is None else f"{100 * gained['low']:+z.1f} to {100 * gained['high']:+z.1f}"
-    return (
-        "-" if gained["mean"] is None else f"{100 * gained['mean']:+z.1f}",
-        interval,
-        p_text(gained["p_holm"]),
-    )
+    return ("-" if gained["mean"] is None else f"{100 * gained['mean']:+z.1f}", interval, p_text(gained["p_holm"]))
 
 
 def p_text(value: float | None) -> str:

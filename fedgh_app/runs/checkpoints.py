@@ -1,11 +1,9 @@
 """The checkpoints of a run directory: how they are named, what they hold, and which of them a run goes on after."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from fedgh_app.errors import UserError
 from fedgh_app.runs import storage
@@ -26,36 +24,25 @@ class Best(RecordFile):
 
 
 class ServerState(Record):
-    """What a server carries from round to round beside the models: ``round-NNNN.json``, with tensors at its leaves.
-
-    Attributes:
-        round: the last round that is in it.
-        id: what clients file their own state under.
-        session: how often the run was resumed.
-        strategy, mode, topology, selection: what each of these carries; ``edge_strategy`` where there is another.
-        parts: what the other axes carry, by config group.
-        accepted: the draw of the last update that was accepted from each client.
-        cohorts: whose model each client is sent.
-        seconds: as `fedgh_app.server.federation.Federation.seconds` gives them.
-    """
+    """What a server carries from round to round beside the models: ``round-NNNN.json``, with tensors at its leaves."""
 
     EXPECTED: ClassVar[str] = "a checkpoint of this run"
 
-    round: int
-    id: str
-    session: int
-    strategy: dict[str, Any]
+    round: int  # the last round that is in it
+    id: str  # what clients file their own state under
+    session: int  # how often the run was resumed
+    strategy: dict[str, Any]  # what it carries, as likewise those below
     edge_strategy: dict[str, Any] = {}
     mode: dict[str, Any]
     topology: dict[str, Any]
     selection: dict[str, Any]
-    parts: dict[str, Any]
-    accepted: dict[str, int]
-    cohorts: dict[str, str]
-    seconds: dict[str, Seconds]
+    parts: dict[str, Any]  # what the other axes carry, by config group
+    accepted: dict[str, int]  # the draw of the last update that was accepted from each client
+    cohorts: dict[str, str]  # whose model each client is sent
+    seconds: dict[str, Seconds]  # as `fedgh_app.server.federation.Federation.seconds` gives them
 
     @classmethod
-    def load(cls, file: Path) -> ServerState:
+    def load(cls, file: Path) -> Self:
         """From ``file`` and the tensors beside it; UserError where either is damaged."""
         return cls.checked(storage.load_state(file), file)
 
@@ -87,10 +74,7 @@ def keep_only(folder: Path, rounds: set[int]) -> None:
 
 
 def newest(directory: Path, rounds: int) -> Path:
-    """The newest checkpoint of a run directory that can be read.
-
-    Raises UserError where there is none, or the run has ended with ``rounds`` rounds or is beyond them.
-    """
+    """The newest checkpoint that can be read; UserError where there is none, or the run has done its ``rounds``."""
     files = index_files(directory)
     if not files:
         raise UserError(

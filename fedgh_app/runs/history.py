@@ -1,7 +1,5 @@
 """``history.jsonl``: what happened in each round, one line a round."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,18 +27,14 @@ class Rejected(Record):
 
 
 class Measured(Record):
-    """One evaluation; `fedgh_app.vision.tally.Scores` says what the scores are.
-
-    Attributes:
-        examples: how many were tested.
-    """
+    """One evaluation; `fedgh_app.vision.tally.Scores` says what the scores are."""
 
     score: Share = None
     parts: dict[str, Share] = {}
     more: dict[str, Share] = {}
     labelled: dict[str, int] = {}
     loss: Number = None
-    examples: int = 0
+    examples: int = 0  # how many were tested
 
     @classmethod
     def of(cls, scores: Scores, **beside: Any) -> Self:
@@ -49,20 +43,13 @@ class Measured(Record):
 
 
 class MeasuredByClients(Measured):
-    """The clients' evaluations, each on its own test images: all of these pooled, and how the clients differ.
+    """The clients' evaluations, each on its own test images: all of these pooled, and how the clients differ."""
 
-    Attributes:
-        weighted: mean of the clients' own results, weighted by their test examples.
-        std: population standard deviation of the clients' scores.
-        worst_client, worst: who has the lowest score, and that.
-        by_client: each client's own evaluation.
-    """
-
-    weighted: Measured = Measured()
-    std: Number = None
-    worst_client: str | None = None
+    weighted: Measured = Measured()  # mean of the clients' own results, weighted by their test examples
+    std: Number = None  # population standard deviation of the clients' scores
+    worst_client: str | None = None  # who has the lowest score
     worst: Share = None
-    by_client: dict[str, Measured] = {}
+    by_client: dict[str, Measured] = {}  # each client's own evaluation
 
 
 class Evaluations(Record):
@@ -101,30 +88,19 @@ def _is_cosine(value: Any) -> bool:
 
 
 class Round(Record):
-    """What happened in one round; round 0 is the evaluation before training.
-
-    Attributes:
-        train: what clients reported: under ``clients`` by name, beside it the averages.
-        evaluate: of the model after the round.
-        strategy: diagnostics of the strategy.
-        seconds: wall time by phase.
-        bytes: of array data, ``down`` and ``up``.
-        rejected: replies that no strategy saw.
-        absent: who could not be asked as the round began, and why.
-        clusters, selection, distillation, privacy: filled by the axes that are on.
-    """
+    """What happened in one round; round 0 is the evaluation before training."""
 
     EXPECTED: ClassVar[str] = "a run's history"
 
     round: int
-    train: dict[str, Any] = {}
-    evaluate: Evaluations = Evaluations()
-    strategy: Annotated[dict[str, Any], AfterValidator(_square)] = {}
-    seconds: dict[str, Seconds] = {}
-    bytes: dict[str, int] = {}
-    rejected: list[Rejected] = []
-    absent: dict[str, str] = {}
-    clusters: dict[str, list[str]] = {}
+    train: dict[str, Any] = {}  # what clients reported: under ``clients`` by name, beside it the averages
+    evaluate: Evaluations = Evaluations()  # of the model after the round
+    strategy: Annotated[dict[str, Any], AfterValidator(_square)] = {}  # diagnostics of the strategy
+    seconds: dict[str, Seconds] = {}  # wall time by phase
+    bytes: dict[str, int] = {}  # of array data, ``down`` and ``up``
+    rejected: list[Rejected] = []  # replies that no strategy saw
+    absent: dict[str, str] = {}  # who could not be asked as the round began, and why
+    clusters: dict[str, list[str]] = {}  # this and what follows is filled by the axes that are on
     selection: dict[str, Any] = {}
     distillation: dict[str, Any] = {}
     privacy: dict[str, Any] = {}

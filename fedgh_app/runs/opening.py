@@ -1,7 +1,5 @@
 """A finished run, opened again: its config, its data set and its trained model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,10 +25,7 @@ NUMBERS = ("seed", "batch_size")
 
 
 def load_run(path: Path | str) -> Trained:
-    """Open a run directory, or one of several models in it by its file (``RUN/model.cluster-0.safetensors``).
-
-    Raises UserError where there is no such directory, it is not a run's, or it holds no whole model.
-    """
+    """Open a run directory, or one of several models in it by its file; UserError where it holds no whole model."""
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such run directory")
@@ -68,17 +63,7 @@ def _directory_of(file: Path) -> Path:
 
 
 def read_config(directory: Path, held: Sequence[str], words: Sequence[str], numbers: Sequence[str]) -> DictConfig:
-    """The config that a run had, resolved.
-
-    Args:
-        directory: its run directory.
-        held: groups that must be there.
-        words: keys that must hold text.
-        numbers: keys that must hold a whole number.
-
-    Raises:
-        UserError: there is no config, it cannot be read, or something in it is missing or of another kind.
-    """
+    """A run's config, with the groups ``held``, text in ``words`` and whole numbers in ``numbers``; else UserError."""
     file = directory / CONFIG
     if not file.is_file():
         raise UserError(f"{directory}: holds no {CONFIG}; expected a run directory, as fedgh run writes it")

@@ -1,11 +1,9 @@
 """A run that ended, read again."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,22 +19,15 @@ NUMBERS = ("seed", "rounds")
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """A run that ended.
-
-    Attributes:
-        directory: its run directory.
-        config: its config.
-        values: the same, flat: ``{"strategy.seed": 0}``.
-        result: its ``result.json``.
-    """
+    """A run that ended."""
 
     directory: Path
     config: DictConfig
-    values: Mapping[str, Any]
+    values: Mapping[str, Any]  # the same, flat: ``{"strategy.seed": 0}``
     result: Result
 
     @classmethod
-    def read(cls, directory: Path) -> Outcome:
+    def read(cls, directory: Path) -> Self:
         """That of a run directory; UserError where a file of it is damaged."""
         config = read_config(directory, GROUPS, WORDS, NUMBERS)
         result = Result.read(directory)

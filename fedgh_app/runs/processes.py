@@ -1,7 +1,5 @@
 """The processes of a run, told from others by a mark in their environment."""
 
-from __future__ import annotations
-
 import contextlib
 import threading
 import time

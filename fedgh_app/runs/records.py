@@ -3,8 +3,6 @@
 They may be damaged, of another version, or somebody else's: what a reader counts on is checked, once, where it is read.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,14 +27,10 @@ Epsilon = Annotated[Annotated[float, Field(ge=0)] | None, Measurable]
 
 
 class Record(BaseModel):
-    """What a file, or a part of one, holds. Keys that are not known are passed over: another version may write more.
-
-    Attributes:
-        EXPECTED: what it is, for the error where something else is there.
-    """
+    """What a file, or a part of one, holds. Keys that are not known are passed over: another version may write more."""
 
     model_config = ConfigDict(extra="ignore")
-    EXPECTED: ClassVar[str] = "what fedgh run wrote"
+    EXPECTED: ClassVar[str] = "what fedgh run wrote"  # what it is, for the error where something else is there
 
     @classmethod
     def checked(cls, content: Mapping[str, Any], file: Path) -> Self:
@@ -50,13 +44,9 @@ class Record(BaseModel):
 
 
 class RecordFile(Record):
-    """A record that is a file of its own.
+    """A record that is a file of its own."""
 
-    Attributes:
-        NAME: of the file.
-    """
-
-    NAME: ClassVar[str]
+    NAME: ClassVar[str]  # of the file
 
     @classmethod
     def read(cls, directory: Path) -> Self:
@@ -69,64 +59,40 @@ class RecordFile(Record):
 
 
 class Launch(RecordFile):
-    """With what a run was started.
-
-    Attributes:
-        overrides: those of the run, without its directory.
-        mark: what all its processes carry.
-        directory: where it was started: a copy knows by it that the original's processes are not its own.
-    """
+    """With what a run was started."""
 
     NAME = LAUNCH
-    overrides: list[str]
-    mark: str
-    directory: str
+    overrides: list[str]  # those of the run, without its directory
+    mark: str  # what all its processes carry
+    directory: str  # where it was started: a copy knows by it that the original's processes are not its own
 
 
 class Failure(RecordFile):
-    """Why a run failed.
-
-    Attributes:
-        error: in one line.
-        kind: the exception's name.
-        user: whether the user's input was at fault.
-    """
+    """Why a run failed."""
 
     NAME = FAILURE
-    error: str
-    kind: str
-    user: bool
+    error: str  # in one line
+    kind: str  # the exception's name
+    user: bool  # whether the user's input was at fault
 
 
 class Tracking(RecordFile):
-    """Where W&B's copy of a run is.
-
-    Attributes:
-        url: None where it lies on disk alone.
-        folder: where it does.
-        sync: the command that uploads it; None where nothing is missing.
-    """
+    """Where W&B's copy of a run is."""
 
     NAME = TRACKING
     mode: Literal["online", "offline"]
-    url: str | None
-    folder: str
-    sync: str | None
+    url: str | None  # None where it lies on disk alone
+    folder: str  # where it does
+    sync: str | None  # the command that uploads it; None where nothing is missing
 
 
 class PrivacyAccount(RecordFile):
-    """What differential privacy guarantees by now, and how often each client was asked for an update.
-
-    Attributes:
-        epsilon: of the client that was asked most often; None where it is infinite.
-        epsilon_round: of one update alone.
-        releases: updates of that client.
-    """
+    """What differential privacy guarantees by now, and how often each client was asked for an update."""
 
     NAME = PRIVACY
     EXPECTED = "what the run has spent of its clients' privacy"
-    epsilon: Epsilon = None
-    epsilon_round: Epsilon = None
+    epsilon: Epsilon = None  # of the client that was asked most often; None where it is infinite
+    epsilon_round: Epsilon = None  # of one update alone
     delta: float = 0.0
-    releases: int = 0
+    releases: int = 0  # updates of that client
     asked: dict[str, Annotated[int, Field(ge=0)]]

@@ -1,7 +1,5 @@
 """``result.json``: what a run came to."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
@@ -28,38 +26,23 @@ class Durations(Record):
 
 
 class Result(RecordFile):
-    """What a run came to, beside fields of the task's own.
-
-    Attributes:
-        metric: name of the headline, such as PCK@0.2.
-        part: what a part is called.
-        score: the headline, 0 to 1; None where nothing was measured.
-        parts: the headline of each part: a keypoint, a class.
-        before: likewise, before training.
-        more: further metrics of the task.
-        evaluated: who measured it: the server on test images of all, or each client on its own.
-        rejected: replies that no strategy saw.
-        clients: by name.
-        clients_score: the headline of each client on its own test images.
-        privacy: what differential privacy was spent; empty without.
-        dataset: its name.
-    """
+    """What a run came to, beside fields of the task's own."""
 
     NAME = RESULT
     EXPECTED = "the result of a run"
     model_config = ConfigDict(extra="allow")
 
-    metric: str
-    part: str = "part"
-    score: Share
-    parts: dict[str, Share]
-    before: dict[str, Share] = {}
-    more: dict[str, Share] = {}
-    evaluated: Literal["central", "clients"]
+    metric: str  # name of the headline, such as PCK@0.2
+    part: str = "part"  # what a part is called
+    score: Share  # the headline, 0 to 1; None where nothing was measured
+    parts: dict[str, Share]  # the headline of each part: a keypoint, a class
+    before: dict[str, Share] = {}  # likewise, before training
+    more: dict[str, Share] = {}  # further metrics of the task
+    evaluated: Literal["central", "clients"]  # measured by the server, or by each client on its own test images
     rounds: int
     seconds: Durations
-    rejected: list[Rejected]
-    clients: dict[str, ClientFacts] = {}
-    clients_score: dict[str, Share] = {}
-    privacy: dict[str, Epsilon] = {}
+    rejected: list[Rejected]  # replies that no strategy saw
+    clients: dict[str, ClientFacts] = {}  # by name
+    clients_score: dict[str, Share] = {}  # the headline of each client on its own test images
+    privacy: dict[str, Epsilon] = {}  # what differential privacy was spent; empty without
     dataset: str = ""

@@ -1,7 +1,5 @@
 """Who may write into a run directory, and with what settings a run goes on that was interrupted."""
 
-from __future__ import annotations
-
 import fcntl
 import secrets
 import shutil
@@ -37,16 +35,10 @@ SAME_CLIENTS = (("simulation", "inprocess"), ("deployment",))
 
 @contextmanager
 def claimed(directory: Path, overrides: Sequence[str]) -> Iterator[str]:
-    """Hold a run directory, made if need be, and note with what the run was started.
+    """Hold a run directory, made if need be, until this process ends; yield the mark that the run's processes carry.
 
-    The claim ends with this process, however it ends. Processes that a launcher left there when it was killed are
-    ended first.
-
-    Yields:
-        The mark that every process of the run carries.
-
-    Raises:
-        UserError: another process holds the directory, or a server writes there whose launcher is not known.
+    Processes that a launcher left there when it was killed are ended first. UserError where another process holds the
+    directory, or a server writes there whose launcher is not known.
     """
     with locked(directory, "run"):
         end_processes(directory)
@@ -82,9 +74,7 @@ def end_processes(directory: Path) -> None:
 
 
 def clear(directory: Path) -> None:
-    """Empty the directory of a run that cannot go on, but for what it spent of its clients' privacy; UserError where it
-    still does.
-    """
+    """Empty the directory of a run that has ended, but for what it spent of its clients' privacy."""
     with claimed(directory, ()):
         for entry in directory.iterdir():
             if entry.is_dir() and not entry.is_symlink():
@@ -101,10 +91,7 @@ def served(directory: Path) -> Iterator[None]:
 
 
 def resumed(directory: Path, changes: Sequence[str]) -> list[str]:
-    """The overrides of a run that goes on: those it was started with, and ``changes``.
-
-    Raises UserError where no run was started there, or a change would make it another run.
-    """
+    """The overrides of a run that goes on; UserError where there is none, or ``changes`` would make it another run."""
     if not (directory / LAUNCH).exists():
         raise UserError(f"resume={directory}: found no {LAUNCH}, expected the directory of an earlier fedgh run")
     started = Launch.read(directory).overrides

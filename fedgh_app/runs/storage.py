@@ -3,8 +3,6 @@
 A model is one safetensors file whose metadata tell how to rebuild it. Equal models are equal files.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,15 +68,7 @@ def read_on(path: Path, start: int) -> tuple[list[dict[str, Any]], int]:
 
 
 def save_model(path: Path, state: Mapping[str, torch.Tensor], *, model: Any, dataset: str, rounds: int) -> None:
-    """Write a model with what is needed to rebuild it.
-
-    Args:
-        path: the file, ``model.safetensors``.
-        state: the state dict.
-        model: the model's config node (``_target_`` and arguments).
-        dataset: name of the data set's spec, which knows the keypoints.
-        rounds: rounds that the model was trained for.
-    """
+    """Write a model with its config node and the name of its data set, by which it is rebuilt."""
     metadata = {
         "model": json.dumps(OmegaConf.to_container(model) if OmegaConf.is_config(model) else model, sort_keys=True),
         "dataset": dataset,
@@ -160,10 +150,7 @@ def _beside(path: Path) -> Path:
 
 
 def load_model(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """State dict and metadata of a model file, or of the run directory that holds one.
-
-    Raises UserError if there is none, or if it is not a safetensors file.
-    """
+    """State dict and metadata of a model file, or of the run directory that holds one; UserError if there is none."""
     file = path / MODEL if path.is_dir() else path
     if not file.exists():
         raise UserError(f"{file}: no such file; expected a run directory or a {MODEL}")

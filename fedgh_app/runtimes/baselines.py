@@ -1,34 +1,26 @@
-"""Runs without Flower's processes: the in-process runtime, and the two ends that federated results are read against.
+"""The two ends that federated results are read against: all data in one place, and each client alone.
 
-All three go through the same round loop, strategies and client as a simulation.
+Both are federations of one client in this process, with the round loop, strategy and client of a simulation.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from fedgh_app import model_card
 from fedgh_app.assembly.server import Assembly
-from fedgh_app.client_app import app as client_app
-from fedgh_app.config.compose import compose_config, join_overrides, quoted
+from fedgh_app.config.compose import compose_config, quoted
 from fedgh_app.data.federated import FederatedData
 from fedgh_app.errors import UserError
-from fedgh_app.grids.inprocess import InProcessGrid
 from fedgh_app.model_card.facts import Facts
 from fedgh_app.runs import storage
-from fedgh_app.runs.directory import CLIENTS, LOG
+from fedgh_app.runs.directory import CLIENTS
 from fedgh_app.runs.history import Round, read_history
 from fedgh_app.runs.result import Durations, Result
-from fedgh_app.runs.resumption import claimed, served
-from fedgh_app.runtimes.progress import Display
-from fedgh_app.server.directory import failing_into
+from fedgh_app.runs.resumption import claimed
+from fedgh_app.runtimes.inprocess import display_of, federate_inprocess
 from fedgh_app.server.evaluation import weighted_mean
-from fedgh_app.server.federation import Federation
-from fedgh_app.server.loop import federate
 from fedgh_app.server_app import deal
 from fedgh_app.task import Task
 
@@ -44,14 +36,6 @@ ALONE = {
     "clustering": "none",
     "distillation": "none",
 }
-
-
-def run_inprocess(overrides: Sequence[str], directory: Path, nodes: int, display: Display) -> Federation:
-    """A federation of ``nodes`` clients in this process."""
-    assembly = Assembly(compose_config(overrides))
-    deal(assembly, directory, nodes)
-    node_configs = [{"partition-id": i, "num-partitions": nodes} for i in range(nodes)]
-    return _federate(assembly, overrides, directory, node_configs, display)
 
 
 def run_centralised(assembly: Assembly, overrides: Sequence[str], directory: Path, *, quiet: bool = False) -> Result:
@@ -71,7 +55,7 @@ def run_centralised(assembly: Assembly, overrides: Sequence[str], directory: Pat
     title = f"centralised on {data.name}"
     with claimed(directory, overrides), display_of(together, directory, title, quiet=quiet) as display:
         node = {"name": "centralised", "partition-id": 0, "num-partitions": 1}
-        _federate(together, alone, directory, [node], display)
+        federate_inprocess(together, alone, directory, [node], display)
     return Result.read(directory)
 
 
@@ -100,19 +84,13 @@ def run_local(assembly: Assembly, overrides: Sequence[str], directory: Path, *, 
         alone = [*_alone(data, overrides, "num_clients", "run_dir"), f"run_dir={quoted(folder)}"]
         with display_of(assembly, folder, f"{label} alone", quiet=quiet) as display:
             node = {"partition-id": i, "num-partitions": count}
-            _federate(Assembly(compose_config(alone)), alone, folder, [node], display)
+            federate_inprocess(Assembly(compose_config(alone)), alone, folder, [node], display)
         results[str(i)] = (Result.read(folder), read_history(folder)[-1])
     result = _merged(assembly.task, results)
     specs = {name: one.spec for name, one in data.sets.items()}
     model_card.write(Facts(directory, assembly.values, result, specs, assembly.task.card(assembly.values, specs)))
     result.write(directory)
     return result
-
-
-def display_of(assembly: Assembly, directory: Path, title: str, *, quiet: bool = False) -> Display:
-    """What shows the progress of a run."""
-    metric = assembly.data.headline
-    return Display(directory, title=title, rounds=assembly.settings.rounds, metric=metric, quiet=quiet)
 
 
 def without(overrides: Sequence[str], *groups: str) -> list[str]:
@@ -158,38 +136,3 @@ def _merged(task: Task, results: Mapping[str, tuple[Result, Round]]) -> Result:
         dataset=first.dataset,
         **own,
     )
-
-
-def _federate(
-    assembly: Assembly,
-    overrides: Sequence[str],
-    directory: Path,
-    node_configs: Sequence[Mapping[str, Any]],
-    display: Display,
-) -> Federation:
-    grid = InProcessGrid(
-        client_app,
-        node_configs,
-        {"overrides": join_overrides(overrides)},
-        examples_per_second=assembly.settings.runtime.examples_per_second,
-        speeds=assembly.settings.runtime.speeds,
-    )
-    with served(directory), failing_into(directory), _log_in(directory / LOG):
-        federation = assembly.federation(directory)
-        federate(federation, grid, assembly.callbacks, watch=display.update)
-        return federation
-
-
-@contextmanager
-def _log_in(file: Path) -> Iterator[None]:
-    """Write Flower's log to a file: between the lines of the progress display nobody could read it."""
-    logger = logging.getLogger("flwr")
-    before, propagates = list(logger.handlers), logger.propagate
-    handler = logging.FileHandler(file)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger.handlers[:], logger.propagate = [handler], False
-    try:
-        yield
-    finally:
-        logger.handlers[:], logger.propagate = before, propagates
-        handler.close()

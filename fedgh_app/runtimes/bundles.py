@@ -1,4 +1,4 @@
-"""``fedgh deploy sign`` and ``fedgh deploy bundles``: what a site that names trusted entities runs, and nothing else.
+"""Signed bundles: what a site that names trusted entities runs, and nothing else.
 
 A SuperNode with ``--trusted-entities`` runs an app only if somebody in that file has signed its bundle. In Flower such
 bundles come from its hub. Here whoever has read a bundle signs it, and a small server on loopback answers what a
@@ -15,42 +15,21 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from cryptography.exceptions import UnsupportedAlgorithm
-from flwr.common.config import get_fab_config, get_metadata_from_config
-from flwr.supercore.primitives.asymmetric_ed25519 import create_message_to_sign, load_private_key, sign_message
-from rich.console import Console
 
 from fedgh_app.errors import UserError
+from fedgh_app.flower import (
+    create_message_to_sign,
+    get_fab_config,
+    get_metadata_from_config,
+    load_private_key,
+    sign_message,
+)
 from fedgh_app.runs import storage
 
 ENTITY = re.compile(r"[A-Za-z0-9_-]{1,64}")
-Bundle = Annotated[Path, typer.Argument(help="Bundle that `flwr build` wrote.")]
-
-
-def sign(
-    bundle: Bundle,
-    key: Annotated[Path, typer.Option(help="OpenSSH private key, as `ssh-keygen -t ed25519 -N ''` writes it.")],
-    entity: Annotated[str, typer.Option("--as", help="What sites call its owner in their file of trusted entities.")],
-) -> None:
-    """Sign a bundle that you have read."""
-    Console(highlight=False, soft_wrap=True).print(str(sign_bundle(bundle, key, entity)), markup=False)
-
-
-def bundles(
-    bundle: Annotated[list[Path], typer.Argument(help="Bundles that `flwr build` wrote, signatures beside them.")],
-    port: Annotated[int, typer.Option(help="Port on loopback.", min=1, max=65535)] = 8001,
-) -> None:
-    """Hand signed bundles to a SuperLink on this machine, until Ctrl-C."""
-    server = BundleServer(bundle, port)
-    console = Console(highlight=False, soft_wrap=True)
-    for (name, version), file in server.bundles.items():
-        signed = ", ".join(signature["public_key_id"] for signature in signatures(file)) or "nobody"
-        console.print(f"{name}=={version}  signed by {signed}", markup=False)
-    console.print(f"for a SuperLink with FLWR_SUPERGRID_API_URL=http://127.0.0.1:{port}", markup=False)
-    server.serve_forever()
 
 
 def sign_bundle(bundle: Path, key: Path, entity: str) -> Path:

@@ -8,7 +8,7 @@ import subprocess
 from importlib import metadata
 from typing import Any
 
-from fedgh_app.config.compose import ROOT
+from fedgh_app.resources import INSTALLED, ROOT
 from fedgh_app.vision.cores import usable_cores
 
 PACKAGES = ("fedgh", "flwr", "ray", "torch", "torchvision", "numpy", "opencv-python-headless", "torchjd")
@@ -30,7 +30,9 @@ def environment() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The checkout's commit, with ``+`` where files differ from it."""
+    """The checkout's commit, with ``+`` where files differ from it; None where fedgh does not run from a checkout."""
+    if INSTALLED:  # perhaps within a checkout of something else
+        return None
     try:
         found = subprocess.run(
             ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],

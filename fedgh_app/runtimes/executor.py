@@ -21,19 +21,23 @@ from pathlib import Path
 from typing import NoReturn
 
 import httpx
-from flwr.proto.runtime_pb2 import AcquireTaskRequest, AcquireTaskResponse
-from flwr.supercore.auth import load_superexec_auth_secret
-from flwr.supercore.constant import TaskType
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
-from flwr.supercore.protobuf.client import ProtobufClientInterceptor
-from flwr.supercore.runtime import RuntimeHttpClient
-from flwr.supernode.runtime.run_clientapp import run_clientapp
 
 from fedgh_app.errors import UserError
+from fedgh_app.flower import (
+    AcquireTaskRequest,
+    AcquireTaskResponse,
+    ProtobufClientInterceptor,
+    RuntimeHttpClient,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+    TaskType,
+    load_superexec_auth_secret,
+    run_clientapp,
+)
 
 POLL_SECONDS = 0.25
 # For the libraries that they import; torchvision and timm take as long as PyTorch. Who is not installed is passed over.
-PRELOAD = ["flwr.supernode.runtime.run_clientapp", "fedgh_app.client_app", "torchvision.models", "timm"]
+PRELOAD = ["fedgh_app.flower", "fedgh_app.client_app", "torchvision.models", "timm"]
 OWN = ("fedgh_app", "strategies")
 
 

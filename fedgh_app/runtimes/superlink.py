@@ -21,13 +21,9 @@ import click
 import httpx
 import tomli_w
 import typer
-from flwr.cli.constant import FLOWER_CONFIG_FILE
-from flwr.cli.flower_config import read_superlink_connection
-from flwr.cli.utils import init_http_client_from_connection
-from flwr.supercore.control import ControlHttpClient
-from flwr.supercore.utils import get_flwr_home
 
 from fedgh_app.errors import RunFailed, UserError
+from fedgh_app.flower import FLOWER_CONFIG_FILE, ControlHttpClient, control_client, get_flwr_home, superlink_connection
 from fedgh_app.runs import processes
 from fedgh_app.runs.directory import LOG
 
@@ -152,10 +148,10 @@ def control_of(superlink: SuperLink) -> Iterator[ControlHttpClient]:
     name = superlink.connection
     try:
         with contextlib.redirect_stdout(None):
-            connection = read_superlink_connection(name)
+            connection = superlink_connection(name)
             if not connection.address or connection.address.startswith(":"):
                 raise click.ClickException("it names Flower's own local SuperLink, which only simulates")
-            client = init_http_client_from_connection(connection)
+            client = control_client(connection)
     except (click.ClickException, typer.Exit) as error:
         reason = str(getattr(error, "message", error)).splitlines()[0]
         raise UserError(

@@ -46,7 +46,7 @@ class Sweep:
     Args:
         directory: the sweep's folder; job n runs in the folder n below.
         overrides: the sweep as it was asked for.
-        jobs: its jobs in Hydra's order.
+        jobs: its jobs, of which the last key varies fastest.
         cwd: the working directory, in which relative paths of the overrides are meant.
     """
 
@@ -172,15 +172,14 @@ class Sweep:
         except OSError as error:
             print(f"fedgh: {self.directory / SWEEP}: {first_line(error)}; the sweep goes on", file=sys.stderr)
 
-    def run(self, number: int, console: Console) -> None:
+    def run(self, job: Job, console: Console) -> None:
         """Run a job unless it is completed, and note how it ended.
 
         Raises:
             KeyboardInterrupt, SystemExit: the sweep was stopped; the job has ended.
         """
-        job = self.jobs[number]
-        heading = f"job {number} ({number + 1} of {len(self.jobs)}): {' '.join(self.differing(job))}"
-        if number in self.skipped:
+        heading = f"job {job.number} ({job.number + 1} of {len(self.jobs)}): {' '.join(self.differing(job))}"
+        if job.number in self.skipped:
             console.print(escape(f"{heading}: completed before, skipped"), soft_wrap=True, highlight=False)
             return
         started, before = time.monotonic(), job.status
@@ -197,7 +196,7 @@ class Sweep:
         # A job that cannot even be started must not take the others with it.
         except (UserError, OSError) as error:
             job.status, job.reason = "failed", first_line(error)
-            print(f"fedgh: job {number}: {job.reason}", file=sys.stderr)
+            print(f"fedgh: job {job.number}: {job.reason}", file=sys.stderr)
         except BaseException:
             job.status, job.reason = "interrupted", None
             raise

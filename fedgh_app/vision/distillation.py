@@ -33,21 +33,15 @@ def soft_targets(
 ) -> Tensor:
     """What the clients agree on: the mean over ``states`` of their outputs on every example.
 
-    Parameters
-    ----------
-    model
-        Takes the states one after the other, and is afterwards what it was before.
-    states
-        Of the clients' models. One that lacks some of the model's keys, because they stay on its client, is completed
-        by the model's own values.
-    batches
-        N examples in the same order each time they are walked through, once for each state; labels are not read.
-    batch_statistics
-        See `evaluation_mode`.
+    Args:
+        model: takes the states one after the other, and is afterwards what it was before.
+        states: of the clients' models. One that lacks some of the model's keys, because they stay on its client, is
+            completed by the model's own values.
+        batches: N examples in the same order each time they are walked through, once for each state; without labels.
+        output, device: what is distilled, and where.
+        batch_statistics: see `evaluation_mode`.
 
-    Returns
-    -------
-    Tensor
+    Returns:
         (N, …) or (N, C) float32, on the CPU. Means of features of length 1 are shorter where clients disagree.
     """
     device = torch.device(device)
@@ -88,14 +82,8 @@ def distil(
 ) -> float:
     """Fine-tune ``model`` in place toward ``targets`` in one pass; the mean over examples of the squared error.
 
-    Parameters
-    ----------
-    targets
-        As `soft_targets` gave them for the same ``batches`` and ``output``: the i-th belongs to the i-th example.
-    optimizer
-        Already built over the parameters of ``model``.
-    batch_statistics
-        See `evaluation_mode`.
+    ``targets`` are as `soft_targets` gave them for the same ``batches`` and ``output``: the i-th belongs to the i-th
+    example. The ``optimizer`` is already built over the parameters of ``model``; see `evaluation_mode` for the rest.
     """
     device = torch.device(device)
     place(model, device)

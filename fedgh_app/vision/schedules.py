@@ -28,10 +28,7 @@ class Constant:
 class Step:
     """Multiply by ``gamma`` after each milestone (Xiao et al., ECCV 2018, section 3: 90 and 120 of 140).
 
-    Parameters
-    ----------
-    milestones
-        The last rounds before a drop. A milestone below 1 is a fraction of all rounds.
+    ``milestones`` are the last rounds before a drop; one below 1 is a fraction of all rounds.
     """
 
     milestones: Sequence[float] = (0.64, 0.86)
@@ -56,12 +53,9 @@ class Step:
 class Cosine:
     """Half a cosine from 1 down to ``final_fraction`` in the last round (Loshchilov and Hutter, ICLR 2017).
 
-    Parameters
-    ----------
-    final_fraction
-        The last round's factor, 0 to 1.
-    warmup_rounds
-        Rounds in which the factor first rises in equal steps; the round after them has 1.
+    Args:
+        final_fraction: the last round's factor, 0 to 1.
+        warmup_rounds: rounds in which the factor first rises in equal steps; the round after them has 1.
     """
 
     final_fraction: float = 0.1

@@ -9,19 +9,18 @@ from typing import Any
 import yaml
 
 from fedgh_app.errors import UserError
+from fedgh_app.resources import DATASETS
 
 # By the name that `task:` has in these files: the module that holds the task's one instance, `TASK`.
 TASKS = {"pose": "fedgh_app.pose.task"}
 
-DIRECTORY = Path(__file__).resolve().parents[2] / "datasets"
 
-
-def spec_names(directory: Path = DIRECTORY) -> list[str]:
+def spec_names(directory: Path = DATASETS) -> list[str]:
     """Names of the data sets that are described, in alphabetical order."""
     return sorted(path.stem for path in directory.glob("*.yaml"))
 
 
-def read_spec(name: str, directory: Path = DIRECTORY) -> tuple[Path, dict[str, Any]]:
+def read_spec(name: str, directory: Path = DATASETS) -> tuple[Path, dict[str, Any]]:
     """The file that describes a data set, and what it holds; UserError where there is none, or it is no mapping."""
     known = spec_names(directory)
     if name not in known:

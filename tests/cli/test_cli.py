@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -42,6 +43,58 @@ def test_bad_input_is_one_line_and_status_2(home: Path, tmp_path: Path, argument
     assert len(done.stderr.strip().splitlines()) == 1
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.glob("runs/*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "bad=1"], "bad: the config has no key 'bad'"),
+        (["run", "-m", "rounds=1,x"], "rounds=x"),
+        (["run", "--cfg=job"], "--cfg=job: no such option; expected -m, GROUP=CHOICE and KEY=VALUE"),
+        (
+            ["run", "hydra.run.dir=elsewhere"],
+            "Hydra's own settings stay; expected run_dir=DIR",
+        ),
+    ],
+)
+def test_a_slip_is_told_without_waiting_for_torch_and_flower(tmp_path: Path, arguments: list[str], words: str) -> None:
+    code = """
+import sys
+from fedgh_app.cli import main
+try:
+    main()
+finally:
+    print(sorted({"torch", "flwr"} & set(sys.modules)))
+"""
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "[]\n"), done.stderr
+    assert words in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_nobody_foresaw_keeps_its_own_traceback(tiny: list[str], tmp_path: Path) -> None:
+    code = """
+from fedgh_app.cli import main
+from fedgh_app.runtimes import launcher
+def broken(*_, **__):
+    raise ZeroDivisionError("nobody expected this")
+launcher.run_inprocess = broken
+main()
+"""
+    command = [sys.executable, "-c", code, "run", f"run_dir={tmp_path}/run", *tiny]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback") and done.stderr.endswith("ZeroDivisionError: nobody expected this\n")
+    assert "Error executing job" not in done.stderr
+
+
+def test_a_refused_run_leaves_no_directory_and_takes_none_away(tiny: list[str], tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for name in ("new", "mine"):
+        done = fedgh("run", f"run_dir={tmp_path / name}", *tiny, "dataset.root=/nowhere")
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_list_shows_every_group(tmp_path: Path) -> None:

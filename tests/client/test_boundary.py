@@ -18,17 +18,19 @@ import timm  # noqa: F401  # a server may ask for it, and its import makes tempo
 import torch
 from conftest import TINY
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from watching import audited, watched
 
 from fedgh_app.assembly.client import ClientAssembly
 from fedgh_app.client_app import app
-from fedgh_app.config.compose import ROOT, compose_config, join_overrides
+from fedgh_app.config.compose import compose_config, join_overrides
 from fedgh_app.config.site import SitePaths, bounded
 from fedgh_app.data.site import Site, open_site
 from fedgh_app.errors import UserError
 from fedgh_app.grids.inprocess import InProcessGrid
 from fedgh_app.pose.data.records import load_spec
+from fedgh_app.resources import ROOT
 from fedgh_app.runs.storage import save_config, save_model
 from fedgh_app.vision.cores import usable_cores
 
@@ -80,7 +82,7 @@ def place(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     model = ClientAssembly(config).build_model(load_spec("arm"))
     for run in ("run", "teacher"):
         (outside / run).mkdir()
-        save_config(outside / run / "config.yaml", config)
+        save_config(outside / run, OmegaConf.to_container(config))
         described = {"model": config.model, "dataset": "arm", "rounds": 1}
         save_model(outside / run / "model.safetensors", model.state_dict(), **described)
     save_file(model.backbone.state_dict(), outside / "weights.safetensors")

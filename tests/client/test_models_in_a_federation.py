@@ -14,6 +14,7 @@ from recording import run
 from fedgh_app.config.instantiation import instantiate
 from fedgh_app.grids.screening import array_bytes
 from fedgh_app.pose.models.decoding import Integral
+from fedgh_app.pose.task import TASK
 from fedgh_app.runs import storage
 
 INTEGRAL = [
@@ -36,7 +37,7 @@ def test_an_integral_model_is_trained_distilled_and_built_again(tiny: list[str],
 
     state, metadata = storage.load_model(tmp_path / "run")
     node = OmegaConf.create(json.loads(metadata["model"]))
-    model = instantiate(node, "model")
+    model = instantiate(node, "model", TASK.builds["model"])
     model.load_state_dict(state)
     assert model.integral == Integral(debiased=False, beta=2.0)
     points, scores = model.eval().integral(model(torch.zeros(1, 3, 64, 64)), (64, 64))

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from benchmarks import hhd_ablation as ablation
 from fedgh_app import client_app
 from fedgh_app.assembly.client import ClientAssembly
-from fedgh_app.config.compose import compose_config
+from fedgh_app.config.compose import absolute_paths, compose_config
 from fedgh_app.config.site import SitePaths, bounded
 from fedgh_app.data.site import open_site
 from fedgh_app.errors import UserError
@@ -23,7 +23,6 @@ from fedgh_app.pose.models import PoseNet
 from fedgh_app.pose.models.decoding import Integral
 from fedgh_app.pose.models.hhd import HHD, Guide
 from fedgh_app.runs import storage
-from fedgh_app.runtimes import launcher
 
 STUDENT = [
     *("model=shufflenet_v2", "model.backbone=shufflenet_v2_x0_5", "model.head=integral", "loss=integral"),
@@ -167,9 +166,9 @@ def test_the_path_to_the_teacher_is_absolute_when_it_reaches_flower(
     monkeypatch: pytest.MonkeyPatch, teacher: Path
 ) -> None:
     monkeypatch.chdir(teacher.parent)
-    found = launcher.absolute_paths(compose_config(student("teacher.run=run")))
+    found = absolute_paths(compose_config(student("teacher.run=run")))
     assert f"teacher.run='{teacher}'" in found
-    assert not any("teacher" in item for item in launcher.absolute_paths(compose_config(TINY)))
+    assert not any("teacher" in item for item in absolute_paths(compose_config(TINY)))
 
 
 def test_the_runs_of_the_ablation_compose() -> None:

@@ -50,7 +50,6 @@ def test_every_choice_composes(group: str) -> None:
             "topology=edge_cloud",
             "strategy@topology.edge_strategy=fedaw",
             "topology.members={a: [0, 1], b: [2, 3]}",
-            "hydra.job.chdir=false",
         ],
     ],
 )
@@ -109,8 +108,9 @@ def test_a_value_overrides_an_experiment() -> None:
         (["strategy._target_=fedgh_app.runs.storage.append_line"], ["append_line"]),
         (["privacy.name=local"], ["privacy.name=local", "expected privacy=CHOICE"]),
         (["~runtime.name"], ["runtime.name=None", "expected runtime=CHOICE"]),
-        (["hydra.searchpath=[file:///etc]"], ["hydra.searchpath", "Hydra's own settings stay", "hydra.run."]),
+        (["hydra.searchpath=[file:///etc]"], ["hydra.searchpath", "Hydra's own settings stay", "run_dir="]),
         (["+hydra.callbacks.x._target_=os.system"], ["hydra.callbacks", "Hydra's own settings stay"]),
+        (["hydra.run.dir=elsewhere"], ["hydra.run.dir=elsewhere", "Hydra's own settings stay", "run_dir="]),
         (["+hydra/launcher=basic"], ["hydra/launcher", "Hydra's own settings stay"]),
         (["run_dir=${oc.env:HOME}"], ["run_dir", "Unsupported interpolation type oc.env"]),
         (["+a='$'", "+b='{oc.env:HOME}'", "+c.d=[{e:x}, '${a}${b}']"], ["c.d.1", "expected one to another key"]),

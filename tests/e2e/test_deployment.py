@@ -18,7 +18,7 @@ from benchmarks.loopback import SCRIPTS, Loopback, loopback
 from fedgh_app.errors import UserError
 from fedgh_app.pose.arms.generated import generate
 from fedgh_app.runs import processes, storage
-from fedgh_app.runtimes.deploy import make_keys
+from fedgh_app.runtimes.keys import make_keys
 from fedgh_app.runtimes.launcher import launch
 from fedgh_app.runtimes.superlink import free_port
 

@@ -37,16 +37,16 @@ import strategies  # before tests/strategies would stand for it
 import sys
 sys.path.append({str(TESTS)!r})
 import faults
-from fedgh_app.runtimes import launcher
+from fedgh_app.runtimes import flwr_run
 from fedgh_app.cli import main
-stage = launcher._stage
+stage = flwr_run.stage
 
 def stage_faulty(*arguments):
     app = stage(*arguments)
     {{change}}
     return app
 
-launcher._stage = stage_faulty
+flwr_run.stage = stage_faulty
 sys.argv[0] = "fedgh"
 main()
 """

@@ -17,7 +17,7 @@ from servers import SCRIPTS, environment, fedgh, left_behind, start_fedgh, survi
 
 from fedgh_app.runs import storage
 from fedgh_app.runs.processes import MARK
-from fedgh_app.runtimes.launcher import _stage
+from fedgh_app.runtimes.flwr_run import stage
 from fedgh_app.runtimes.superlink import free_port
 from fedgh_app.server.accounting import epsilon
 
@@ -70,7 +70,7 @@ def test_wandb_has_metrics_config_and_plots_offline(simulation: tuple[Path, str]
 @pytest.mark.parametrize("staged", [True, False], ids=["fedgh run", "flwr run ."])
 def test_the_bundle_holds_config_and_data_set_descriptions(tmp_path: Path, staged: bool) -> None:
     root = Path(__file__).resolve().parents[2]
-    app = _stage(tmp_path) if staged else root
+    app = stage(tmp_path) if staged else root
     names = set(zipfile.ZipFile(io.BytesIO(build_fab_from_disk(app))).namelist())
     for folder in ("conf", "datasets"):
         wanted = {str(file.relative_to(root)) for file in (root / folder).rglob("*.yaml")}

@@ -15,7 +15,7 @@ from servers import signing_key, write_app
 
 from fedgh_app.errors import UserError
 from fedgh_app.runtimes.bundles import BundleServer, sign_bundle
-from fedgh_app.runtimes.deploy import _write_private_key
+from fedgh_app.runtimes.keys import _write_private_key
 
 
 @pytest.fixture

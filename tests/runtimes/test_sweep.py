@@ -66,7 +66,7 @@ def _stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def go(planned: Sweep, kinds: str) -> str:
-    """Run every job as Hydra would; the status table."""
+    """Run every job as `fedgh run -m` does; the status table."""
     folder = planned.directory
     (folder.parent / "kinds").write_text(kinds)
     said = StringIO()
@@ -74,7 +74,7 @@ def go(planned: Sweep, kinds: str) -> str:
     with planned.held():
         for job in planned.jobs:
             planned.folder(job).mkdir(exist_ok=True)
-            planned.run(job.number, console)
+            planned.run(job, console)
     planned.print_status(console)
     return said.getvalue()
 

@@ -12,12 +12,11 @@ from people import write_lspet
 
 from fedgh_app.assembly.client import ClientAssembly
 from fedgh_app.assembly.server import Assembly
-from fedgh_app.config.compose import compose_config
+from fedgh_app.config.compose import absolute_paths, compose_config
 from fedgh_app.config.site import SitePaths, bounded
 from fedgh_app.data.site import open_site
 from fedgh_app.errors import UserError
 from fedgh_app.runtimes import baselines
-from fedgh_app.runtimes.launcher import absolute_paths
 from fedgh_app.server_app import draw_holdings
 
 BOTH = ["dataset=arm_lspet", "sharing=fedpav", "evaluate.central_every=0", *TINY]

@@ -10,6 +10,8 @@ from fedgh_app.errors import UserError
 
 ANNOTATIONS = "annotations.json"
 IMAGES = "images"
+KEYPOINTS = ("shoulder", "elbow", "wrist")
+SKELETON = ((0, 1), (1, 2))
 
 
 def is_written(root: Path, made_by: Mapping[str, Any]) -> bool:
@@ -41,26 +43,23 @@ def write_annotations(
     *,
     info: Mapping[str, Any],
     licence: Mapping[str, Any],
-    category: str,
-    keypoints: Sequence[str],
-    skeleton: Sequence[tuple[int, int]],
     images: Sequence[Mapping[str, Any]],
     annotations: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Write `annotations.json`. `skeleton` counts keypoints from 0 here, from 1 in the file (COCO's way)."""
+    """Write `annotations.json` of single arms; COCO counts the keypoints of a skeleton from 1."""
+    skeleton = [[a + 1, b + 1] for a, b in SKELETON]
+    category = {"id": 1, "name": "arm", "supercategory": "person", "keypoints": list(KEYPOINTS), "skeleton": skeleton}
     content = {
-        "info": dict(info),
+        "info": info,
         "licenses": [{"id": 1, **licence}],
-        "categories": [
-            {
-                "id": 1,
-                "name": category,
-                "supercategory": "person",
-                "keypoints": list(keypoints),
-                "skeleton": [[a + 1, b + 1] for a, b in skeleton],
-            }
-        ],
-        "images": list(images),
-        "annotations": list(annotations),
+        "categories": [category],
+        "images": images,
+        "annotations": annotations,
     }
     (folder / ANNOTATIONS).write_text(json.dumps(content))
+
+
+def annotation(number: int, keypoints: Sequence[float], bbox: Sequence[float], area: float) -> dict[str, Any]:
+    """The annotation of the one arm in image `number`; `keypoints` are x, y, visibility of each in turn."""
+    ids = {"id": number, "image_id": number, "category_id": 1}
+    return {**ids, "keypoints": keypoints, "num_keypoints": len(KEYPOINTS), "bbox": bbox, "area": area, "iscrowd": 0}

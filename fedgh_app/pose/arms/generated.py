@@ -17,14 +17,12 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from fedgh_app.errors import UserError
-from fedgh_app.pose.arms.coco_folder import IMAGES, is_written, write_annotations
+from fedgh_app.pose.arms.coco_folder import IMAGES, annotation, is_written, write_annotations
 from fedgh_app.pose.arms.render import Image, Rendering, render
 from fedgh_app.pose.arms.scene import POSTURES, VIEWPOINTS, sample_scene
 from fedgh_app.vision.cores import usable_cores
 from fedgh_app.vision.files import staged
 
-KEYPOINTS = ("shoulder", "elbow", "wrist")
-SKELETON = ((0, 1), (1, 2))
 VERSION = 1  # raise it when the pictures or the labels change
 JPEG_QUALITY = 92
 CHUNK = 20  # images a worker draws before it reports
@@ -53,13 +51,8 @@ def generate(
         raise UserError(f"seed: {seed}; expected 0 or more")
     if min(image_size) < 32:
         raise UserError(f"image_size: {image_size[0]}x{image_size[1]}; expected at least 32x32 px")
-    made_by = {
-        "program": "fedgh data arm",
-        "version": VERSION,
-        "seed": seed,
-        "count": count,
-        "image_size": list(image_size),
-    }
+    program, size = "fedgh data arm", list(image_size)
+    made_by = {"program": program, "version": VERSION, "seed": seed, "count": count, "image_size": size}
     if is_written(root, made_by):
         return root
     with staged(root) as stage:
@@ -74,13 +67,10 @@ def generate(
             info={
                 "description": "Generated: one subject, a robot manipulator over the arm, four viewpoints",
                 "version": str(VERSION),
-                "contributor": "fedgh data arm",
+                "contributor": program,
                 "made_by": made_by,
             },
             licence={"name": "CC0 1.0", "url": "https://creativecommons.org/publicdomain/zero/1.0/"},
-            category="arm",
-            keypoints=KEYPOINTS,
-            skeleton=SKELETON,
             images=[image for image, _ in entries],
             annotations=[annotation for _, annotation in entries],
         )
@@ -158,16 +148,7 @@ def _annotation(index: int, rendering: Rendering) -> dict[str, Any]:
     keypoints: list[float] = []
     for (x, y), hidden in zip(rendering.joints, rendering.hidden, strict=True):
         keypoints += [round(float(x), 2), round(float(y), 2), 1 if hidden else 2]
-    return {
-        "id": index + 1,
-        "image_id": index + 1,
-        "category_id": 1,
-        "keypoints": keypoints,
-        "num_keypoints": len(KEYPOINTS),
-        "bbox": [int(side) for side in box],
-        "area": int(rendering.limb.sum()),
-        "iscrowd": 0,
-    }
+    return annotation(index + 1, keypoints, [int(side) for side in box], int(rendering.limb.sum()))
 
 
 def write_jpeg(path: Path, image: Image, quality: int) -> None:

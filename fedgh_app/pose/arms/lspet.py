@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgh_app.errors import UserError
-from fedgh_app.pose.arms.coco_folder import IMAGES, is_written, write_annotations
-from fedgh_app.pose.arms.generated import KEYPOINTS, SKELETON, write_jpeg
+from fedgh_app.pose.arms.coco_folder import IMAGES, annotation, is_written, write_annotations
+from fedgh_app.pose.arms.generated import write_jpeg
 from fedgh_app.pose.readers.intake import read_arrays
 from fedgh_app.vision.files import staged
 from fedgh_app.vision.images import read_image
@@ -52,11 +52,8 @@ def cut(lspet_root: Path, root: Path, *, progress: Callable[[int, int], None] | 
     source = lspet_root / "joints.mat"
     if not source.is_file():
         raise UserError(f"{source}: file is missing; {OBTAIN}")
-    made_by = {
-        "program": "fedgh data lspet-arm",
-        "version": VERSION,
-        "joints": hashlib.sha256(source.read_bytes()).hexdigest(),
-    }
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    made_by = {"program": "fedgh data lspet-arm", "version": VERSION, "joints": digest}
     if is_written(root, made_by):
         return root
     joints = read_arrays(source, ["joints"]).get("joints")
@@ -87,9 +84,6 @@ def cut(lspet_root: Path, root: Path, *, progress: Callable[[int, int], None] | 
                 "made_by": made_by,
             },
             licence={"name": "academic use", "url": "http://sam.johnson.io/research/lspet.html"},
-            category="arm",
-            keypoints=KEYPOINTS,
-            skeleton=SKELETON,
             images=images,
             annotations=annotations,
         )
@@ -168,13 +162,5 @@ def _annotation(number: int, joints: Floats) -> dict[str, Any]:
     keypoints: list[float] = []
     for x, y in joints:
         keypoints += [round(float(x), 3), round(float(y), 3), 2]
-    return {
-        "id": number,
-        "image_id": number,
-        "category_id": 1,
-        "keypoints": keypoints,
-        "num_keypoints": len(KEYPOINTS),
-        "bbox": [round(float(value), 3) for value in (*low, *extent)],
-        "area": round(float(extent.prod()), 3),
-        "iscrowd": 0,
-    }
+    box = [round(float(value), 3) for value in (*low, *extent)]
+    return annotation(number, keypoints, box, round(float(extent.prod()), 3))

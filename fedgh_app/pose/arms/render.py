@@ -114,12 +114,7 @@ def _distance(rays: Array, start: NDArray[np.float64], end: NDArray[np.float64],
     """Distance (h, w) along unit rays (3, h, w) from the origin to a rounded cone; FAR where they miss."""
     axis = end - start
     taper = float(radius[0] - radius[1])
-    length2, along, near2, far2 = (
-        float(axis @ axis),
-        float(-axis @ start),
-        float(start @ start),
-        float(end @ end),
-    )
+    length2, along, near2, far2 = float(axis @ axis), float(-axis @ start), float(start @ start), float(end @ end)
     side2 = length2 - taper**2
     m2, m3, m6 = np.stack([axis, -start, -end]).astype(np.float32) @ rays.reshape(3, -1)
     r0, r1 = float(radius[0]), float(radius[1])

@@ -17,12 +17,7 @@ LIMB, BODY, ROBOT = 1, 2, 3
 
 UPPER_ARM, FOREARM, HAND = 0.29, 0.26, 0.08  # metres
 SKIN, SHIRT, TROUSERS, HAIR = (0.80, 0.58, 0.45), (0.13, 0.42, 0.50), (0.16, 0.17, 0.23), (0.20, 0.13, 0.09)
-STEEL, DARK_STEEL, ACCENT, RUBBER = (
-    (0.66, 0.68, 0.71),
-    (0.24, 0.25, 0.28),
-    (0.86, 0.42, 0.10),
-    (0.09, 0.09, 0.1),
-)
+STEEL, DARK_STEEL, ACCENT, RUBBER = (0.66, 0.68, 0.71), (0.24, 0.25, 0.28), (0.86, 0.42, 0.10), (0.09, 0.09, 0.1)
 
 
 @dataclass(frozen=True)

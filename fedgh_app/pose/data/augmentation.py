@@ -103,10 +103,7 @@ class Augmentation:
         if self.half_body_probability:
             centre, zoom = self._half_bodies(cache, index, input_size, centre, zoom, generator)
         target = np.stack(
-            [
-                (width - 1) / 2 + self.translate * width * shift_x,
-                (height - 1) / 2 + self.translate * height * shift_y,
-            ],
+            [(width - 1) / 2 + self.translate * width * shift_x, (height - 1) / 2 + self.translate * height * shift_y],
             axis=-1,
         )
         matrices = cropping.similarity_matrix(
@@ -146,10 +143,7 @@ class Augmentation:
         points = np.where(half[..., None], keypoints, np.nan)
         extent = np.maximum(np.nanmax(points, axis=1) - np.nanmin(points, axis=1), 1.0)
         closer = (np.array(input_size[::-1]) / (HALF_MARGIN * extent)).min(1).clip(zoom, HALF_ZOOM * zoom)
-        return (
-            np.where(reduced[:, None], np.nanmean(points, axis=1), centre),
-            np.where(reduced, closer, zoom),
-        )
+        return np.where(reduced[:, None], np.nanmean(points, axis=1), centre), np.where(reduced, closer, zoom)
 
     def _occluders(self, count: int, input_size: tuple[int, int], generator: np.random.Generator) -> Occluders:
         present, *drawn = generator.uniform(size=(7, count))

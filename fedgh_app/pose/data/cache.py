@@ -15,7 +15,7 @@ import numpy as np
 
 from fedgh_app.errors import UserError
 from fedgh_app.pose.data import crops as cropping
-from fedgh_app.pose.data.records import BadRecord, DatasetSpec, PoseRecord
+from fedgh_app.pose.data.records import BadRecord, DatasetSpec, OnBad, PoseRecord
 from fedgh_app.pose.data.split import split_records
 from fedgh_app.pose.readers import annotation_file, read_records
 from fedgh_app.vision import cache
@@ -66,7 +66,7 @@ def open_cache(
     *,
     input_size: tuple[int, int],
     margin: float = MARGIN,
-    on_bad: Literal["raise", "skip"] = "raise",
+    on_bad: OnBad = "raise",
     directory: Path,
 ) -> CropCache:
     """The crop cache of the data under `root`, built below `directory` if it is not there.
@@ -179,7 +179,7 @@ def _build(
     root: Path,
     input_size: tuple[int, int],
     margin: float,
-    on_bad: Literal["raise", "skip"],
+    on_bad: OnBad,
 ) -> None:
     """Fill the folder ``part`` with the cache."""
     records, bad = read_records(spec, root, on_bad=on_bad)

@@ -10,11 +10,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from fedgh_app.errors import UserError
-from fedgh_app.vision.specs import DIRECTORY, read_spec
+from fedgh_app.vision.specs import DATASETS, read_spec
 
 Metric = Literal["pck", "pckh"]
 Reference = Literal["box", "torso", "head"]
 Format = Literal["coco", "mpii", "mpii_mat", "lsp"]
+OnBad = Literal["raise", "skip"]  # of a bad record: an error, or left out and counted
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class BadRecord:
         return f"{self.file}: {self.reason}"
 
 
-def load_spec(name: str, directory: Path = DIRECTORY) -> DatasetSpec:
+def load_spec(name: str, directory: Path = DATASETS) -> DatasetSpec:
     """Read `<directory>/<name>.yaml`; anything wrong in it is one `UserError`."""
     path, values = read_spec(name, directory)
     return _spec(path, name, values)

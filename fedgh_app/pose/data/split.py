@@ -30,6 +30,12 @@ def split_records(records: Sequence[PoseRecord], spec: DatasetSpec) -> list[Spli
     return split_groups([(str(record.image), record.group, record.split) for record in records], spec)
 
 
+def on_side(records: Sequence[PoseRecord], spec: DatasetSpec, side: str) -> list[PoseRecord]:
+    """The records on the side ``train`` or ``test`` of the split; ``all`` of them."""
+    splits = split_records(records, spec)  # also for all: a contradiction in the file is an error
+    return [record for record, split in zip(records, splits, strict=True) if side in ("all", split)]
+
+
 def split_groups(members: Sequence[tuple[str, str, str | None]], spec: DatasetSpec) -> list[Split]:
     """The split of each of several people or images, one and the same within a group.
 

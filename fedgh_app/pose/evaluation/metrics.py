@@ -30,22 +30,14 @@ MPII_LEFT_OUT = (6, 7)  # pelvis and thorax count in no mean
 class Evaluation:
     """A model's predictions for N examples with J keypoints, next to the truth. Arrays on the CPU.
 
-    Attributes
-    ----------
-    distance
-        (N, J) error of the decoded keypoint / the example's reference length.
-    visible
-        (N, J) bool; the other fields mean nothing where it is false.
-    heatmap_hit
-        (N, J) 1 or 0, nan where heatmap accuracy ignores the keypoint.
-    coordinates
-        (N, J, 2) predictions in input pixels.
-    scores
-        (N, J) height of the heatmap at its peak; of an implicit heatmap, of its softmax.
-    index
-        (N,) place of each example in its data set.
-    loss
-        Mean over the ``loss_terms`` keypoints that have a target; nan if there are none.
+    Attributes:
+        distance: (N, J) error of the decoded keypoint / the example's reference length.
+        visible: (N, J) bool; the other fields mean nothing where it is false.
+        heatmap_hit: (N, J) 1 or 0, nan where heatmap accuracy ignores the keypoint.
+        coordinates: (N, J, 2) predictions in input pixels.
+        scores: (N, J) height of the heatmap at its peak; of an implicit heatmap, of its softmax.
+        index: (N,) place of each example in its data set.
+        loss: mean over the ``loss_terms`` keypoints that have a target; nan if there are none.
     """
 
     distance: Array
@@ -58,32 +50,13 @@ class Evaluation:
     loss_terms: int
 
 
-@dataclass(frozen=True)
-class Spread:
-    """How a value differs between clients: mean, population standard deviation, and the lowest.
-
-    Clients whose value is nan, who could not measure it, are left out.
-    """
-
-    mean: float
-    std: float
-    worst: float
-    worst_client: str
-
-
 def pck(distance: Array, visible: Array, threshold: float) -> Array:
     """Percentage of correct keypoints as a fraction, (J,): visible and at most ``threshold`` away.
 
-    Yang and Ramanan, "Articulated human detection with flexible mixtures of parts", PAMI 2013, section 7.
-
-    Parameters
-    ----------
-    distance
-        (N, J) in reference lengths. A prediction that is nan is wrong.
-    visible
-        (N, J) bool. A keypoint (column) that is never visible gets nan.
+    Yang and Ramanan, "Articulated human detection with flexible mixtures of parts", PAMI 2013, section 7. ``distance``
+    (N, J) is in reference lengths, nan is wrong; a keypoint that is never ``visible`` (N, J) bool gets nan.
     """
-    return _mean_visible(distance <= threshold, visible)
+    return mean_visible(distance <= threshold, visible)
 
 
 def pckh(distance: Array, visible: Array, threshold: float = 0.5) -> dict[str, float]:
@@ -125,24 +98,13 @@ def heatmap_hits(
     return torch.where((target > 1).all(-1), near.float(), torch.nan)
 
 
-def spread(values: Mapping[str, float]) -> Spread:
-    """Fairness between clients: ``values`` maps a client's name to a value of which more is better."""
-    present = {name: value for name, value in values.items() if not np.isnan(value)}
-    if not present:
-        return Spread(mean=float("nan"), std=float("nan"), worst=float("nan"), worst_client="")
-    # Among equals the first name, so that the answer does not depend on the order of replies.
-    worst = min(present, key=lambda name: (present[name], name))
-    array = np.fromiter(present.values(), np.float64)
-    return Spread(float(array.mean()), float(array.std()), present[worst], worst)
-
-
 def mean_present(values: Array) -> float:
     """Mean of the values that are not nan; nan if there are none."""
     present = values[~np.isnan(values)]
     return float(present.mean()) if present.size else float("nan")
 
 
-def _mean_visible(values: Array, visible: Array) -> Array:
+def mean_visible(values: Array, visible: Array) -> Array:
     """Mean of each column of (N, J) over its visible rows, (J,); nan where there are none."""
     visible = np.asarray(visible, bool)
     count = visible.sum(0)

@@ -14,7 +14,7 @@ from typing import Any
 from fedgh_app.errors import UserError
 from fedgh_app.pose import official
 from fedgh_app.pose.data.records import DatasetSpec, load_spec
-from fedgh_app.pose.data.split import split_records
+from fedgh_app.pose.data.split import on_side
 from fedgh_app.pose.evaluation import error_pictures
 from fedgh_app.pose.evaluation.people import (
     Errors,
@@ -30,7 +30,7 @@ from fedgh_app.pose.evaluation.people import (
 from fedgh_app.pose.official import Score, Side
 from fedgh_app.pose.official.coco import images_of
 from fedgh_app.pose.official.results import Result, write_results
-from fedgh_app.pose.prediction.prediction import Predictor, check_output
+from fedgh_app.pose.prediction.prediction import check_output
 from fedgh_app.pose.prediction.trained import predictor
 from fedgh_app.pose.readers import annotation_file, read_records
 from fedgh_app.task import Trained, Values
@@ -79,14 +79,13 @@ def evaluate_run(
         values: the run's config, with those groups replaced that say on what and how: ``dataset``, ``evaluate``.
         side: which side of the data set's fixed split.
         detections: COCO detections to look in; None for the annotated boxes.
-        oks_nms: with detections, the OKS beyond which the worse of two predictions goes; 1 keeps all,
-            None is `OKS_NMS`.
+        oks_nms: with detections, the OKS beyond which the worse of two predictions goes; 1 keeps all, None: `OKS_NMS`.
         out: a new or empty folder for the predictions, the numbers and the pictures; there whole, or not at all.
         progress: called with the number of people (or, with detections, images) done and in all.
 
     Raises:
-        UserError: other keypoints than the model's, no such data,
-            nobody on that side of the split, detections for a protocol that does not match people.
+        UserError: other keypoints than the model's, no such data, nobody on that side of the split, detections for a
+            protocol that does not match people.
     """
     official.check_side(side)
     oks_nms = OKS_NMS if oks_nms is None else oks_nms
@@ -101,32 +100,36 @@ def evaluate_run(
             f"--detections {detections}: the protocol of {spec.name} does not match people with predictions, "
             "so that their own boxes are needed; expected dataset=coco"
         )
-    root = Path(dataset["root"]).expanduser().resolve()
-    skip = dataset["on_bad"] == "skip"
-    records, _ = read_records(spec, root, on_bad=dataset["on_bad"])
-    asked = [
-        record for record, split in zip(records, split_records(records, spec), strict=True) if side in ("all", split)
-    ]
+    root, on_bad = Path(dataset["root"]).expanduser().resolve(), dataset["on_bad"]
     truth = annotation_file(spec, root)[0]
-    ready = predictor(dataclasses.replace(run, values=values), batch_size=4 * values["batch_size"])
-    if detections is None:
-        if not asked:
-            raise UserError(
-                f"{truth}: found nobody in split {side} of {len(records)}, expected at least one; see --split"
-            )
-        found = predict_people(ready, asked, skip_bad=skip, progress=progress)
-        if not found:
-            raise UserError(f"{root}: none of the images of {len(asked)} people can be used; see fedgh data check")
-        results = people_results(found)
-        errors: Errors | None = errors_of(found)
-    else:
-        results = _in_detections(ready, spec, truth, root, detections, side, oks_nms, progress)
-        errors = nearest_errors(asked, results)
-    about = {
+    results, errors = _predicted(run, values, spec, root, side, detections, oks_nms, progress)
+    about = _about(run, values, truth, side, detections, oks_nms)
+    with _folder(out) as folder:
+        write_results(folder / PREDICTIONS, results)
+        score = official.protocol_of(spec)(spec, truth, folder / PREDICTIONS, side=side, on_bad=on_bad)
+        if out is None:
+            return Evaluation(score, about)
+        again = ["fedgh", "score", spec.name, "--truth", str(truth), "--predictions", str(out / PREDICTIONS)]
+        again += ["--split", side] * (side != "all") + ["--on-bad", "skip"] * (on_bad == "skip")
+        evaluation = Evaluation(score, {**about, "predictions": PREDICTIONS}, shlex.join(again))
+        write_json(folder / "evaluation.json", evaluation.as_json())
+        if errors is not None:
+            model = f" {run.file.stem}" * (run.file.stem != "model")  # where it is not the run's only one
+            title = f"{run.directory.resolve().name}{model} on {spec.name}, {side}"
+            error_pictures.error_histograms(errors, spec, title).savefig(folder / "errors.png")
+            write_image(folder / "worst.png", error_pictures.worst_predictions(errors, spec))
+        return evaluation
+
+
+def _about(
+    run: Trained, values: Values, truth: Path, side: Side, detections: Path | None, oks_nms: float
+) -> dict[str, Any]:
+    """How an evaluation was made."""
+    return {
         "run": str(run.directory),
         "model": str(run.file.relative_to(run.directory)),
         "rounds": int(run.metadata.get("rounds", 0)),
-        "dataset": spec.name,
+        "dataset": values["dataset"]["spec"],
         "truth": str(truth),
         "split": side,
         "boxes": "annotated" if detections is None else str(detections),
@@ -135,26 +138,6 @@ def evaluate_run(
         "person_score": "mean confidence of the keypoints" + (" x score of the detection" if detections else ""),
         "oks_nms": None if detections is None else oks_nms,
     }
-    with _folder(out) as folder:
-        write_results(folder / PREDICTIONS, results)
-        score = official.protocol_of(spec)(
-            spec, truth, folder / PREDICTIONS, side=side, on_bad="skip" if skip else "raise"
-        )
-        if out is None:
-            return Evaluation(score, about)
-        again = ["fedgh", "score", spec.name, "--truth", str(truth), "--predictions", str(out / PREDICTIONS)]
-        again += ["--split", side] * (side != "all") + ["--on-bad", "skip"] * skip
-        evaluation = Evaluation(score, {**about, "predictions": PREDICTIONS}, shlex.join(again))
-        write_json(folder / "evaluation.json", evaluation.as_json())
-        if errors is not None:
-            _draw(errors, spec, folder, f"{_name(run)} on {spec.name}, {side}")
-        return evaluation
-
-
-def _name(run: Trained) -> str:
-    """The run's directory, and the model's file where that is not the only one."""
-    stem = run.file.stem
-    return " ".join([run.directory.resolve().name, *([stem] if stem != "model" else [])])
 
 
 def _spec(dataset: Values, run: Trained) -> DatasetSpec:
@@ -175,28 +158,35 @@ def _some(names: Sequence[str]) -> str:
     return f"{len(names)} keypoints ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
 
 
-def _in_detections(
-    ready: Predictor,
+def _predicted(
+    run: Trained,
+    values: Values,
     spec: DatasetSpec,
-    truth: Path,
     root: Path,
-    file: Path,
     side: Side,
+    detections: Path | None,
     oks_nms: float,
     progress: Progress | None,
-) -> list[Result]:
-    """Predictions in detected boxes, of the images on one side of the split."""
-    known = images_of(spec, truth, root, side="all")
-    boxes = read_detections(file, known)
-    asked = images_of(spec, truth, root, side=side)
-    if not any(name in boxes for name in asked):
-        raise UserError(f"{file}: found no person in the {len(asked)} images of split {side}; see --split")
-    return detection_results(predict_detections(ready, asked, boxes, progress=progress), oks_nms)
-
-
-def _draw(errors: Errors, spec: DatasetSpec, folder: Path, title: str) -> None:
-    error_pictures.error_histograms(errors, spec, title).savefig(folder / "errors.png")
-    write_image(folder / "worst.png", error_pictures.worst_predictions(errors, spec))
+) -> tuple[list[Result], Errors | None]:
+    """Predictions of the people on one side of the split, in their own boxes or in those detected, and their errors."""
+    on_bad = values["dataset"]["on_bad"]
+    records, _ = read_records(spec, root, on_bad=on_bad)
+    asked = on_side(records, spec, side)
+    truth = annotation_file(spec, root)[0]
+    ready = predictor(dataclasses.replace(run, values=values), batch_size=4 * values["batch_size"])
+    if detections is not None:
+        boxes = read_detections(detections, images_of(spec, truth, root, side="all"))
+        images = images_of(spec, truth, root, side=side)
+        if not any(name in boxes for name in images):
+            raise UserError(f"{detections}: found no person in the {len(images)} images of split {side}; see --split")
+        results = detection_results(predict_detections(ready, images, boxes, progress=progress), oks_nms)
+        return results, nearest_errors(asked, results)
+    if not asked:
+        raise UserError(f"{truth}: found nobody in split {side} of {len(records)}, expected at least one; see --split")
+    found = predict_people(ready, asked, skip_bad=on_bad == "skip", progress=progress)
+    if not found:
+        raise UserError(f"{root}: none of the images of {len(asked)} people can be used; see fedgh data check")
+    return people_results(found), errors_of(found)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from fedgh_app.errors import UserError
 from fedgh_app.pose.data.cache import check_image
 from fedgh_app.pose.data.records import PoseRecord
 from fedgh_app.pose.official.coco import suppress
+from fedgh_app.pose.official.people import distances
 from fedgh_app.pose.official.results import Result
 from fedgh_app.pose.prediction.boxes import PERSON, Box
 from fedgh_app.pose.prediction.prediction import Frame, Person, Predictor, Source
@@ -173,11 +174,4 @@ def nearest_errors(records: Sequence[PoseRecord], results: Iterable[Result]) -> 
 
 
 def _errors(records: Sequence[PoseRecord], keypoints: np.ndarray) -> Errors:
-    true = np.stack([record.keypoints for record in records]).astype(np.float64)
-    lengths = np.array([record.reference_length for record in records])
-    return Errors(
-        records=records,
-        keypoints=keypoints,
-        distance=np.linalg.norm(keypoints - true, axis=-1) / lengths[:, None],
-        visible=np.stack([record.visible for record in records]),
-    )
+    return Errors(records, keypoints, distances(records, keypoints), np.stack([record.visible for record in records]))

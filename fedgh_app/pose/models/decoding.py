@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedgh_app.errors import UserError
 from fedgh_app.pose.checks import DECODINGS
-from fedgh_app.pose.models.heatmaps import REFERENCE_WIDTH, Size, peaks, to_input
+from fedgh_app.pose.models.heatmaps import REFERENCE_WIDTH, Size, peaks, size_of, to_input
 
 # Maps (B, J, h, w) and the input's size to points (B, J, 2) in input pixels and scores (B, J).
 Decode = Callable[[Tensor, Size], tuple[Tensor, Tensor]]
@@ -26,7 +26,7 @@ MOST_BACKGROUND = 0.95
 def argmax(maps: Tensor, input_size: Size) -> tuple[Tensor, Tensor]:
     """The highest pixel of each map, and its value as the score."""
     peak, scores = peaks(maps)
-    return to_input(peak.to(maps.dtype), input_size, _size(maps)), scores
+    return to_input(peak.to(maps.dtype), input_size, size_of(maps)), scores
 
 
 def quarter(maps: Tensor, input_size: Size) -> tuple[Tensor, Tensor]:
@@ -36,10 +36,9 @@ def quarter(maps: Tensor, input_size: Size) -> tuple[Tensor, Tensor]:
     Not moved along an axis where the neighbours are equal or where the peak lies on the map's border: there a
     neighbour is missing.
     """
-    height, width = _size(maps)
+    height, width = size_of(maps)
     peak, scores = peaks(maps)
-    flat = maps.flatten(-2)
-    x, y = peak.unbind(-1)
+    flat, (x, y) = maps.flatten(-2), peak.unbind(-1)
 
     def value(column: Tensor, row: Tensor) -> Tensor:
         # Clamping at the border keeps the index legal; what is read there is not used.
@@ -77,7 +76,7 @@ class Dark:
 
     def __call__(self, maps: Tensor, input_size: Size) -> tuple[Tensor, Tensor]:
         """Points (B, J, 2) in input pixels of maps (B, J, h, w), and scores (B, J)."""
-        size = _size(maps)
+        size = size_of(maps)
         peak, scores = peaks(maps)
         heatmaps = maps.flatten(-2).softmax(-1).unflatten(-1, size) if self.logits else maps
         smooth = self._smoothed(heatmaps, peak).clamp(min=torch.finfo(maps.dtype).tiny)
@@ -99,7 +98,7 @@ class Dark:
 
     def _smoothed(self, heatmaps: Tensor, peak: Tensor) -> Tensor:
         """The smoothed maps at the 5 x 5 pixels around each peak, (B, J, 5, 5); beyond the border a map is 0."""
-        height, width = _size(heatmaps)
+        height, width = size_of(heatmaps)
         variance = self._sigma((height, width)) ** 2
 
         def kernel(middle: Tensor, extent: int) -> Tensor:
@@ -135,11 +134,11 @@ class Integral:
     def __call__(self, maps: Tensor, input_size: Size) -> tuple[Tensor, Tensor]:
         """Points (B, J, 2) in input pixels of logits (B, J, h, w); the highest probability is the score."""
         scores = (self.beta * maps).flatten(-2).softmax(-1).amax(-1)
-        return to_input(self.coordinates(maps), input_size, _size(maps)), scores
+        return to_input(self.coordinates(maps), input_size, size_of(maps)), scores
 
     def coordinates(self, maps: Tensor) -> Tensor:
         """Points (B, J, 2) in heatmap pixels of logits (B, J, h, w); differentiable."""
-        height, width = _size(maps)
+        height, width = size_of(maps)
         logits = self.beta * maps
         mass = logits.flatten(-2).softmax(-1).unflatten(-1, (height, width))
         x = mass.sum(-2) @ torch.arange(width, device=maps.device, dtype=maps.dtype)
@@ -164,14 +163,8 @@ class MapLoss(Protocol):
 
 
 def decoder(model: nn.Module, name: str, loss: MapLoss) -> Decode:
-    """How the maps of a model are read: by its own `Integral` where it has one, else by ``name``.
-
-    Parameters
-    ----------
-    name
-        One of `DECODINGS`; a UserError for another.
-    loss
-        That the model was trained with.
+    """How the maps of a model that was trained by ``loss`` are read: by its own `Integral` where it has one, else by
+    ``name``, one of `DECODINGS`; a UserError for another.
     """
     if name not in DECODINGS:
         raise UserError(f"evaluate.decoding={name}: expected {', '.join(DECODINGS[:-1])} or {DECODINGS[-1]}")
@@ -188,12 +181,8 @@ def flip_tested(decode: Decode, maps: Tensor, mirrored: Tensor, input_size: Size
     The maps are averaged, as in Simple Baselines (Xiao et al., ECCV 2018, section 3). Logits are too: that is the
     normalised geometric mean of the two distributions, whose peak, of two equally wide Gaussians, lies midway. Of an
     `Integral` the points are averaged: each is debiased by the share of background in its own map, which a mean of
-    maps has lost. Undebiased it is the same as averaging the two distributions.
-
-    Parameters
-    ----------
-    mirrored
-        Of the mirrored images, mirrored back; see `mirrored_back`.
+    maps has lost. Undebiased it is the same as averaging the two distributions. ``mirrored`` are those of the mirrored
+    images, mirrored back; see `mirrored_back`.
     """
     if not isinstance(decode, Integral):
         return decode((maps + mirrored) / 2, input_size)
@@ -210,7 +199,3 @@ def mirrored_back(maps: Tensor, flip_permutation: Sequence[int] | np.ndarray) ->
     w - 1 - u, and maps meet as they are.
     """
     return maps[:, torch.as_tensor(flip_permutation, device=maps.device)].flip(-1)
-
-
-def _size(maps: Tensor) -> Size:
-    return maps.shape[-2], maps.shape[-1]

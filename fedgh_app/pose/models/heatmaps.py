@@ -16,14 +16,12 @@ REFERENCE_WIDTH = 64
 
 def to_heatmap(points: Tensor, input_size: Size, heatmap_size: Size) -> Tensor:
     """Points (..., 2) in input pixels as points in heatmap pixels."""
-    scale = _scale(points, input_size, heatmap_size)
-    return (points + 0.5) / scale - 0.5
+    return (points + 0.5) / _scale(points, input_size, heatmap_size) - 0.5
 
 
 def to_input(points: Tensor, input_size: Size, heatmap_size: Size) -> Tensor:
     """Points (..., 2) in heatmap pixels as points in input pixels."""
-    scale = _scale(points, input_size, heatmap_size)
-    return (points + 0.5) * scale - 0.5
+    return (points + 0.5) * _scale(points, input_size, heatmap_size) - 0.5
 
 
 def supervised(keypoints: Tensor, visible: Tensor, input_size: Size, heatmap_size: Size, sigma: float = 2.0) -> Tensor:
@@ -46,19 +44,11 @@ def render_gaussian(
 
     The centre is the keypoint, not rounded to a pixel: the map says where between two pixels it lies.
 
-    Parameters
-    ----------
-    keypoints
-        (B, J, 2) in input pixels.
-    visible
-        (B, J) bool. The map of a keypoint without a target (see `supervised`) is zero.
-    sigma
-        Standard deviation in pixels of a map 64 wide; on a map of width w it is ``sigma * w / 64``.
-
-    Returns
-    -------
-    Tensor
-        (B, J, h, w)
+    Args:
+        keypoints: (B, J, 2) in input pixels.
+        visible: (B, J) bool. The map of a keypoint without a target (see `supervised`) is zero.
+        input_size, heatmap_size: of the input, and of the maps (B, J, h, w).
+        sigma: standard deviation in pixels of a map 64 wide; on a map of width w it is ``sigma * w / 64``.
     """
     counted = supervised(keypoints, visible, input_size, heatmap_size, sigma)
     along_x, along_y = squared_distances(keypoints, counted, input_size, heatmap_size)
@@ -89,6 +79,11 @@ def peaks(heatmaps: Tensor) -> tuple[Tensor, Tensor]:
     scores, y = heatmaps.amax(-1).max(-1)
     row = heatmaps.gather(-2, y[..., None, None].expand(*y.shape, 1, heatmaps.shape[-1]))[..., 0, :]
     return torch.stack((row.argmax(-1), y), -1), scores
+
+
+def size_of(images: Tensor) -> Size:
+    """Height and width of images or maps (..., h, w)."""
+    return images.shape[-2], images.shape[-1]
 
 
 def _scale(like: Tensor, input_size: Size, heatmap_size: Size) -> Tensor:

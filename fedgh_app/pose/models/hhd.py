@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 
 from fedgh_app.errors import UserError
 from fedgh_app.pose.models.decoding import MOST_BACKGROUND, Integral
-from fedgh_app.pose.models.heatmaps import Size, peaks
+from fedgh_app.pose.models.heatmaps import Size, peaks, size_of
 from fedgh_app.vision.training import evaluation_mode, outputs_of
 
 
@@ -25,23 +25,17 @@ class HHD(nn.Module):
     Both maps are normalised, each by its own rule; a window is cut from the teacher's map around its peak t, and from
     the student's around the point where its peak must lie for what it decodes to be t; the two windows are compared.
 
-    Parameters
-    ----------
-    weight
-        On the whole term, beside the student's own loss.
-    loss
-        ``l1`` or ``l2``: absolute or squared differences.
-    window
-        Height and width of the window as a share of the map's, in (0, 1].
-    normalise
-        Heterogeneous normalisation: the student's softmax(beta z); of the teacher max(T, 0) divided by its sum, or
-        softmax(T) where its maps are logits. Differences are summed over the window. Off: z and T are compared as the
-        networks put them out, and differences, whose size then depends on the number of pixels, are averaged.
-    unbiased_crop
-        Off: no window, the whole maps are compared; ``window`` and ``mirror`` then mean nothing.
-    mirror
-        Mirror expansion: a cell of the window outside the map takes the value at the opposite offset from the
-        window's centre, 0 where that is outside too. Off: such a cell is 0.
+    Args:
+        weight: on the whole term, beside the student's own loss.
+        loss: ``l1`` or ``l2``: absolute or squared differences.
+        window: height and width of the window as a share of the map's, in (0, 1].
+        normalise: heterogeneous normalisation: the student's softmax(beta z); of the teacher max(T, 0) divided by its
+            sum, or softmax(T) where its maps are logits. Differences are summed over the window. Off: z and T are
+            compared as the networks put them out, and differences, whose size then depends on the number of pixels, are
+            averaged.
+        unbiased_crop: off: no window, the whole maps are compared; ``window`` and ``mirror`` then mean nothing.
+        mirror: mirror expansion: a cell of the window outside the map takes the value at the opposite offset from the
+            window's centre, 0 where that is outside too. Off: such a cell is 0.
     """
 
     def __init__(
@@ -69,21 +63,15 @@ class HHD(nn.Module):
         With ``normalise`` a teacher's map without any positive value, which no rule brings to sum 1, counts as well
         as none: its keypoint is left out.
 
-        Parameters
-        ----------
-        z
-            (B, J, h, w), the student's logits.
-        teacher
-            (B, J, h', w'). One of another size is resized to (h, w) first, before any normalisation: bilinear between
-            pixel centres, averaging where it shrinks.
-        visible
-            (B, J) bool.
-        integral
-            How the student decodes.
-        logits
-            Whether the teacher was trained by cross-entropy, so that softmax(T) is its explicit heatmap.
+        Args:
+            z: (B, J, h, w), the student's logits.
+            teacher: (B, J, h', w'). One of another size is resized to (h, w) first, before any normalisation: bilinear
+                between pixel centres, averaging where it shrinks.
+            visible: (B, J) bool.
+            integral: how the student decodes.
+            logits: whether the teacher was trained by cross-entropy, so that softmax(T) is its explicit heatmap.
         """
-        size = (z.shape[-2], z.shape[-1])
+        size = size_of(z)
         with torch.no_grad():
             target = teacher.detach().to(z.dtype)
             if target.shape[-2:] != size:
@@ -148,14 +136,7 @@ def student_centre(peak: Tensor, logits: Tensor, mass: Tensor) -> Tensor:
 
     The background, a share r of the mass, pulls the expectation to the map's middle c; so from t it is
     (t - r c) / (1 - r), brought back onto the map. Where nearly all is background (r >= 0.95) it is t, as for
-    `Integral`.
-
-    Parameters
-    ----------
-    peak
-        t, (B, J, 2).
-    logits, mass
-        beta z and its softmax, (B, J, h, w).
+    `Integral`. ``peak`` (B, J, 2) is t; ``logits`` and ``mass`` (B, J, h, w) are beta z and its softmax.
     """
     height, width = logits.shape[-2:]
     # Every pixel tells the sum of exp(logits), as exp(logit) / mass; the highest without loss of digits.

@@ -16,6 +16,7 @@ from fedgh_app.pose.models.heatmaps import (
     REFERENCE_WIDTH,
     Size,
     render_gaussian,
+    size_of,
     squared_distances,
     supervised,
     to_heatmap,
@@ -27,11 +28,7 @@ Regulariser = Literal["js", "kl", "none"]
 class HeatmapLoss(nn.Module):
     """Mean of one term per keypoint over the keypoints that have a target (see `heatmaps.supervised`).
 
-    Parameters
-    ----------
-    sigma
-        Standard deviation of the target, in pixels of a heatmap 64 wide; a map of width w uses ``sigma * w /
-        64``.
+    ``sigma`` is the target's standard deviation in pixels of a map 64 wide; a map of width w uses ``sigma * w / 64``.
     """
 
     # Whether the maps that are so trained are logits of a distribution over the pixels, or the Gaussians themselves.
@@ -61,7 +58,7 @@ class HeatmapLoss(nn.Module):
         self, heatmaps: Tensor, keypoints: Tensor, visible: Tensor, input_size: Size
     ) -> tuple[Tensor, Tensor]:
         """The terms, 0 where a keypoint has no target, and which ones have: both (B, J)."""
-        size = (heatmaps.shape[-2], heatmaps.shape[-1])
+        size = size_of(heatmaps)
         counted = supervised(keypoints, visible, input_size, size, self.sigma)
         values = self.terms(heatmaps, keypoints, counted, input_size)
         return torch.where(counted, values, torch.zeros_like(values)), counted
@@ -75,14 +72,11 @@ class HeatmapLoss(nn.Module):
     def forward(self, heatmaps: Tensor, keypoints: Tensor, visible: Tensor, input_size: Size) -> Tensor:
         """Scalar loss; 0, with zero gradients, where no keypoint of the batch has a target.
 
-        Parameters
-        ----------
-        heatmaps
-            (B, J, h, w), as the network puts them out.
-        keypoints
-            (B, J, 2) in pixels of the input, whose size (height, width) is ``input_size``.
-        visible
-            (B, J) bool.
+        Args:
+            heatmaps: (B, J, h, w), as the network puts them out.
+            keypoints: (B, J, 2) in pixels of the input.
+            visible: (B, J) bool.
+            input_size: height and width of the input.
         """
         total, count = self.total(heatmaps, keypoints, visible, input_size)
         return total / count.clamp(min=1)
@@ -97,7 +91,7 @@ class HeatmapMSE(HeatmapLoss):
 
     def terms(self, heatmaps: Tensor, keypoints: Tensor, counted: Tensor, input_size: Size) -> Tensor:
         """Half the mean squared error of each map, (B, J)."""
-        size = (heatmaps.shape[-2], heatmaps.shape[-1])
+        size = size_of(heatmaps)
         target = render_gaussian(keypoints, counted, input_size, size, self.sigma)
         return 0.5 * ((heatmaps - target) ** 2).flatten(-2).mean(-1)
 
@@ -113,7 +107,7 @@ class HeatmapCrossEntropy(HeatmapLoss):
 
     def terms(self, heatmaps: Tensor, keypoints: Tensor, counted: Tensor, input_size: Size) -> Tensor:
         """Cross-entropy of each map, (B, J)."""
-        size = (heatmaps.shape[-2], heatmaps.shape[-1])
+        size = size_of(heatmaps)
         along_x, along_y = self._exponents(keypoints, counted, input_size, size)
         # As a product of softmaxes the target sums to 1 also for a keypoint beyond the border.
         target = along_y.softmax(-1)[..., :, None] * along_x.softmax(-1)[..., None, :]
@@ -129,17 +123,12 @@ class IntegralLoss(HeatmapLoss):
     predicts, debiased or not, in heatmap pixels, and x*, y* the truth, so that an error counts as a fraction of the
     map and of the input, whatever their sizes. The Gaussian is normalised to sum 1 over the map; D is in nats.
 
-    Parameters
-    ----------
-    debiased, beta
-        Those of the model; see `decoding.Integral`.
-    regulariser
-        D. ``js``: the Jensen-Shannon divergence, at most ln 2, which Nibali et al. found best; ``kl``: the
-        Kullback-Leibler divergence KL(prediction || Gaussian), which grows with the distance; ``none``.
-    weight
-        Of D; 1 in Nibali et al.
-    sigma
-        Of the Gaussian, in pixels of a map 64 wide, as for the heatmap losses.
+    Args:
+        debiased, beta: those of the model; see `decoding.Integral`.
+        regulariser: D. ``js``: the Jensen-Shannon divergence, at most ln 2, which Nibali et al. found best; ``kl``: the
+            Kullback-Leibler divergence KL(prediction || Gaussian), which grows with the distance; ``none``.
+        weight: of D; 1 in Nibali et al.
+        sigma: of the Gaussian, in pixels of a map 64 wide, as for the heatmap losses.
     """
 
     logits = True
@@ -157,13 +146,11 @@ class IntegralLoss(HeatmapLoss):
             raise UserError(f"loss.regulariser: found {regulariser!r}, expected js, kl or none")
         if not 0 <= weight < math.inf:
             raise UserError(f"loss.weight: found {weight!r}, expected a number of at least 0")
-        self.integral = Integral(debiased, beta)
-        self.regulariser = regulariser
-        self.weight = float(weight)
+        self.integral, self.regulariser, self.weight = Integral(debiased, beta), regulariser, float(weight)
 
     def terms(self, heatmaps: Tensor, keypoints: Tensor, counted: Tensor, input_size: Size) -> Tensor:
         """Error of each keypoint and divergence of its implicit heatmap (B, J, h, w), together (B, J)."""
-        size = (heatmaps.shape[-2], heatmaps.shape[-1])
+        size = size_of(heatmaps)
         truth = to_heatmap(keypoints, input_size, size)
         # What does not count may be anything, even nan, whose gradient would be nan.
         found = self.integral.coordinates(heatmaps)

@@ -23,32 +23,23 @@ class PoseNet(nn.Module):
     with BatchNorm and ReLU, as many as lead to a quarter of the input (three where the backbone ends at 1/32), and a
     1x1 convolution to one map per keypoint (``head``). The paper's own network is a ResNet with 256 channels.
 
-    Parameters
-    ----------
-    backbone
-        ``resnet18`` to ``152``, ``mobilenet_v3_small``, ``_large``, ``shufflenet_v2_x0_5`` to ``_x2_0``, or
-        ``timm:NAME``; see `backbones`.
-    num_keypoints
-        J, the number of maps.
-    head
-        What the maps are. ``heatmap``: explicit ones, drawn towards a Gaussian, whose highest pixel is the keypoint.
-        ``integral``: logits, implicit heatmaps, whose softmax is the distribution of which the keypoint is the
-        expectation (Sun et al., ECCV 2018). The layers are the same, the losses are not.
-    debiased, beta
-        Of the integral head: see `decoding.Integral`.
-    head_width
-        Channels of each transposed convolution.
-    separable
-        Whether each transposed convolution is split in two, a 1x1 convolution and a transposed one of each channel for
-        itself (Howard et al., MobileNets, 2017). The whole head is then a fraction of a light backbone; in full,
-        its first layer alone would be larger than that.
-    norm
-        ``batch``: BatchNorm where the backbone has it, and in the head. ``group``: GroupNorm in its place; see
-        `backbones.to_group_norm`.
-    weights
-        Where the backbone starts: nothing (random, the default), the name of a torchvision weight enum such
-        as ``ResNet50_Weights.IMAGENET1K_V2`` (torchvision downloads it unless it is cached), or the path of a
-        local checkpoint with the backbone's own names of layers. The head always starts at random.
+    Args:
+        backbone: ``resnet18`` to ``152``, ``mobilenet_v3_small``, ``_large``, ``shufflenet_v2_x0_5`` to ``_x2_0``, or
+            ``timm:NAME``; see `backbones`.
+        num_keypoints: J, the number of maps.
+        head: what the maps are. ``heatmap``: explicit ones, drawn towards a Gaussian, whose highest pixel is the
+            keypoint. ``integral``: logits, implicit heatmaps, whose softmax is the distribution of which the keypoint
+            is the expectation (Sun et al., ECCV 2018). The layers are the same, the losses are not.
+        debiased, beta: of the integral head: see `decoding.Integral`.
+        head_width: channels of each transposed convolution.
+        separable: whether each transposed convolution is split in two, a 1x1 convolution and a transposed one of each
+            channel for itself (Howard et al., MobileNets, 2017). The whole head is then a fraction of a light backbone;
+            in full, its first layer alone would be larger than that.
+        norm: ``batch``: BatchNorm where the backbone has it, and in the head. ``group``: GroupNorm in its place; see
+            `backbones.to_group_norm`.
+        weights: where the backbone starts: nothing (random, the default), the name of a torchvision weight enum such as
+            ``ResNet50_Weights.IMAGENET1K_V2`` (torchvision downloads it unless it is cached), or the path of a local
+            checkpoint with the backbone's own names of layers. The head always starts at random.
     """
 
     def __init__(

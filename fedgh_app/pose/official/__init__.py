@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
-from fedgh_app.pose.data.records import DatasetSpec, load_spec
+from fedgh_app.pose.data.records import DatasetSpec, OnBad, load_spec
 from fedgh_app.pose.official import coco, lsp, mpii, pck
 from fedgh_app.pose.official.scores import Score, Side, check_side
 
@@ -19,13 +19,7 @@ class Scorer(Protocol):
     """A protocol: truth file and predictions file to percentages."""
 
     def __call__(
-        self,
-        spec: DatasetSpec,
-        truth: Path,
-        predictions: Path,
-        *,
-        side: Side = "all",
-        on_bad: Literal["raise", "skip"] = "raise",
+        self, spec: DatasetSpec, truth: Path, predictions: Path, *, side: Side = "all", on_bad: OnBad = "raise"
     ) -> Score:
         """Score ``predictions``; UserError where a file is not as expected."""
 
@@ -37,18 +31,8 @@ def protocol_of(spec: DatasetSpec) -> Scorer:
     return {"head": mpii.score, "torso": lsp.score, "box": pck.score}[spec.reference]
 
 
-def score(
-    dataset: str,
-    truth: Path,
-    predictions: Path,
-    *,
-    side: Side = "all",
-    on_bad: Literal["raise", "skip"] = "raise",
-) -> Score:
-    """Score a predictions file by the official protocol of a data set, by its name.
-
-    Raises UserError where there is no such data set, or a file is not as expected.
-    """
+def score(dataset: str, truth: Path, predictions: Path, *, side: Side = "all", on_bad: OnBad = "raise") -> Score:
+    """Score predictions by the protocol of the data set of this name; UserError where a file is not as expected."""
     check_side(side)
     spec = load_spec(ALSO_CALLED.get(dataset, dataset))
     return protocol_of(spec)(spec, Path(truth), Path(predictions), side=side, on_bad=on_bad)

@@ -6,14 +6,14 @@ import contextlib
 import io
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
 from fedgh_app.errors import UserError
-from fedgh_app.pose.data.records import DatasetSpec
+from fedgh_app.pose.data.records import DatasetSpec, OnBad
 from fedgh_app.pose.data.split import split_groups
 from fedgh_app.pose.official.results import Result, read_results
 from fedgh_app.pose.official.scores import Score, Side
@@ -26,14 +26,7 @@ RULE = "COCOeval: OKS 0.50:0.95, the 20 highest scores of an image; crowds and p
 NUMBERS = {"keypoints": (-1,), "bbox": (4,), "area": (), "iscrowd": (), "num_keypoints": ()}
 
 
-def score(
-    spec: DatasetSpec,
-    truth: Path,
-    predictions: Path,
-    *,
-    side: Side = "all",
-    on_bad: Literal["raise", "skip"] = "raise",
-) -> Score:
+def score(spec: DatasetSpec, truth: Path, predictions: Path, *, side: Side = "all", on_bad: OnBad = "raise") -> Score:
     """Average precision and recall over object keypoint similarity (Lin et al., ECCV 2014; cocodataset.org).
 
     COCO says who is predicted by whom, so nobody has to be predicted, and people who are not cost recall.
@@ -125,7 +118,7 @@ def _evaluate(data: Mapping[str, Any], results: Sequence[Result], images: Sequen
     return dict(zip(STATISTICS, map(float, evaluation.stats), strict=True))
 
 
-def _read_truth(spec: DatasetSpec, path: Path, on_bad: Literal["raise", "skip"]) -> tuple[dict[str, Any], int]:
+def _read_truth(spec: DatasetSpec, path: Path, on_bad: OnBad) -> tuple[dict[str, Any], int]:
     """Images and people of an annotation file, as COCOeval needs them, and how many people were left out."""
     data = read_json(path)
     if not isinstance(data, dict) or not all(isinstance(data.get(key), list) for key in ("images", "annotations")):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
-from fedgh_app.pose.data.records import DatasetSpec
+from fedgh_app.pose.data.records import DatasetSpec, OnBad
 from fedgh_app.pose.official.pck import rows
 from fedgh_app.pose.official.people import compare
 from fedgh_app.pose.official.scores import Score, Side
@@ -23,14 +22,7 @@ GROUPS = {
 RULE = "person-centric; reference: left shoulder to right hip; mean over the 14 joints"
 
 
-def score(
-    spec: DatasetSpec,
-    truth: Path,
-    predictions: Path,
-    *,
-    side: Side = "all",
-    on_bad: Literal["raise", "skip"] = "raise",
-) -> Score:
+def score(spec: DatasetSpec, truth: Path, predictions: Path, *, side: Side = "all", on_bad: OnBad = "raise") -> Score:
     """PCK by group of joints (Yang and Ramanan, PAMI 2013, section 7; 0.2 of the torso is what papers compare).
 
     ``truth`` is a ``joints.mat`` with left and right from the person's view, as the data sets come. Of LSP every joint

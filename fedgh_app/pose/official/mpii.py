@@ -6,13 +6,12 @@ in MATLAB.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import h5py
 import numpy as np
 
 from fedgh_app.errors import UserError
-from fedgh_app.pose.data.records import DatasetSpec
+from fedgh_app.pose.data.records import DatasetSpec, OnBad
 from fedgh_app.pose.evaluation.metrics import MPII_JOINTS, pckh
 from fedgh_app.pose.official.people import Compared, compare
 from fedgh_app.pose.official.scores import Score, Side
@@ -28,14 +27,7 @@ HDF5_SUFFIXES = (".h5", ".hdf5")
 RULE = "reference: 0.6 x the diagonal of the head box; mean without pelvis and thorax, joints weighted by their count"
 
 
-def score(
-    spec: DatasetSpec,
-    truth: Path,
-    predictions: Path,
-    *,
-    side: Side = "all",
-    on_bad: Literal["raise", "skip"] = "raise",
-) -> Score:
+def score(spec: DatasetSpec, truth: Path, predictions: Path, *, side: Side = "all", on_bad: OnBad = "raise") -> Score:
     """PCKh by the official groups of joints and their mean (see `metrics.pckh`).
 
     Predictions are either arrays (`read_mpii_predictions`), for a ``truth`` with ``pos_gt_src`` and the same people in
@@ -51,10 +43,8 @@ def score(
         found = read_mpii_predictions(predictions, people=len(keypoints))
         compared = Compared(np.linalg.norm(found - keypoints, axis=-1) / lengths[:, None], visible, left_out=0)
     rows = {
-        f"PCKh@{threshold:g}": {
-            name: 100 * value for name, value in pckh(compared.distance, compared.counted, threshold).items()
-        }
-        for threshold in spec.thresholds
+        f"PCKh@{limit:g}": {name: 100 * part for name, part in pckh(compared.distance, compared.counted, limit).items()}
+        for limit in spec.thresholds
     }
     return Score("MPII, PCKh", rows, len(compared.distance), RULE, compared.left_out)
 
@@ -80,8 +70,9 @@ def read_mpii_truth(path: Path) -> tuple[Array, Array, Array]:
     if boxes.shape != (2, 2, people):
         raise _wrong_shape(path, "headboxes_src", boxes, f"(2, 2, {people})")
     lengths = HEAD_SHARE * np.linalg.norm(boxes[1] - boxes[0], axis=0)
-    if not (np.isfinite(lengths) & (lengths > 0)).all():
-        person = int(np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))[0])
+    usable = np.isfinite(lengths) & (lengths > 0)
+    if not usable.all():
+        person = int(usable.argmin())
         raise UserError(
             f"{path}: found a head box of diagonal {lengths[person] / HEAD_SHARE:g} for person {person},"
             " expected one above 0"

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from fedgh_app.pose.data.records import DatasetSpec
-from fedgh_app.pose.evaluation.metrics import mean_present, pck
+from fedgh_app.pose.data.records import DatasetSpec, OnBad
+from fedgh_app.pose.evaluation.metrics import mean_present, mean_visible, pck
 from fedgh_app.pose.official.people import Compared, compare
 from fedgh_app.pose.official.scores import Score, Side
 
 RULE = "reference: the longest side of the annotated box; mean over keypoints"
 
 
-def score(
-    spec: DatasetSpec,
-    truth: Path,
-    predictions: Path,
-    *,
-    side: Side = "all",
-    on_bad: Literal["raise", "skip"] = "raise",
-) -> Score:
+def score(spec: DatasetSpec, truth: Path, predictions: Path, *, side: Side = "all", on_bad: OnBad = "raise") -> Score:
     """PCK by keypoint (Yang and Ramanan, PAMI 2013, section 7, with the box for a reference), see `people.compare`."""
     compared = compare(spec, truth, predictions, side=side, on_bad=on_bad)
     groups = {name: (place,) for place, name in enumerate(spec.keypoints)}
@@ -40,15 +32,8 @@ def rows(spec: DatasetSpec, compared: Compared, groups: Mapping[str, tuple[int, 
     for threshold in spec.thresholds:
         per_keypoint = pck(compared.distance, compared.counted, threshold)
         values = {name: mean_present(per_keypoint[list(places)]) for name, places in groups.items()}
-        area = _areas(compared, threshold)
+        # The area under each keypoint's curve: one at distance d is right on [d, threshold].
+        area = mean_visible(np.clip(1 - compared.distance / threshold, 0, 1), compared.counted)
         values |= {"mean": mean_present(per_keypoint), "auc": mean_present(area)}
         found[f"PCK@{threshold:g}"] = {name: 100 * value for name, value in values.items()}
     return found
-
-
-def _areas(compared: Compared, threshold: float) -> np.ndarray:
-    """Area under each keypoint's PCK curve, (J,): a keypoint at distance d is right on [d, threshold]."""
-    gained = np.clip(1 - compared.distance / threshold, 0, 1)
-    count = compared.counted.sum(0)
-    total = np.where(compared.counted, gained, 0).sum(0)
-    return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)

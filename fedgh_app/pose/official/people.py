@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from fedgh_app.errors import UserError
-from fedgh_app.pose.data.records import DatasetSpec, PoseRecord
-from fedgh_app.pose.data.split import split_records
+from fedgh_app.pose.data.records import DatasetSpec, OnBad, PoseRecord
+from fedgh_app.pose.data.split import on_side
 from fedgh_app.pose.official.results import Result, read_results
 from fedgh_app.pose.official.scores import Side
 from fedgh_app.pose.readers import read_truth
@@ -31,7 +30,7 @@ class Compared:
 
 
 def compare(
-    spec: DatasetSpec, truth: Path, predictions: Path, *, side: Side = "all", on_bad: Literal["raise", "skip"] = "raise"
+    spec: DatasetSpec, truth: Path, predictions: Path, *, side: Side = "all", on_bad: OnBad = "raise"
 ) -> Compared:
     """Read both files and put them side by side.
 
@@ -48,8 +47,7 @@ def compare(
     records, bad = read_truth(spec, truth, on_bad=on_bad)
     results = read_results(predictions, spec)
     by_person = _assigned(records, results, predictions, truth)
-    splits = split_records(records, spec)
-    asked = [record for record, split in zip(records, splits, strict=True) if side in ("all", split)]
+    asked = on_side(records, spec, side)
     if not asked:
         raise UserError(f"{truth}: found nobody in split {side}, expected at least one person; see --split")
     missing = [record for record in asked if record.id not in by_person]
@@ -64,10 +62,14 @@ def compare(
     if not scored:
         raise UserError(f"{predictions}: found no prediction for any of {len(asked)} people, expected one for each")
     found = np.stack([by_person[record.id].keypoints for record in scored])
-    true = np.stack([record.keypoints for record in scored]).astype(np.float64)
-    lengths = np.array([record.reference_length for record in scored], dtype=np.float64)
-    distance = np.linalg.norm(found - true, axis=-1) / lengths[:, None]
-    return Compared(distance, np.stack([record.visible for record in scored]), len(missing) + len(bad))
+    return Compared(distances(scored, found), np.stack([record.visible for record in scored]), len(missing) + len(bad))
+
+
+def distances(records: Sequence[PoseRecord], found: np.ndarray) -> np.ndarray:
+    """How far the keypoints found (N, J, 2) are from those annotated, (N, J) in reference lengths."""
+    true = np.stack([record.keypoints for record in records]).astype(np.float64)
+    lengths = np.array([record.reference_length for record in records], dtype=np.float64)
+    return np.linalg.norm(found - true, axis=-1) / lengths[:, None]
 
 
 def _assigned(records: Sequence[PoseRecord], results: Sequence[Result], file: Path, truth: Path) -> dict[str, Result]:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
 
 from fedgh_app.errors import UserError
-from fedgh_app.pose.data.records import BadRecord, DatasetSpec, PoseRecord
+from fedgh_app.pose.data.records import BadRecord, DatasetSpec, OnBad, PoseRecord
 from fedgh_app.pose.readers import coco, lsp, mpii
 from fedgh_app.pose.readers.intake import BadEntry, RawPose, record
 
@@ -37,9 +36,7 @@ def annotation_file(spec: DatasetSpec, root: Path) -> tuple[Path, Reader]:
     return root / name, reader
 
 
-def read_records(
-    spec: DatasetSpec, root: Path, *, on_bad: Literal["raise", "skip"] = "raise"
-) -> tuple[list[PoseRecord], list[BadRecord]]:
+def read_records(spec: DatasetSpec, root: Path, *, on_bad: OnBad = "raise") -> tuple[list[PoseRecord], list[BadRecord]]:
     """Every pose under `root`, in the file's order, and what was dropped.
 
     A bad record raises a `UserError` that names the file, or with `on_bad="skip"` is dropped and counted. An
@@ -52,9 +49,7 @@ def read_records(
     return _records(spec, path, reader, root, on_bad)
 
 
-def read_truth(
-    spec: DatasetSpec, path: Path, *, on_bad: Literal["raise", "skip"] = "raise"
-) -> tuple[list[PoseRecord], list[BadRecord]]:
+def read_truth(spec: DatasetSpec, path: Path, *, on_bad: OnBad = "raise") -> tuple[list[PoseRecord], list[BadRecord]]:
     """Every pose of one annotation file, whatever its name, as the data set's published evaluation counts it.
 
     As `read_records`, but without a look for the images, and joints that LSP calls hidden count.
@@ -66,7 +61,7 @@ def read_truth(
 
 
 def _records(
-    spec: DatasetSpec, path: Path, reader: Reader, root: Path | None, on_bad: Literal["raise", "skip"]
+    spec: DatasetSpec, path: Path, reader: Reader, root: Path | None, on_bad: OnBad
 ) -> tuple[list[PoseRecord], list[BadRecord]]:
     if on_bad not in ("raise", "skip"):
         raise UserError(f"on_bad={on_bad!r}, expected raise or skip")

@@ -65,7 +65,7 @@ class Privacy(Part):
         current.privacy = self.spent()
 
     def spent(self) -> dict[str, Any]:
-        """``epsilon`` of the client asked most often, its ``releases``, ``epsilon_round`` of one alone, ``delta``."""
+        """``epsilon`` of the client asked most often, its ``releases``, ``epsilon_round`` of one of them; ``delta``."""
         releases = max(self.asked.values(), default=0)
         return {
             "epsilon": epsilon(self.multiplier, releases, self.delta),

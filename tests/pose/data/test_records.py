@@ -6,7 +6,8 @@ import yaml
 
 from fedgh_app.errors import UserError
 from fedgh_app.pose.data.records import load_spec
-from fedgh_app.vision.specs import DIRECTORY, spec_names
+from fedgh_app.resources import DATASETS
+from fedgh_app.vision.specs import spec_names
 
 
 def test_described_data_sets() -> None:
@@ -59,7 +60,7 @@ def test_unknown_name_offers_the_nearest() -> None:
     ],
 )
 def test_bad_spec_names_file_and_key(tmp_path: Path, key: str, value: object, message: str) -> None:
-    values = yaml.safe_load((DIRECTORY / "arm.yaml").read_text())
+    values = yaml.safe_load((DATASETS / "arm.yaml").read_text())
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values | {key: value}))
     with pytest.raises(UserError, match=message) as caught:
         load_spec("mine", tmp_path)

@@ -14,7 +14,6 @@ from fedgh_app.pose.evaluation.metrics import (
     mean_present,
     pck,
     pckh,
-    spread,
 )
 from fedgh_app.pose.models.decoding import Integral
 from fedgh_app.pose.models.heatmaps import render_gaussian
@@ -133,16 +132,3 @@ def test_hits_of_implicit_heatmaps_are_of_the_expectation_not_of_the_peak():
     assert heatmap_hits(logits, target, visible, (40, 80)).item() == 0
     assert heatmap_hits(logits, target, visible, (40, 80), Integral(debiased=False)).item() == 1
     assert heatmap_hits(logits, target + 4, visible, (40, 80), Integral(debiased=False)).item() == 0
-
-
-def test_spread_by_hand():
-    found = spread({"a": 0.5, "b": math.nan, "c": 0.1, "d": 0.1, "e": 0.9})
-    assert (found.worst, found.worst_client) == (0.1, "c")
-    assert found.mean == pytest.approx(0.4)
-    assert found.std == pytest.approx(math.sqrt((0.01 + 0.09 + 0.09 + 0.25) / 4))
-    assert math.isnan(spread({"b": math.nan}).worst)
-
-
-@given(st.permutations([("a", 0.2), ("b", 0.2), ("c", 0.7)]))
-def test_spread_does_not_depend_on_the_order_of_replies(order):
-    assert spread(dict(order)).worst_client == "a"

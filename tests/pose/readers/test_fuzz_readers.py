@@ -27,8 +27,9 @@ from fedgh_app.pose.official.results import read_results
 from fedgh_app.pose.prediction import videos
 from fedgh_app.pose.prediction.boxes import read_boxes
 from fedgh_app.pose.readers import mpii, read_records
+from fedgh_app.resources import DATASETS
 from fedgh_app.vision.images import read_image
-from fedgh_app.vision.specs import DIRECTORY, spec_names
+from fedgh_app.vision.specs import spec_names
 
 ARM, MPII, LSPET, COCO = (load_spec(name) for name in ("arm", "mpii", "lspet", "coco"))
 
@@ -322,7 +323,7 @@ def test_videos(tmp_path: Path, suffix: str, codec: str, count: int) -> None:
 @counted
 def test_specs(tmp_path: Path, count: int) -> None:
     file = tmp_path / "mine.yaml"
-    known = [(DIRECTORY / f"{name}.yaml").read_text() for name in spec_names()]
+    known = [(DATASETS / f"{name}.yaml").read_text() for name in spec_names()]
 
     def check(content: bytes) -> None:
         file.write_bytes(content)

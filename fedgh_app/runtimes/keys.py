@@ -1,4 +1,4 @@
-"""``fedgh deploy``: the keys and certificates that a SuperLink and its SuperNodes need to trust each other.
+"""The keys and certificates that a SuperLink and its SuperNodes need to trust each other.
 
 TLS tells a site that it talks to the server that it means; the SuperNode's own key tells the server which site is
 talking (``flower-superlink --enable-supernode-auth``). Formats are those that Flower 1.41 reads: PEM for TLS, OpenSSH
@@ -13,9 +13,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
-import typer
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -27,16 +25,10 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from rich.console import Console
-from rich.markup import escape
 
 from fedgh_app.errors import UserError
-from fedgh_app.runtimes import bundles
 from fedgh_app.vision.files import replacing, staged
 
-app = typer.Typer(help="Make what a federation of real machines needs (docs/deployment.md).", no_args_is_help=True)
-
-PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 CURVE = ec.SECP384R1()
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 AUTHORITY = "fedgh certificate authority"
@@ -44,69 +36,6 @@ AUTHORITY_DAYS = 3650
 # Of a machine, and of a folder: nothing that a path or a shell gives a meaning.
 SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
-
-
-@app.command()
-def keys(
-    out: Annotated[Path, typer.Argument(help="New folder to write.")],
-    host: Annotated[list[str], typer.Option(help="Name or IP address that sites reach the server by; may repeat.")],
-    site: Annotated[list[str], typer.Option(help="Name of a site; may repeat.")],
-    days: Annotated[
-        int, typer.Option(help="Days that the server's certificate is valid.", min=1, max=AUTHORITY_DAYS)
-    ] = 825,
-) -> None:
-    """Make the federation's keys: one folder for the server, one for each site."""
-    make_keys(out, host, site, days=days)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(escape(f"{out / 'server'}  stays on the server, with the public key of every site"))
-    for name in site:
-        console.print(escape(f"{out / name}  goes to {name}, over a channel that you trust, and nowhere else"))
-    console.print(
-        escape(f"{out / 'ca.key'}  goes offline: whoever has it can pose as the server; needed for a new certificate")
-    )
-
-
-@app.command()
-def site(
-    out: Annotated[Path, typer.Argument(help="Folder that `fedgh deploy keys` wrote.")],
-    name: Annotated[str, typer.Argument(help="Name of the new site.")],
-) -> None:
-    """Make the keys of one more site."""
-    add_site(out, name)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(escape(f"{out / name}  goes to {name}, over a channel that you trust, and nowhere else"))
-
-
-@app.command()
-def certificate(
-    out: Annotated[Path, typer.Argument(help="Folder that `fedgh deploy keys` wrote, with its ca.key.")],
-    host: Annotated[list[str], typer.Option(help="Name or IP address that sites reach the server by; may repeat.")],
-    days: Annotated[int, typer.Option(help="Days that it is valid.", min=1, max=AUTHORITY_DAYS)] = 825,
-) -> None:
-    """Make a new server certificate, before the old one ends or for another name; sites change nothing."""
-    renew(out, host, days=days)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(escape(f"{out / 'server' / 'server.crt'}  is new: restart the SuperLink and what stands before it"))
-
-
-@app.command(context_settings=PASS_ON)
-def supernode(context: typer.Context) -> None:
-    """Run a site: flower-supernode, with its options, and beside it what `fedgh deploy executor` is."""
-    from fedgh_app.runtimes.executor import supernode as become
-
-    become(context.args)
-
-
-@app.command(context_settings=PASS_ON)
-def executor(context: typer.Context) -> None:
-    """Run a site's app, for `flower-supernode --isolation process`: flower-superexec, with libraries loaded once."""
-    from fedgh_app.runtimes.executor import executor as become
-
-    become(context.args)
-
-
-app.command()(bundles.sign)
-app.command()(bundles.bundles)
 
 
 def make_keys(out: Path, hosts: Sequence[str], sites: Sequence[str], *, days: int = 825) -> None:

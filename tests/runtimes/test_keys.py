@@ -14,7 +14,7 @@ from flwr.cli.supernode.register import try_load_public_key
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, uses_nist_ec_curve
 
 from fedgh_app.errors import UserError
-from fedgh_app.runtimes.deploy import add_site, make_keys, renew
+from fedgh_app.runtimes.keys import add_site, make_keys, renew
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_an_interrupted_command_leaves_nothing(tmp_path: Path, monkeypatch: pyte
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fedgh_app.runtimes.deploy._write_site", interrupted)
+    monkeypatch.setattr("fedgh_app.runtimes.keys._write_site", interrupted)
     with pytest.raises(KeyboardInterrupt):
         make_keys(tmp_path / "keys", ["fl.example.org"], ["a"])
     assert list(tmp_path.iterdir()) == []
