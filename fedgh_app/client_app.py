@@ -1,7 +1,5 @@
 """The ClientApp: messages in, TaskClient's methods, messages out."""
 
-from __future__ import annotations
-
 import functools
 import json
 from collections.abc import Mapping
@@ -24,7 +22,6 @@ from fedgh_app.config.site import SitePaths, bounded
 from fedgh_app.data.site import Site, open_site
 from fedgh_app.errors import UserError
 from fedgh_app.grids.packing import packing
-from fedgh_app.vision.objectives import CONTROL
 from fedgh_app.vision.threads import limit_threads
 
 
@@ -108,9 +105,11 @@ def _addressed(context: Context, message: Message) -> TaskClient:
         client.local = LocalState.open(_file(client, message))
         sent = _config(message)
         client.local.acknowledge(int(sent["acknowledged"]), int(sent["settled"]), int(sent["session"]))
-    if CONTROL in message.content:
-        control = message.content.array_records[CONTROL]
-        client.control = {key: torch.as_tensor(array.numpy()).clone() for key, array in control.items()}
+    client.extra = {
+        name: {key: torch.as_tensor(array.numpy()).clone() for key, array in record.items()}
+        for name, record in message.content.array_records.items()
+        if name != "arrays"
+    }
     return client
 
 

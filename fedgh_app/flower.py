@@ -8,10 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 # isort: split
-# A Grid: its run, its nodes with their names, and who is speaking, which Flower's engines say and the in-process
+# A Grid: its run, and who is speaking, which Flower's engines say and the in-process
 # runtime says here. The code of a reply's error tells a node that is away from a client that raised.
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
-from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 

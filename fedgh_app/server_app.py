@@ -1,7 +1,5 @@
 """The ServerApp: Flower's door to the round loop."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +17,7 @@ from fedgh_app.runs.directory import PLOTS, STOP
 from fedgh_app.runs.resumption import served
 from fedgh_app.server.directory import failing_into, run_directory
 from fedgh_app.server.loop import federate
-from fedgh_app.server.nodes import wait_for_nodes
+from fedgh_app.server.registration import wait_for_nodes
 
 app = ServerApp()
 

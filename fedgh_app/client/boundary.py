@@ -1,7 +1,5 @@
 """What a site tells the server: nothing of its files when something fails, no update without the noise it demands."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import astuple
 from pathlib import Path
@@ -19,14 +17,8 @@ DEMAND = "noise-multiplier"
 
 
 def check_demand(privacy: Mapping[str, Any], node_config: Mapping[str, Any]) -> None:
-    """Refuse (RunFailed) to train where a site's node config demands more noise than the run promises.
-
-    Args:
-        privacy: the ``privacy`` group.
-        node_config: the site's.
-
-    Raises:
-        UserError: what the site demands is no number.
+    """Refuse (RunFailed) to train where a site's node config demands more noise than the run's ``privacy`` promises;
+    UserError where what it demands is no number.
     """
     demanded = node_config.get(DEMAND)
     if demanded is None:

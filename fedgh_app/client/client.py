@@ -1,10 +1,9 @@
 """A Flower ``NumPyClient`` around a task's training on one client's data."""
 
-from __future__ import annotations
-
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from fedgh_app.data.site import Site
 from fedgh_app.task import Learner
 from fedgh_app.vision.objectives import Objective, Received
 from fedgh_app.vision.schedules import Schedule
-from fedgh_app.vision.training import OptimizerFactory, cosine_distance, predict
+from fedgh_app.vision.training import Batch, OptimizerFactory, cosine_distance, predict
 from strategies.gaussian import GaussianMechanism
 from strategies.randomness import derive_seed
 
@@ -31,47 +30,27 @@ _MODEL, _MEMORY = "model:", "memory:"
 
 @dataclass(frozen=True, eq=False)
 class LocalTraining:
-    """What a client trains by, whoever's data it has.
-
-    Attributes:
-        settings: single values of the run.
-        objective: what is minimised beside the loss.
-        optimizer: of parameters and a factor on the learning rate.
-        learning_rate: before the schedule.
-        schedule: the factor by round.
-        local_keys: entries of the model's state dict that stay on the client.
-        initial: the model's state before any training.
-        noise: what an update goes through before it is sent; None for nothing.
-    """
+    """What a client trains by, whoever's data it has."""
 
     settings: Settings
-    objective: Objective
-    optimizer: OptimizerFactory
-    learning_rate: float
-    schedule: Schedule
-    local_keys: tuple[str, ...]
-    initial: Mapping[str, Tensor]
-    noise: GaussianMechanism | None = None
+    objective: Objective  # what is minimised beside the loss
+    optimizer: OptimizerFactory  # of parameters and a factor on the learning rate
+    learning_rate: float  # before the schedule
+    schedule: Schedule  # the factor by round
+    local_keys: tuple[str, ...]  # entries of the model's state dict that stay on the client
+    initial: Mapping[str, Tensor]  # the model's state before any training
+    noise: GaussianMechanism | None = None  # what an update goes through before it is sent
 
 
 @dataclass(eq=False)
 class TaskClient(NumPyClient):
-    """Trains and evaluates the model it is sent on the data of one site.
-
-    Attributes:
-        site: the client's data.
-        learner: a model to load received parameters into. Clients of one process may share it, since every call loads
-            all parameters and buffers.
-        training: how it trains.
-        local: what this client keeps to itself.
-        control: the server's control variate, where the objective needs one.
-    """
+    """Trains and evaluates the model it is sent on the data of one site."""
 
     site: Site
-    learner: Learner
+    learner: Learner  # clients of one process may share it: every call loads all parameters and buffers
     training: LocalTraining
-    local: LocalState = field(default_factory=LocalState)
-    control: Mapping[str, Tensor] = field(default_factory=dict)
+    local: LocalState = field(default_factory=LocalState)  # what this client keeps to itself
+    extra: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)  # sent beside the model, by record
 
     def __post_init__(self) -> None:
         self.model = self.learner.model.to(self.learner.device)
@@ -82,10 +61,6 @@ class TaskClient(NumPyClient):
     def keeps_state(self) -> bool:
         """Whether anything stays here between two trainings."""
         return bool(self.training.local_keys) or self.training.objective.has_memory
-
-    def get_properties(self, config: dict[str, Scalar]) -> dict[str, Scalar]:
-        """Name, label and sizes of this client, which the server asks for once, at the start."""
-        return dict(self.site.properties())
 
     def get_parameters(self, config: dict[str, Scalar]) -> NDArrays:
         """The shared parameters and buffers, in the order of ``shared_keys``."""
@@ -121,14 +96,13 @@ class TaskClient(NumPyClient):
         self.set_parameters(parameters)
         probe = before = None
         if COSINE_DISTANCE in asked:
-            seed = self._seed("probe", draw)
-            probe = next(iter(self.learner.batches(self.site.examples, self.site.train, "probe", seed=seed))).images
+            probe = next(iter(self._batches("probe", draw))).images
             before = predict(self.model, probe, device=self.learner.device)
         factor = training.schedule(server_round, settings.rounds)
         optimizer = training.optimizer(self.model.parameters(), factor)
         received = self._received()
         done = self.learner.train(
-            self.learner.batches(self.site.examples, self.site.train, "train", seed=self._seed("train", draw)),
+            self._batches("train", draw),
             optimizer,
             epochs=settings.local_epochs,
             penalty=training.objective.penalty(received),
@@ -155,8 +129,7 @@ class TaskClient(NumPyClient):
         """Test the model on this client's own test examples, or its training ones where ``config["split"]`` says so.
 
         Returns:
-            Loss, number of examples, and the sums of the evaluation's `fedgh_app.vision.tally.Tally`, which add up over
-            clients.
+            Loss, number of examples, and the sums of the evaluation's `Tally`, which add up over clients.
         """
         self.set_parameters(parameters)
         trained_on = config.get("split") == "train"  # asked for their loss alone
@@ -169,11 +142,11 @@ class TaskClient(NumPyClient):
     def _received(self) -> Received:
         """What the objective starts from; nothing is copied for one that starts from nothing."""
         if not self.training.objective.needs_start:
-            return Received({}, {}, {})
+            return Received({}, {})
         shared = set(self.shared_keys)
         start = {n: p.detach().clone() for n, p in self.model.named_parameters() if n in shared}
         memory = {k.removeprefix(_MEMORY): v for k, v in self.local.accepted.items() if k.startswith(_MEMORY)}
-        return Received(start, memory, self.control)
+        return Received(start, memory, self.extra)
 
     def _propose(self, draw: int, received: Received, steps: int, learning_rate: float) -> None:
         state = {key: tensor.detach() for key, tensor in self.model.state_dict().items()}
@@ -181,5 +154,6 @@ class TaskClient(NumPyClient):
         own = {_MODEL + key: state[key].cpu().clone() for key in self.training.local_keys}
         self.local.propose(draw, own | {_MEMORY + key: tensor.cpu() for key, tensor in memory.items()})
 
-    def _seed(self, purpose: str, draw: int) -> int:
-        return derive_seed(self.training.settings.seed, "batches", self.site.name, purpose, draw)
+    def _batches(self, purpose: Literal["train", "probe"], draw: int) -> Iterable[Batch]:
+        seed = derive_seed(self.training.settings.seed, "batches", self.site.name, purpose, draw)
+        return self.learner.batches(self.site.examples, self.site.train, purpose, seed=seed)

@@ -4,12 +4,12 @@ It lies in a file on the client's own side. Flower's ``Context.state`` lives in 
 server's process, and for all clients at once.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
+from typing import Self
 
 from safetensors import safe_open
 from torch import Tensor
@@ -21,6 +21,7 @@ from fedgh_app.runs.directory import CLIENTS
 from fedgh_app.vision.tensors import read_tensors, write_tensors
 
 
+@dataclass(eq=False)
 class LocalState:
     """Tensors by name, as each of this client's trainings left them that may still count.
 
@@ -28,28 +29,15 @@ class LocalState:
     rejected reply, or a server that repeats the round, finds the client as it was. And since a server that is resumed
     goes on from its latest checkpoint, what that speaks of is kept too.
 
-    Attributes:
-        versions: what trainings left, by their number; before any training, number 0, there was nothing.
-        accepted_draw: number of the training that counts.
-        settled_draw: number of the training that counts in the server's latest checkpoint.
-        draw: number of the latest training.
-        session: how often the run had been resumed at that training.
     """
 
-    def __init__(
-        self,
-        versions: Mapping[int, Mapping[str, Tensor]] | None = None,
-        *,
-        accepted_draw: int = 0,
-        settled_draw: int = 0,
-        draw: int = 0,
-        session: int = 0,
-    ) -> None:
-        self.versions = {number: dict(tensors) for number, tensors in (versions or {}).items()}
-        self.accepted_draw = accepted_draw
-        self.settled_draw = settled_draw
-        self.draw = draw
-        self.session = session
+    # What trainings left, by their number; before any training, number 0, there was nothing.
+    versions: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    _: KW_ONLY
+    accepted_draw: int = 0  # number of the training that counts
+    settled_draw: int = 0  # number of the training that counts in the server's latest checkpoint
+    draw: int = 0  # number of the latest training
+    session: int = 0  # how often the run had been resumed at that training
 
     @property
     def accepted(self) -> dict[str, Tensor]:
@@ -59,12 +47,8 @@ class LocalState:
     def acknowledge(self, draw: int, settled: int | None = None, session: int = 0) -> None:
         """Take it that training number ``draw`` is the last whose update the server accepted; 0 for none.
 
-        Args:
-            draw: that training's number.
-            settled: the number that the server's latest checkpoint holds; None for ``draw``, no way back.
-            session: how often the server was resumed.
-
-        Raises RunFailed where this client holds that training's state no more.
+        Its latest checkpoint holds number ``settled`` (None: ``draw``, no way back), and it was resumed ``session``
+        times. Raises RunFailed where this client holds that training's state no more.
         """
         if draw not in self.versions and not draw == self.settled_draw == 0:
             raise RunFailed(
@@ -86,7 +70,7 @@ class LocalState:
         self.versions = {number: tensors for number, tensors in self.versions.items() if number in kept}
 
     @classmethod
-    def open(cls, file: Path) -> LocalState:
+    def open(cls, file: Path) -> Self:
         """From ``file``; empty where there is none. Raises UserError where it holds something else."""
         if not file.exists():
             return cls()
@@ -102,14 +86,9 @@ class LocalState:
 
     def store(self, file: Path) -> None:
         """Into ``file``, atomically, unless that is of a later training: an overdue one may end after its successor."""
-        about = {
-            "accepted_draw": self.accepted_draw,
-            "settled_draw": self.settled_draw,
-            "draw": self.draw,
-            "session": self.session,
-        }
         if _age_of(file) > (self.session, self.draw):
             return
+        about = {key: value for key, value in vars(self).items() if key != "versions"}
         file.parent.mkdir(parents=True, exist_ok=True)
         flat = {f"{number}/{key}": value for number, tensors in self.versions.items() for key, value in tensors.items()}
         write_tensors(file, flat, {key: str(value) for key, value in about.items()})
@@ -127,12 +106,7 @@ def _age_of(file: Path) -> tuple[int, int]:
 def file_of(settings: Settings, run: str, client: str) -> Path:
     """Where a client keeps its own state of a run: in the run directory if this machine has it, else in FEDGH_HOME.
 
-    Args:
-        settings: the run's.
-        run: id of the run, as the server says it.
-        client: the client's name.
-
-    Raises RunFailed where the server's id is none; it must not choose where a site writes.
+    Raises RunFailed where ``run`` is no id, as the server says it; it must not choose where a site writes.
     """
     if not re.fullmatch(r"[0-9a-f]{32}", run):
         raise RunFailed(f"run={run!r}: expected an id of 32 hexadecimal digits")

@@ -1,7 +1,5 @@
 """A client that is told to end while it works says so before it does."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from collections.abc import Callable

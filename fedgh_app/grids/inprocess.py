@@ -4,8 +4,6 @@ Nothing is sent over a network and nothing runs at the same time, so a run is ea
 needs no Ray. How long each client would have taken is kept on a virtual clock, from configured speeds.
 """
 
-from __future__ import annotations
-
 import heapq
 import itertools
 from collections.abc import Iterable, Mapping
@@ -22,14 +20,10 @@ class InProcessGrid(Grid):
     """Answers each message by calling ``client_app`` in this process.
 
     Args:
-        client_app: the ClientApp.
         node_configs: node config of each simulated node; node ids are 1, 2, …
         run_config: the run config that every client's Context carries.
         examples_per_second: speed of a client on the virtual clock.
         speeds: factor on that speed by client name (node config ``name``, else ``partition-id``).
-
-    Attributes:
-        clock: virtual seconds since the start. Only waiting for replies moves it.
     """
 
     def __init__(
@@ -56,11 +50,10 @@ class InProcessGrid(Grid):
         }
         self.examples_per_second = examples_per_second
         self.speeds = dict(speeds or {})
-        self.clock = 0.0
+        self.clock = 0.0  # virtual seconds since the start; only waiting for replies moves it
         self._busy_until = dict.fromkeys(self.contexts, 0.0)
         self._ready: list[tuple[float, int, Message]] = []
         self._ids = itertools.count(1)
-        self._run = Run.create_empty(run_id=1)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Answer the messages; each reply is ready once its client would have finished."""
@@ -102,14 +95,11 @@ class InProcessGrid(Grid):
         """Ids of all nodes."""
         return list(self.contexts)
 
-    def set_run(self, run: Run) -> None:
-        """Set the run, which nothing here depends on."""
-        self._run = run
+    run = Run.create_empty(run_id=1)  # nothing here depends on it
 
-    @property
-    def run(self) -> Run:
-        """The run."""
-        return self._run
+    def set_run(self, run: Run) -> None:
+        """Set the run."""
+        self.run = run
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None

@@ -6,8 +6,6 @@ PoseClient see packed messages: `PackingGrid` and the mod `packing` pack what go
 bit.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator

@@ -3,8 +3,6 @@
 A reply is written by another machine: whatever it holds, looking at it never raises.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import sys
@@ -41,54 +39,33 @@ _BLOCK = 1 << 16  # elements: differences stay in the L2 cache between subtracti
 
 @dataclass(frozen=True)
 class Expected:
-    """What a good reply holds.
+    """What a good reply holds."""
 
-    Attributes:
-        metrics: the names of its metrics, beside those that the message asked for; None to accept any.
-        examples: most examples that it may count.
-        bounds: the kinds of an evaluation's sums, and what bounds each; see `Tally.fault`.
-    """
-
-    metrics: frozenset[str] | None = None
-    examples: float = math.inf
-    bounds: Mapping[str, str] = field(default_factory=dict)
+    metrics: frozenset[str] | None = None  # names, beside those that the message asked for; None to accept any
+    examples: float = math.inf  # the most that it may count
+    bounds: Mapping[str, str] = field(default_factory=dict)  # of each kind of an evaluation's sums; see `Tally.fault`
 
 
 @dataclass(frozen=True)
 class Norms:
-    """Euclidean length of an update, the received arrays minus the sent ones.
-
-    Attributes:
-        parameters: of what is trained.
-        statistics: of the running statistics of normalisation layers, which have a scale of their own.
-    """
+    """Euclidean length of an update, the received arrays minus the sent ones."""
 
     parameters: float = 0.0
-    statistics: float = 0.0
+    statistics: float = 0.0  # running ones of normalisation layers, which have a scale of their own
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a reply is worth.
+    """What a reply is worth."""
 
-    Attributes:
-        fault: what is wrong with it, in one line; None for a good one.
-        norms: of the update that a good reply to a training message holds.
-        answered: whether it is the client's own; otherwise the engine says that there is none.
-    """
-
-    fault: str | None = None
-    norms: Norms | None = None
-    answered: bool = True
+    fault: str | None = None  # what is wrong with it, in one line; None for a good one
+    norms: Norms | None = None  # of the update in a good reply to a training message
+    answered: bool = True  # whether it is the client's own; otherwise the engine says that there is none
 
 
 def examine(asked: Message, reply: Message, expected: Expected | None = None) -> Verdict:
-    """Find out what a reply is worth, in one pass over its arrays.
-
-    Args:
-        asked: the message that it answers, whose config may name further metrics under ``report``.
-        reply: the reply.
-        expected: what it must hold; None for anything.
+    """Find out what a reply is worth, in one pass over its arrays. The config of the message ``asked`` may name further
+    metrics than are ``expected`` under ``report``.
     """
     if reply.has_error():
         code = reply.error.code
@@ -125,14 +102,14 @@ def _examine(asked: Message, content: RecordDict, expected: Expected) -> Verdict
         return Verdict(_query_fault(content))
     if len(content.metric_records) != 1:
         return Verdict(f"{len(content.metric_records)} MetricRecords; expected 1")
-    names = expected.metrics
+    metrics, names = next(iter(content.metric_records.values())), expected.metrics
     if names is not None:
         config = next(iter(asked.content.config_records.values()), ConfigRecord())
         names = names | frozenset(config.get("report", []))  # type: ignore[arg-type]  # our own server's names
-    if reason := _metric_fault(next(iter(content.metric_records.values())), names, expected.examples):
+    if reason := _metric_fault(metrics, names, expected.examples):
         return Verdict(reason)
     if kind != MessageType.TRAIN:
-        return Verdict(_sum_fault(dict(next(iter(content.metric_records.values()))), expected.bounds))
+        return Verdict(_sum_fault(dict(metrics), expected.bounds))
     if len(content.array_records) != 1:
         return Verdict(f"{len(content.array_records)} ArrayRecords; expected 1")
     sent = next(iter(asked.content.array_records.values()))
@@ -184,7 +161,6 @@ def _metric_fault(metrics: MetricRecord, expected: frozenset[str] | None, most: 
 
 
 def _sum_fault(metrics: dict[str, Any], bounds: Mapping[str, str]) -> str | None:
-    """Sums of an evaluation that no evaluation gives."""
     if reason := Tally.from_scalars(metrics, bounds).fault(bounds, metrics["num-examples"]):
         return one_line(reason)
     if (terms := metrics.get("loss-terms", 0)) < 0:
@@ -225,7 +201,6 @@ def _counter_fault(sent: np.ndarray, received: np.ndarray) -> str | None:
 
 
 def _form_fault(array: Array, wanted: Array) -> str | None:
-    """What is wrong with an array's form: shape, dtype, or bytes that hold something else than they declare."""
     if tuple(array.shape) != tuple(wanted.shape):
         return f"has shape {one_line(tuple(array.shape))}; expected {tuple(wanted.shape)}"
     if array.dtype != wanted.dtype:

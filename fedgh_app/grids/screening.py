@@ -4,8 +4,6 @@ Flower's strategies raise on the first odd reply, which would let one faulty cli
 is set aside with its client's name and the reason, and the round goes on with the others.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import time
@@ -54,36 +52,24 @@ class ScreeningGrid(WrappedGrid):
 
     Nodes may go and come back. A node that comes back under another id is known again by the client's name, as soon as
     the id that had the name before is gone.
-
-    Attributes:
-        client_names: client name by node id, known after the first query; strategies read this very table.
-        round: the round that is under way.
-        rejected: every rejected reply of the run.
-        traffic: bytes since it was last set.
-        expected: what the named client's reply to a message must hold.
-        knows: whether a description that a node gives of itself is that of a client of the run.
-        stop_file: once this file exists, waiting ends with `RunFailed`: somebody wants the run to stop.
-        simulated: whether clients run in Flower's simulation.
-        at_once: messages that are under way at a time while replies are waited for; None for all. Ten times a second
-            the simulation looks for every node through all messages that are: a thousand of each take a core for
-            seconds, which its few processes then lack.
-        norms: of the updates in good replies to training, by the id of the message they answer, until taken.
-        owing: clients that owe a reply.
-        away: clients whose node is not connected.
     """
 
-    client_names: dict[int, str] = field(default_factory=dict)
-    round: int = 0
-    rejected: list[Rejected] = field(default_factory=list)
-    traffic: Traffic = field(default_factory=Traffic)
+    client_names: dict[int, str] = field(default_factory=dict)  # by node id, after the query; strategies read it
+    round: int = 0  # that is under way
+    rejected: list[Rejected] = field(default_factory=list)  # every rejected reply of the run
+    traffic: Traffic = field(default_factory=Traffic)  # bytes since it was last set
+    # What the named client's reply to a message must hold.
     expected: Callable[[str, Message], Expected] = lambda client, asked: Expected()
+    # The name of the client of the run that a node describes itself as, if it is one.
     knows: Callable[[Message], str | None] = lambda reply: None
-    stop_file: Path | None = None
-    simulated: bool = False
+    stop_file: Path | None = None  # once it exists, waiting ends with `RunFailed`: somebody wants the run to stop
+    simulated: bool = False  # whether clients run in Flower's simulation
+    # Messages under way at a time while replies are waited for; None for all. Ten times a second the simulation looks
+    # for every node through all that are: a thousand of each take a core for seconds that its few processes then lack.
     at_once: int | None = None
-    norms: dict[str, Norms] = field(default_factory=dict)
-    owing: set[str] = field(default_factory=set)
-    away: set[str] = field(default_factory=set)
+    norms: dict[str, Norms] = field(default_factory=dict)  # of good updates by the message they answer, until taken
+    owing: set[str] = field(default_factory=set)  # clients that owe a reply
+    away: set[str] = field(default_factory=set)  # clients whose node is not connected
     # Posted messages by id, with the client's name and the time.monotonic() of their end.
     _waiting: dict[str, tuple[Message, str, float]] = field(default_factory=dict)
     _questions: dict[str, Message] = field(default_factory=dict)  # put to nodes that are new or owe a reply
@@ -116,8 +102,7 @@ class ScreeningGrid(WrappedGrid):
         return [replies[number] for number in ids if number in replies]
 
     def post(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[str]:
-        """Send without waiting; a message has ``timeout`` seconds to be answered, and then Flower drops it. Returns the
-        messages' ids."""
+        """Send without waiting, and return the ids; Flower drops what is not answered within ``timeout`` seconds."""
         sent = list(messages)
         if timeout is not None:
             for message in sent:
@@ -207,7 +192,6 @@ class ScreeningGrid(WrappedGrid):
             self._questions |= {asked.metadata.message_id: asked for asked in questions}
 
     def _hear(self, node: int, reply: Message) -> None:
-        """Take in what a node says of itself."""
         name = self.knows(reply)
         if node in self.client_names:
             self.owing.discard(self.client_names[node])
@@ -263,5 +247,5 @@ class _Part(ScreeningGrid):
         self._node_ids = node_ids
 
     def get_node_ids(self) -> list[int]:
-        """The nodes of this part."""
+        """See `Grid`."""
         return self._node_ids

@@ -1,56 +1,35 @@
 """A Grid around another, for what stands between the ServerApp's loop and the engine that carries its messages."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedgh_app.flower import NodeInfo
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _passed_on(method: Method) -> Method:
+    """A method of `Grid` as the inner grid's own."""
+    name = method.__name__
+
+    def call(self: "WrappedGrid", *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.inner, name)(*args, **kwargs)
+
+    return call  # type: ignore[return-value]  # with the inner one's signature
 
 
 @dataclass
 class WrappedGrid(Grid):
-    """Passes everything on to ``inner``, as it is; a subclass says what it does otherwise.
-
-    Attributes:
-        inner: the grid that carries the messages.
-    """
+    """Passes everything on to ``inner``, which carries the messages; a subclass says what it does otherwise."""
 
     inner: Grid
 
-    def set_run(self, run: Any) -> None:
-        """See `Grid`."""
-        self.inner.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        """See `Grid`."""
-        return self.inner.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """See `Grid`."""
-        return self.inner.create_message(*args, **kwargs)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """See `Grid`."""
-        return self.inner.get_node_ids()
-
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        """See `Grid`."""
-        return self.inner.get_nodes()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """See `Grid`."""
-        return self.inner.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """See `Grid`."""
-        return self.inner.pull_messages(message_ids)
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """See `Grid`."""
-        return self.inner.send_and_receive(messages, timeout=timeout)
+    run = property(lambda self: self.inner.run)
+    set_run = _passed_on(Grid.set_run)
+    create_message = _passed_on(Grid.create_message)
+    get_node_ids = _passed_on(Grid.get_node_ids)
+    get_nodes = _passed_on(Grid.get_nodes)
+    push_messages = _passed_on(Grid.push_messages)
+    pull_messages = _passed_on(Grid.pull_messages)
+    send_and_receive = _passed_on(Grid.send_and_receive)

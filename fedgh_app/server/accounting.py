@@ -1,7 +1,5 @@
 """How much privacy is spent by noise: the arithmetic of ε."""
 
-from __future__ import annotations
-
 import math
 
 

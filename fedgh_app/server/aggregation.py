@@ -1,7 +1,5 @@
 """From the updates of a round to a model: one strategy, on updates brought to one starting model."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,14 +30,8 @@ def combine(
 ) -> ArrayRecord:
     """The strategy's next model; notes on the round what clients reported and what the strategy saw.
 
-    Args:
-        current: the round.
-        strategy: one of `strategies`.
-        base: the model that the replies are updates of.
-        replies: in the order of names.
-        names: of the replies.
-
-    Raises RunFailed where the rule cannot aggregate these replies.
+    The replies are updates of ``base`` and stand in the order of their ``names``. Raises RunFailed where the rule
+    cannot aggregate them.
     """
     try:
         arrays, metrics = strategy.aggregate(current.round, base, replies)

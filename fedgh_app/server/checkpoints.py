@@ -1,7 +1,5 @@
 """How a federation is written into a checkpoint, and goes on from one."""
 
-from __future__ import annotations
-
 import contextlib
 from pathlib import Path
 
@@ -16,13 +14,10 @@ from fedgh_app.server.federation import GLOBAL, Federation, tensors
 
 
 def take_up(federation: Federation) -> int:
-    """Bring a federation to where its newest checkpoint was written; rounds after that never were.
+    """Bring a federation to where its newest checkpoint was written, and return its round; later ones never were.
 
-    Returns:
-        The checkpoint's round.
-
-    Raises:
-        UserError: the run has ended with all its rounds, its clients or its model are others, a file cannot be read.
+    Raises UserError where the run has ended with all its rounds, its clients or its model are others, or a file cannot
+    be read.
     """
     directory = federation.directory
     file = newest(directory, federation.settings.rounds)

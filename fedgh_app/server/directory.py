@@ -1,7 +1,5 @@
 """The directory of the run that this process serves."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,27 +1,21 @@
 """What the clients measure on their own test images, and what that says of all of them together."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fedgh_app.runs.history import Measured, MeasuredByClients
 from fedgh_app.server.exchange import Exchange, metrics_by_client
 from fedgh_app.server.selection import draw
+from fedgh_app.task import Task
 from fedgh_app.vision.tally import Tally
 from strategies.randomness import generator
-
-if TYPE_CHECKING:
-    from fedgh_app.task import Task
 
 
 def evaluate_clients(exchange: Exchange) -> None:
     """Let the clients that have test images, and do not train just now, test their model on them: all of these, or
-    the share ``evaluate.clients_fraction``, drawn anew each time.
-
-    After the last round nobody's training is waited for any more, and those count as well.
+    the share ``evaluate.clients_fraction``, drawn anew each time. After the last round those that train count as well.
     """
     federation, current = exchange.federation, exchange.round
     settings, clients = federation.settings, federation.clients
@@ -48,11 +42,8 @@ def drawn(names: Sequence[str], fraction: float, seed: int, server_round: int) -
 
 
 def measured_by_clients(task: Task, metrics: Mapping[str, Mapping[str, Any]]) -> MeasuredByClients:
-    """The evaluations of one client or more: each, all their test images pooled, and how the clients differ.
-
-    Args:
-        task: what its sums come to.
-        metrics: what each client reported, in the order of names.
+    """The evaluations of one client or more, from what each reported, in the order of names: each, all their test
+    images pooled, and how the clients differ.
     """
     tallies = {name: Tally.from_scalars(values, task.bounds) for name, values in metrics.items()}
     each = {

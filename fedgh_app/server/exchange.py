@@ -3,12 +3,9 @@
 Modes and topologies talk to clients through `Exchange` alone.
 """
 
-from __future__ import annotations
-
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from logging import WARNING
 from typing import Any
 
@@ -26,14 +23,10 @@ MOST_TOLD = 10  # clients that one line names
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """A client's good reply.
-
-    Attributes:
-        number: id of the message that it answers.
-    """
+    """A client's good reply."""
 
     client: str
-    number: str
+    number: str  # id of the message that it answers
     reply: Message
 
     @property
@@ -42,20 +35,13 @@ class Answer:
         return dict(next(iter(self.reply.content.metric_records.values())))
 
 
+@dataclass(eq=False)
 class Exchange:
-    """Asks the clients of a federation and collects their answers, round by round.
+    """Asks the clients of a federation and collects their answers, round by round."""
 
-    Args:
-        federation: whose clients.
-        grid: screens what they answer.
-
-    Attributes:
-        round: the round that is under way.
-    """
-
-    def __init__(self, federation: Federation, grid: ScreeningGrid) -> None:
-        self.federation = federation
-        self.grid = grid
+    federation: Federation
+    grid: ScreeningGrid  # screens what they answer
+    round: Round = field(init=False)  # that is under way
 
     def begin(self, current: Round) -> None:
         """From now on everything belongs to this round."""
@@ -94,13 +80,7 @@ class Exchange:
             time.sleep(POLL_SECONDS)
 
     def select(self, names: Sequence[str], count: int, number: int) -> list[str]:
-        """The clients among ``names`` that train next, in the order of their names.
-
-        Args:
-            names: who could.
-            count: how many are wanted.
-            number: of this selection, on which its draws depend.
-        """
+        """The ``count`` clients among ``names`` that train next, by this selection's ``number``; in their order."""
         clients = self.federation.clients
         candidates = [Candidate(name, clients[name].examples, self._seconds(name)) for name in names]
         with self.round.timed("select"):
@@ -114,18 +94,19 @@ class Exchange:
         """Loss of the model that each client would be sent, on its own training images; what asking costs is counted
         apart from the round's bytes.
         """
-        with self._traffic_apart() as traffic:
-            answers = self.evaluate(names, "train")
+        before, self.grid.traffic = self.grid.traffic, Traffic()
+        answers = self.evaluate(names, "train")
         asked = self.round.selection.setdefault("asked", {"clients": [], "bytes": 0})
         asked["clients"] += list(names)
-        asked["bytes"] += traffic.down + traffic.up
+        asked["bytes"] += self.grid.traffic.down + self.grid.traffic.up
+        self.grid.traffic = before
         return {client: float(metrics["loss"]) for client, metrics in metrics_by_client(answers).items()}
 
     def evaluate(self, names: Sequence[str], split: str) -> list[Answer]:
         """Have the named clients test their model on their images of a split, ``train`` or ``test``."""
         configure = self.federation.client_strategy.configure_evaluate
         config = ConfigRecord({"run": self.federation.id, "split": split})
-        return self._answers(self._messages(configure, names, config, self.federation.position, {}))
+        return self._answers(self._messages(configure, names, config))
 
     def train(self, names: Sequence[str], draws: Mapping[str, int]) -> list[Answer]:
         """Have the named clients train their model, each for the time that ``draws`` says; the answers that count."""
@@ -178,59 +159,39 @@ class Exchange:
         raise RunFailed(f"round {self.round.round}: {count} good replies, expected at least {least} ({reasons})")
 
     def _seconds(self, name: str) -> float:
-        """Seconds that a client's training takes by its declared speed."""
         settings, client = self.federation.settings, self.federation.clients[name]
         rate = settings.runtime.examples_per_second * client.speed
         return client.examples * settings.local_epochs / rate
 
-    @contextmanager
-    def _traffic_apart(self) -> Iterator[Traffic]:
-        """What moves inside of the block is counted by itself."""
-        before, self.grid.traffic = self.grid.traffic, Traffic()
-        yield self.grid.traffic
-        self.grid.traffic = before
-
     def _training_messages(self, names: Sequence[str], draws: Mapping[str, int]) -> list[Message]:
-        """What the named clients are sent: their cohort's model, and what only they need to know."""
         federation = self.federation
         records: dict[str, ArrayRecord] = {}
         for part in federation.parts.values():
             part.before_training(names)
             records |= part.message_records()
         config = ConfigRecord({"run": federation.id, "report": list(federation.selection.report)})
-
-        def position(name: str) -> dict[str, int]:
-            return {"draw": draws[name], **federation.position(name)}
-
-        return self._messages(federation.client_strategy.configure_train, names, config, position, records)
+        return self._messages(federation.client_strategy.configure_train, names, config, records, draws)
 
     def _messages(
         self,
         configure: Callable[..., Iterable[Message]],
         names: Sequence[str],
         config: ConfigRecord,
-        position: Callable[[str], Mapping[str, int]],
-        records: Mapping[str, ArrayRecord],
+        records: Mapping[str, ArrayRecord] | None = None,
+        draws: Mapping[str, int] | None = None,
     ) -> list[Message]:
-        """A strategy's messages to the named clients, cohort by cohort.
-
-        Args:
-            configure: the strategy's method.
-            names: of the clients.
-            config: what it puts into all of them.
-            position: further config values by client.
-            records: what all hold beside.
-        """
+        """A strategy's messages to the named clients, cohort by cohort; all hold ``records`` beside."""
         made = []
         for cohort, members in self.federation.cohorts.members(names).items():
             nodes = [node for node, name in self.grid.client_names.items() if name in members]
             model, view = self.federation.cohorts.models[cohort], self.grid.only(nodes)
             for message in configure(self.round.round, model, config, view):
                 # Until here all messages of a round share one content.
-                content = RecordDict(dict(message.content))
+                content, name = RecordDict(dict(message.content)), self.grid.name_of(message)
+                own = ({"draw": draws[name]} if draws else {}) | self.federation.position(name)
                 for key, shared in message.content.config_records.items():
-                    content[key] = ConfigRecord({**shared, **position(self.grid.name_of(message))})
-                content.update(records)
+                    content[key] = ConfigRecord({**shared, **own})
+                content.update(records or {})
                 message.content = content
                 made.append(message)
         return made

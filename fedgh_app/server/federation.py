@@ -69,16 +69,11 @@ class Stateful:
 
 
 class Cohorts:
-    """Which clients share a model: all of them one, or each cluster or edge its own.
-
-    Attributes:
-        models: the shared arrays by cohort.
-        of: cohort by client name.
-    """
+    """Which clients share a model: all of them one, or each cluster or edge its own."""
 
     def __init__(self, clients: Iterable[str], arrays: ArrayRecord) -> None:
-        self.models = {GLOBAL: arrays}
-        self.of = dict.fromkeys(clients, GLOBAL)
+        self.models = {GLOBAL: arrays}  # the shared arrays by cohort
+        self.of = dict.fromkeys(clients, GLOBAL)  # cohort by client name
 
     def __getitem__(self, client: str) -> ArrayRecord:
         """The model that a client is sent."""

@@ -4,8 +4,6 @@ The loop calls the strategy's four methods and, after every round, each callback
 hook between rounds and waits without end for missing nodes.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Sequence
 from logging import ERROR
@@ -45,13 +43,7 @@ def federate(
     federation: Federation, grid: Grid, callbacks: Sequence[Hook], watch: Callable[[], None] = lambda: None
 ) -> None:
     """Run all rounds of a federation over ``grid``, or with ``resume`` those after its newest checkpoint, and write
-    the run directory.
-
-    Args:
-        federation: not yet begun.
-        grid: Flower's, or `fedgh_app.grids.inprocess.InProcessGrid`.
-        callbacks: in the order in which they are called.
-        watch: called after every round, for whoever shows progress in this process.
+    the run directory. ``watch`` is called after every round, for whoever shows progress in this process.
 
     Raises:
         RunFailed: too few good replies.
@@ -130,11 +122,11 @@ def check_finite(federation: Federation, current: Round) -> None:
 
 def _after_round(federation: Federation, callbacks: Iterable[Hook]) -> None:
     current = federation.history[-1]
-    for callback in callbacks:
-        try:
+    try:
+        for callback in callbacks:
             callback.after_round(federation, current)
-        except (OSError, SafetensorError) as error:
-            raise RunFailed(f"round {current.round}: {storage.unwritten(error)}") from error
+    except (OSError, SafetensorError) as error:
+        raise RunFailed(f"round {current.round}: {storage.unwritten(error)}") from error
 
 
 def _close(federation: Federation, callbacks: Iterable[Hook], failure: str | None) -> None:

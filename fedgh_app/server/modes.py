@@ -61,20 +61,15 @@ class Async(Mode):
 
     Clients train without waiting for each other; the server aggregates each time ``buffer`` updates have arrived. An
     update that started s aggregations ago is scaled by (1 + s)^(-a); the result is not renormalised.
-
-    Args:
-        buffer: B, updates in one aggregation.
-        staleness_exponent: a, at least 0; 0 forgives every delay.
-        max_staleness: staler updates than this are dropped and counted.
-        concurrency: clients that train at a time, and so the most versions of the model that are kept; None: as many as
-            ``selection`` wants of all. With fewer than all, the selection says who is next.
     """
 
     clients_rest: ClassVar[bool] = False
 
-    buffer: int = 2
-    staleness_exponent: float = 0.5
-    max_staleness: int = 20
+    buffer: int = 2  # B, updates in one aggregation
+    staleness_exponent: float = 0.5  # a, at least 0; 0 forgives every delay
+    max_staleness: int = 20  # staler updates than this are dropped and counted
+    # Clients that train at a time, and so the most versions of the model that are kept; None: as many as ``selection``
+    # wants of all. With fewer than all, the selection says who is next.
     concurrency: int | None = None
     # By message id: who trains, on which model, since which round, and which training of that client it is.
     in_flight: dict[str, tuple[str, ArrayRecord, int, int]] = field(default_factory=dict, init=False)

@@ -3,8 +3,6 @@ for client clustering, both FedReID's (Zhuang et al., "Performance Optimization 
 ACM MM 2020).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -28,24 +26,15 @@ State = Mapping[str, Tensor]
 
 @dataclass
 class PublicImages:
-    """A fixed draw of a data set's training images, without their labels.
-
-    Attributes:
-        data: the data set.
-        count: how many to draw.
-        seed, key: what the draw depends on: the run's seed, and the setting that the images belong to.
-        learner: a new model with its batches; what clients keep to themselves is in it as the seed drew it.
-        local_keys: entries of a model's state dict that stay on the clients.
-        threads: a block in which torch may use the server's threads.
-    """
+    """A fixed draw of a data set's training images, without their labels."""
 
     data: DataSet
-    count: int
-    seed: int
-    key: str
-    learner: Callable[[], Learner]
-    local_keys: Callable[[nn.Module], tuple[str, ...]]
-    threads: Callable[[], AbstractContextManager[None]]
+    count: int  # how many to draw
+    seed: int  # of the run; with the key, what the draw depends on
+    key: str  # the setting that the images belong to
+    learner: Callable[[], Learner]  # a new model with its batches; what clients keep is in it as the seed drew it
+    local_keys: Callable[[nn.Module], tuple[str, ...]]  # entries of a model's state dict that stay on the clients
+    threads: Callable[[], AbstractContextManager[None]]  # a block in which torch may use the server's threads
 
     def open(self) -> None:
         """Draw the images; UserError where they are not there."""
@@ -94,11 +83,7 @@ class PublicImages:
     ) -> tuple[dict[str, Tensor], float]:
         """Fine-tune the student for one pass to the mean of what the teachers put out; it after that, and the loss.
 
-        Args:
-            student: the shared part of a model; the rest stays as the seed drew it.
-            teachers: likewise of each client.
-            output: what they are compared in.
-            optimizer: made for the student's shared parameters.
+        States hold the shared part of a model, the rest stays as the seed drew it; ``output`` is what is compared.
         """
         learner = self.learner()
         model, options = learner.model, {"output": output, **self._options(learner)}

@@ -1,18 +1,56 @@
-"""Who takes part: what every node says of itself at the start, and what its replies must then hold."""
+"""Who takes part: the wait for nodes, what each says of itself at the start, and what its replies must then hold."""
 
-from __future__ import annotations
-
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
 
-from fedgh_app.errors import UserError, few
+from fedgh_app.errors import RunFailed, UserError, few
 from fedgh_app.grids.replies import CLAIM, Expected, one_line
 from fedgh_app.grids.screening import ScreeningGrid
 from fedgh_app.server.federation import ClientInfo, Federation
 
+NODE_WAIT_SECONDS = 60.0  # where the runtime does not say
 FIRST_ANSWER_SECONDS = 120.0  # at least: before it, clients' processes start and import PyTorch
+
+
+def wait_for_nodes(
+    grid: Grid, expected: int | None, timeout: float | None = None, stop_file: Path | None = None
+) -> list[int]:
+    """Node ids, once ``expected`` nodes are connected, or (None) once their number stands still.
+
+    Args:
+        timeout: seconds to wait for all of them, each of which comes when it does; None where they come together, so
+            that who is not there when their number stands still does not come.
+        stop_file: once this file exists, the wait ends with `RunFailed`.
+
+    Raises UserError where another number is connected when the wait ends.
+    """
+    end = time.monotonic() + (timeout or NODE_WAIT_SECONDS)
+    nodes: list[int] = []
+    while time.monotonic() < end:
+        if stop_file is not None and stop_file.exists():
+            raise RunFailed("stopped")
+        connected = sorted(grid.get_node_ids())
+        still, nodes = bool(connected) and connected == nodes, connected
+        if len(connected) == expected or (still and expected is None):
+            return connected
+        if still and (timeout is None or len(connected) > (expected or 0)):
+            break
+        time.sleep(0.5)
+    if expected is None:
+        raise RunFailed(f"no node connected within {timeout or NODE_WAIT_SECONDS:g} seconds")
+    if timeout is None:
+        hint = f'expected {expected}: flwr run . --federation-config "num-supernodes={expected}"'
+    else:
+        names = sorted(node.name or str(node.node_id) for node in grid.get_nodes())
+        hint = (
+            f"expected {expected} within runtime.node_timeout={timeout:g} seconds, found {', '.join(names) or 'none'}"
+        )
+    raise UserError(f"num_clients={expected}: {len(nodes)} nodes are connected; {hint}")
 
 
 def register(federation: Federation, grid: ScreeningGrid) -> None:
@@ -20,12 +58,8 @@ def register(federation: Federation, grid: ScreeningGrid) -> None:
 
     Raises as `query` does.
     """
-    clients = query(federation, grid)
-
-    def expected(client: str, asked: Message) -> Expected:
-        return expected_reply(clients[client], asked, federation.task.bounds)
-
-    grid.expected = expected
+    clients, bounds = query(federation, grid), federation.task.bounds
+    grid.expected = lambda client, asked: expected_reply(clients[client], asked, bounds)
     grid.knows = lambda reply: known_client(clients, reply)
     federation.admit(clients, grid.client_names)
 
@@ -80,13 +114,7 @@ def known_client(clients: Mapping[str, ClientInfo], reply: Message) -> str | Non
 
 
 def expected_reply(info: ClientInfo, asked: Message, bounds: Mapping[str, str]) -> Expected:
-    """What a client's reply must hold, beside what it was asked for.
-
-    Args:
-        info: of the client.
-        asked: the message.
-        bounds: the kinds of sums of an evaluation, and what bounds each.
-    """
+    """What a client's reply must hold, beside what it was asked for; ``bounds`` are those of an evaluation's sums."""
     if asked.metadata.message_type == MessageType.TRAIN:
         return Expected(frozenset({"num-examples", "loss", "steps", "seconds"}), CLAIM * info.examples)
     sums = {f"{kind}/{part}" for kind in bounds for part in info.predicts}

@@ -1,7 +1,5 @@
 """What a federation came to."""
 
-from __future__ import annotations
-
 from fedgh_app.runs.history import Evaluations
 from fedgh_app.runs.result import ClientFacts, Durations, Result
 from fedgh_app.server.federation import Federation

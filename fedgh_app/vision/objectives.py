@@ -7,7 +7,7 @@ that stay on the client, are trained as if there were no federation.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -29,12 +29,12 @@ class Received:
         parameters: w^t, the shared trainable parameters as received: copies, on the device of the model.
         memory: what this objective's `Objective.next_memory` returned after this client's last accepted update; {}
             the first time.
-        control: what the objective's server part sent (SCAFFOLD: c); {} where it has none.
+        extra: what else the server sent, by the name of its record: such as ``control`` of `Scaffold`.
     """
 
     parameters: Mapping[str, Tensor]
     memory: Mapping[str, Tensor]
-    control: Mapping[str, Tensor]
+    extra: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
 
 class Objective:
@@ -141,19 +141,19 @@ class Scaffold(Objective):
     """L_k(w) + ⟨c - c_k, w⟩ (Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging ...", ICML 2020).
 
     The term's gradient turns each step's g into g - c_k + c: what this client's data pulls aside is taken out, what
-    all clients' data agree on is put in. c_k, the memory, starts at 0 and becomes c_k - c - Δ_k / (steps · lr): the
-    mean of the client's own gradients along the way (the paper's option II). That holds for plain SGD alone, without
-    momentum and weight decay.
+    all clients' data agree on is put in. c is what the server sends as ``control``. c_k, the memory, starts at 0 and
+    becomes c_k - c - Δ_k / (steps · lr): the mean of the client's own gradients along the way (the paper's option II).
+    That holds for plain SGD alone, without momentum and weight decay.
     """
 
     has_memory: ClassVar[bool] = True
 
     def penalty(self, received: Received) -> Penalty | None:
         """⟨c - c_k, w⟩; None as long as both are 0."""
-        if not received.control and not received.memory:
+        control = received.extra.get("control", {})
+        if not control and not received.memory:
             return None
-        c = _complete(received.control, received.parameters)
-        c_k = _complete(received.memory, received.parameters)
+        c, c_k = _complete(control, received.parameters), _complete(received.memory, received.parameters)
         correction = {name: c[name] - c_k[name] for name in received.parameters}
         return lambda model: _inner_product(model, correction)
 
@@ -167,7 +167,7 @@ class Scaffold(Objective):
                 f"objective=scaffold: found {steps} steps with learning rate {learning_rate}, expected both above 0: "
                 "the control variate is the update divided by them"
             )
-        c = _complete(received.control, received.parameters)
+        c = _complete(received.extra.get("control", {}), received.parameters)
         c_k = _complete(received.memory, received.parameters)
         return {
             name: c_k[name] - c[name] - (trained[name] - start) / (steps * learning_rate)

@@ -251,7 +251,7 @@ def test_each_objective_takes_the_steps_of_its_paper():
                     pull = correction(name, parameter) if name in shared else 0
                     parameter -= lr * (parameter.grad + pull)
         model = copy.deepcopy(start)
-        known = Received(shared, h if isinstance(objective, Dyn) else c_k, c)
+        known = Received(shared, h if isinstance(objective, Dyn) else c_k, {"control": c})
         optimizer = torch.optim.SGD(model.parameters(), lr=lr)
         done = train(model, batches, loss, optimizer, epochs=1, penalty=objective.penalty(known))
         for name, value in by_hand.state_dict().items():

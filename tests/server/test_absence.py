@@ -26,8 +26,7 @@ from fedgh_app.grids.screening import ScreeningGrid
 from fedgh_app.runs import storage
 from fedgh_app.runs.checkpoints import newest
 from fedgh_app.runs.history import Rejected
-from fedgh_app.server.nodes import wait_for_nodes
-from fedgh_app.server.registration import query
+from fedgh_app.server.registration import query, wait_for_nodes
 
 RAY = "<class 'ray.exceptions.ActorDiedError'>:<'The actor died unexpectedly before finishing this task.'>"
 

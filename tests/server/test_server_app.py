@@ -27,7 +27,7 @@ from fedgh_app.runs import storage
 from fedgh_app.runtimes.launcher import launch
 from fedgh_app.server.federation import Federation
 from fedgh_app.server.loop import federate
-from fedgh_app.server.nodes import wait_for_nodes
+from fedgh_app.server.registration import wait_for_nodes
 
 
 def federation(
@@ -261,7 +261,7 @@ def test_another_model_is_no_start(run: Path, tiny: list[str], tmp_path: Path) -
 
 def test_a_number_of_clients_that_does_not_match_names_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = InProcessGrid(client_app, [{"partition-id": i} for i in range(2)], {})
-    monkeypatch.setattr("fedgh_app.server.nodes.NODE_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("fedgh_app.server.registration.NODE_WAIT_SECONDS", 0.1)
     assert wait_for_nodes(grid, 2) == [1, 2]
     with pytest.raises(UserError, match=r'num_clients=4: 2 nodes are connected.*"num-supernodes=4"'):
         wait_for_nodes(grid, 4)

@@ -29,7 +29,7 @@ def received(w, memory=None, control=None):
     def named(values):
         return {} if values is None else {"w": torch.tensor(values, dtype=torch.float64)}
 
-    return Received(named(w), named(memory), named(control))
+    return Received(named(w), named(memory), {"control": named(control)})
 
 
 def value_and_gradient(penalty, model):
@@ -157,7 +157,7 @@ def test_scaffolds_next_memory_is_the_mean_of_the_clients_own_gradients(seed, st
     w = start.clone()
     for gradient in own:
         w -= learning_rate * (gradient - c_k + c)
-    known = Received({"w": start}, {"w": c_k}, {"w": c})
+    known = Received({"w": start}, {"w": c_k}, {"control": {"w": c}})
     after = Scaffold().next_memory(known, {"w": w}, steps=steps, learning_rate=learning_rate)
     torch.testing.assert_close(after["w"], torch.stack(own).mean(0), rtol=1e-9, atol=1e-9)
 
@@ -176,7 +176,7 @@ def test_gradients_of_the_terms_are_the_papers(seed, strength):
     for objective, gradient in expected.items():
         memory = h if isinstance(objective, Dyn) else c_k
         model.zero_grad()
-        objective.penalty(Received(start, memory, c))(model).backward()
+        objective.penalty(Received(start, memory, {"control": c}))(model).backward()
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(parameter.grad, gradient(name, parameter.detach()))
 
@@ -184,21 +184,22 @@ def test_gradients_of_the_terms_are_the_papers(seed, strength):
 @pytest.mark.parametrize("objective", ALL, ids=lambda objective: type(objective).__name__)
 def test_what_an_objective_keeps_is_what_it_says_it_keeps(objective):
     known = received([1.0, 2.0], memory=[0.1, 0.2], control=[0.3, 0.4])
-    copies = [{name: value.clone() for name, value in part.items()} for part in vars(known).values()]
+    parts = [known.parameters, known.memory, *known.extra.values()]
+    copies = [{name: value.clone() for name, value in part.items()} for part in parts]
     model = Point(3.0, 4.0)
     if (penalty := objective.penalty(known)) is not None:
         penalty(model).backward()
     after = objective.next_memory(known, dict(model.named_parameters()), steps=1, learning_rate=0.1)
     assert set(after) == ({"w"} if objective.has_memory else set())
     # What was received is an input: the client still needs it when the server refuses the update.
-    for part, copy in zip(vars(known).values(), copies, strict=True):
+    for part, copy in zip(parts, copies, strict=True):
         assert all(torch.equal(value, copy[name]) for name, value in part.items())
     assert objective.has_memory == isinstance(objective, Dyn | Scaffold)
 
 
 @pytest.mark.parametrize("objective", [Dyn(0.5), Scaffold()])
 def test_a_memory_of_another_model_is_refused(objective):
-    known = Received({"w": torch.zeros(2)}, {"v": torch.zeros(2)}, {})
+    known = Received({"w": torch.zeros(2)}, {"v": torch.zeros(2)})
     with pytest.raises(ValueError, match="'w'"):
         objective.penalty(known)
     with pytest.raises(ValueError, match="'w'"):
@@ -206,7 +207,7 @@ def test_a_memory_of_another_model_is_refused(objective):
 
 
 def test_memory_is_taken_in_the_dtype_of_the_parameters():
-    known = Received({"w": torch.zeros(1, dtype=torch.float64)}, {"w": torch.full((1,), 0.5)}, {})
+    known = Received({"w": torch.zeros(1, dtype=torch.float64)}, {"w": torch.full((1,), 0.5)})
     assert value_and_gradient(Dyn(1.0).penalty(known), Point(0.0)) == (0.0, [-0.5])
 
 

@@ -21,21 +21,15 @@ class ServerDistillation(Part):
     """Knowledge distillation into the server's model: every few rounds it is fine-tuned, for one pass over public
     images, to the mean of what the round's clients make of them (FedReID: Zhuang et al., "Performance Optimization for
     Federated Person Re-identification", ACM MM 2020).
-
-    Args:
-        images: the public images.
-        optimizer: makes the clients' optimizer from parameters, its learning rate times a factor.
-        every: rounds between two distillations; 10 in the paper.
-        output: what the models are compared in: their ``outputs``, or, as in the paper, L2-normalised ``features`` of
-            the backbone, for clients whose heads stay with them.
-        learning_rate_factor: on the rate that clients train with in this round; 0.01 in the paper.
     """
 
     images: PublicImages
-    optimizer: Callable[[Iterable[Parameter], float], Optimizer]
-    every: int
+    optimizer: Callable[[Iterable[Parameter], float], Optimizer]  # the clients', its learning rate times a factor
+    every: int  # rounds between two distillations; 10 in the paper
+    # What the models are compared in: their ``outputs``, or, as in the paper, L2-normalised ``features`` of the
+    # backbone, for clients whose heads stay with them.
     output: str
-    learning_rate_factor: float
+    learning_rate_factor: float  # on the rate that clients train with in this round; 0.01 in the paper
 
     def __post_init__(self) -> None:
         if not isinstance(self.every, int) or self.every < 1:

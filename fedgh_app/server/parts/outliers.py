@@ -4,6 +4,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from fedgh_app.grids.replies import Norms
@@ -13,6 +14,7 @@ RECENT = 32  # norms of accepted updates that are kept
 FEWEST = 3  # among two lengths nobody can say which is the odd one
 
 
+@dataclass(eq=False)
 class Outliers(Part):
     """Rejects updates whose norm is above ``factor`` times the median of what they are compared with.
 
@@ -20,14 +22,10 @@ class Outliers(Part):
     that arrive asynchronously, with the updates that were accepted last and with each other. Parameters and the running
     statistics of normalisation layers are compared separately: the latter may be thousands of times longer, and an odd
     update of the weights would drown in them. Integer buffers do not count. A median of 0 says nothing.
-
-    Args:
-        factor: above 1; infinity: no update is too long.
     """
 
-    def __init__(self, factor: float) -> None:
-        self.factor = factor
-        self.recent: deque[tuple[float, float]] = deque(maxlen=RECENT)
+    factor: float  # above 1; infinity: no update is too long
+    recent: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=RECENT), init=False)
 
     def reject(self, norms: Mapping[str, Norms]) -> dict[str, str]:
         """Why updates are not to be used, by their key; the others are remembered as accepted."""
