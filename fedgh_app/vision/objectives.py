@@ -18,8 +18,6 @@ from fedgh_app.errors import UserError
 
 Penalty = Callable[[nn.Module], Tensor]
 
-CONTROL = "control"  # on the wire, the record that becomes `Received.control`
-
 
 @dataclass(frozen=True, eq=False)
 class Received:
