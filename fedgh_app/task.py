@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fedgh_app.errors import UserError
 from fedgh_app.vision.card import Card
+from fedgh_app.vision.objectives import Penalty
 from fedgh_app.vision.specs import TASKS, task_name
 from fedgh_app.vision.tally import Scores, Tally
 from fedgh_app.vision.training import Batch, Training, predict, train
@@ -174,8 +175,17 @@ class Learner(Protocol):
         """What of an evaluation adds up, for the outputs (B, …) of one batch; for `evaluate` as it is here."""
         return Tally()
 
-    def train(self, batches: Iterable[Any], optimizer: torch.optim.Optimizer, **options: Any) -> Training:
-        """Train the model in place; the options (``epochs``, …) are those of `fedgh_app.vision.training.train`."""
+    def train(
+        self,
+        batches: Iterable[Any],
+        optimizer: torch.optim.Optimizer,
+        *,
+        epochs: int,
+        penalty: Penalty | None = None,
+        squared_losses: bool = False,
+    ) -> Training:
+        """Train the model in place; see `fedgh_app.vision.training.train`."""
+        options: dict[str, Any] = {"epochs": epochs, "penalty": penalty, "squared_losses": squared_losses}
         return train(self.model, batches, self.parts.loss, optimizer, device=self.device, **options)
 
     def evaluate(self, examples: Any, indices: Sequence[int] | np.ndarray, *, loss_alone: bool = False) -> Evaluated:
