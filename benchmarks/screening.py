@@ -15,7 +15,7 @@ from flwr.app import Message, RecordDict
 
 from benchmarks import output
 from benchmarks.aggregation import MODELS, Round
-from fedgh_app.grids.replies import examine, finite
+from fedgh_app.grids.reply_checks import examine, finite
 
 
 def measure(model: str, clients: int, repeats: int) -> dict[str, float]:

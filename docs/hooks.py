@@ -15,6 +15,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 CODE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"^(```\w+) (\S+)$", re.MULTILINE)  # "```yaml conf/mine.yaml": the file that a block is
 NESTED = re.compile(r"^ {2,3}(?=[-*] )", re.MULTILINE)
 LINK = re.compile(r"(?<=\]\()([^)#:\s]+)(?=[#)])")
 
@@ -61,6 +62,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return os.path.relpath(to, PurePosixPath(uri).parent)
 
     parts = CODE.split(markdown)  # every other one is code
+    parts[1::2] = [FILE.sub(r'\1 title="\2"', part) for part in parts[1::2]]
     parts[::2] = [NESTED.sub("    ", LINK.sub(on_site, part)) for part in parts[::2]]
     return "".join(parts)
 

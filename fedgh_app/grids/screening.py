@@ -17,7 +17,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 
 from fedgh_app.errors import RunFailed
-from fedgh_app.grids.replies import OVERDUE, Expected, Norms, examine
+from fedgh_app.grids.reply_checks import OVERDUE, Expected, Norms, examine
 from fedgh_app.grids.wrapped import WrappedGrid
 from fedgh_app.runs.history import Rejected
 

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from safetensors import SafetensorError
 
 from fedgh_app.errors import RunFailed, UserError, first_line
-from fedgh_app.grids.replies import finite
+from fedgh_app.grids.reply_checks import finite
 from fedgh_app.grids.screening import ScreeningGrid
 from fedgh_app.runs import storage
 from fedgh_app.runs.directory import STOP

@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedgh_app.errors import RunFailed, UserError, few
-from fedgh_app.grids.replies import CLAIM, Expected, one_line
+from fedgh_app.grids.reply_checks import CLAIM, Expected, one_line
 from fedgh_app.grids.screening import ScreeningGrid
 from fedgh_app.server.federation import ClientInfo, Federation
 

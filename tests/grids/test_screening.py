@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 
 from fedgh_app.errors import RunFailed
 from fedgh_app.grids.inprocess import InProcessGrid
-from fedgh_app.grids.replies import Expected
+from fedgh_app.grids.reply_checks import Expected
 from fedgh_app.grids.screening import ScreeningGrid
 
 SENT = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "n": np.array(3)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedgh_app.grids.replies import Norms
+from fedgh_app.grids.reply_checks import Norms
 from fedgh_app.runs import storage
 from fedgh_app.server.parts.outliers import Outliers
 

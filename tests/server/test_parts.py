@@ -14,7 +14,7 @@ from recording import Recording
 from fedgh_app.assembly.server import Assembly
 from fedgh_app.client_app import app as client_app
 from fedgh_app.config.compose import compose_config, join_overrides
-from fedgh_app.grids.replies import Norms
+from fedgh_app.grids.reply_checks import Norms
 from fedgh_app.runs.history import Round
 from fedgh_app.server.federation import Federation, Update
 from fedgh_app.server.loop import federate

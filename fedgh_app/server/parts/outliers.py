@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedgh_app.grids.replies import Norms
+from fedgh_app.grids.reply_checks import Norms
 from fedgh_app.server.parts.part import Part
 
 RECENT = 32  # norms of accepted updates that are kept

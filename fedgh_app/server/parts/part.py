@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from flwr.app import ArrayRecord
 
-from fedgh_app.grids.replies import Norms
+from fedgh_app.grids.reply_checks import Norms
 from fedgh_app.runs.history import Round
 from fedgh_app.server.federation import Federation, Stateful, Update
 

@@ -13,7 +13,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedgh_app.grids.replies import Expected, examine, squared_distance
+from fedgh_app.grids.reply_checks import Expected, examine, squared_distance
 from fedgh_app.pose.evaluation.tally import BOUNDS
 
 SENT = {
