@@ -1,7 +1,5 @@
 """Where the files lie that the app needs beside its code: ``conf/``, ``datasets/`` and the parts of Flower's bundle."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent

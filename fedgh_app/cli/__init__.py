@@ -1,7 +1,5 @@
 """The ``fedgh`` command. What its commands do is imported once one of them is called: a slip is told at once."""
 
-from __future__ import annotations
-
 import io
 import signal
 import sys

@@ -1,7 +1,5 @@
 """``fedgh data``: data sets made, checked and parted."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Annotated

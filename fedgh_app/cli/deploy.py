@@ -1,7 +1,5 @@
 """``fedgh deploy``: what a federation of real machines needs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """``fedgh report``: runs compared."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``fedgh run``, of one run and of a sweep, and ``fedgh list``, what it chooses from."""
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections.abc import Sequence

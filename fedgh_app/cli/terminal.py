@@ -1,7 +1,5 @@
 """What the commands write to the terminal with."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from typing import NoReturn, TypeVar

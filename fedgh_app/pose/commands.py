@@ -1,7 +1,5 @@
 """What `fedgh predict`, `export`, `evaluate`, `score` and `data check` do for a pose model and its data."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Both are federations of one client in this process, with the round loop, strategy and client of a simulation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

@@ -5,8 +5,6 @@ bundles come from its hub. Here whoever has read a bundle signs it, and a small 
 SuperLink asks the hub (``POST /hub/fetch-fab`` of Flower 1.41). Sites check signatures, so they need not trust it.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import http.server

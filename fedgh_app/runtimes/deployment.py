@@ -1,7 +1,5 @@
 """``runtime=deployment``: the SuperLink of real machines, which goes on running, as their SuperNodes do."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """On what a sweep was run, for whoever wants its numbers again."""
 
-from __future__ import annotations
-
 import contextlib
 import platform
 import subprocess

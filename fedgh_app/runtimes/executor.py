@@ -5,8 +5,6 @@ leaves starting them to somebody else: to this, which forks each from a process 
 still has a process of its own, which loads the app's code from the bundle that the server sent.
 """
 
-from __future__ import annotations
-
 import argparse
 import multiprocessing
 import os

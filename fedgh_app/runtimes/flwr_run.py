@@ -3,8 +3,6 @@
 It starts from a staged copy of the app; how it went Flower's status and ``result.json`` tell.
 """
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 import subprocess

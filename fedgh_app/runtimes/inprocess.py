@@ -3,8 +3,6 @@
 Round loop, strategies and client are those of a simulation.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

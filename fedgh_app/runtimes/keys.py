@@ -5,8 +5,6 @@ talking (``flower-superlink --enable-supernode-auth``). Formats are those that F
 for SuperNodes.
 """
 
-from __future__ import annotations
-
 import datetime
 import ipaddress
 import os

@@ -1,7 +1,5 @@
 """Starts one run in the runtime that its config chooses, shows it, and leaves no process behind."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

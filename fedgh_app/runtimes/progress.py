@@ -1,7 +1,5 @@
 """Live progress of a run on the terminal, read from its ``history.jsonl``, and the tables at its end."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """``runtime=simulation``: Flower's Ray simulation, on a private SuperLink."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The SuperLink that a run goes through: a private one on a free port, or one that somebody else runs."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
