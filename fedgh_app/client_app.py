@@ -2,9 +2,7 @@
 
 import functools
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +20,7 @@ from fedgh_app.config.site import SitePaths, bounded
 from fedgh_app.data.site import Site, open_site
 from fedgh_app.errors import UserError
 from fedgh_app.grids.packing import packing
+from fedgh_app.resources import Values
 from fedgh_app.vision.threads import limit_threads
 
 
@@ -119,5 +118,5 @@ def _file(client: TaskClient, message: Message) -> Path:
 
 @functools.lru_cache(maxsize=256)
 def _site(overrides: str, node_config: str) -> Site:
-    node: Mapping[str, Any] = json.loads(node_config)
+    node: Values = json.loads(node_config)
     return open_site(assembly_at(overrides, SitePaths.of(node)).data, node)

@@ -1,6 +1,8 @@
 """Where the files lie that the app needs beside its code: ``conf/``, ``datasets/`` and the parts of Flower's bundle."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -12,6 +14,8 @@ INSTALLED = SHIPPED.is_dir()
 ROOT = SHIPPED if INSTALLED else PACKAGE.parent
 CONF = ROOT / "conf"
 DATASETS = ROOT / "datasets"
+
+Values = Mapping[str, Any]  # of the files in conf/, composed and resolved, or of a part of them
 
 # All that a copy of the app consists of, by its name in there.
 APP_FILES = {

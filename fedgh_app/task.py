@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fedgh_app.errors import UserError
+from fedgh_app.resources import Values
 from fedgh_app.vision.card import Card
 from fedgh_app.vision.objectives import Penalty
 from fedgh_app.vision.specs import TASKS, task_name
@@ -27,7 +28,6 @@ from fedgh_app.vision.training import Batch, Training, predict, train
 
 Side = Literal["train", "test"]
 Purpose = Literal["train", "probe", "test", "public"]
-Values = Mapping[str, Any]  # of a config, resolved
 
 
 class Spec(Protocol):

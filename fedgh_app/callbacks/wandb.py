@@ -15,6 +15,7 @@ from flwr.common.logger import log
 
 from fedgh_app.callbacks.callback import Callback
 from fedgh_app.errors import first_line
+from fedgh_app.resources import Values
 from fedgh_app.runs.directory import PLOTS
 from fedgh_app.runs.history import Round
 from fedgh_app.runs.records import Tracking
@@ -33,7 +34,7 @@ class WandB(Callback):
     and the whole of it on disk.
     """
 
-    def __init__(self, tracking: Mapping[str, Any]) -> None:
+    def __init__(self, tracking: Values) -> None:
         self.tracking = tracking
         self.run: Any = None
         self.failed = False

@@ -11,12 +11,13 @@ from flwr.clientapp.typing import ClientAppCallable
 from fedgh_app.config.compose import fedgh_home
 from fedgh_app.config.site import SitePaths
 from fedgh_app.errors import RunFailed, UserError
+from fedgh_app.resources import Values
 
 # Node config of a site: it trains only where its own update gets at least this noise multiplier before it is sent.
 DEMAND = "noise-multiplier"
 
 
-def check_demand(privacy: Mapping[str, Any], node_config: Mapping[str, Any]) -> None:
+def check_demand(privacy: Mapping[str, Any], node_config: Values) -> None:
     """Refuse (RunFailed) to train where a site's node config demands more noise than the run's ``privacy`` promises;
     UserError where what it demands is no number.
     """

@@ -8,13 +8,14 @@ from omegaconf import OmegaConf
 
 from fedgh_app.config.choices import FACTS, groups
 from fedgh_app.config.compose import compose_config
+from fedgh_app.resources import Values
 
 # What a run is told by elsewhere, or what says nothing about its model.
 TOLD = {"dataset", "runtime", "tracking", "callbacks", "keep_checkpoints"}
 TOLD |= {"run_dir", "seed", "rounds", "num_clients", "resume"}
 
 
-def changes(config: Mapping[str, Any], *without: str) -> list[str]:
+def changes(config: Values, *without: str) -> list[str]:
     """What a config says otherwise than the default one, but for some keys: ``key=value``, and a choice by its name."""
     changed: list[str] = []
     usual = _defaults()
@@ -31,7 +32,7 @@ def changes(config: Mapping[str, Any], *without: str) -> list[str]:
     return changed
 
 
-def _group(key: str, node: Mapping[str, Any], usual: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+def _group(key: str, node: Values, usual: Values, config: Values) -> list[str]:
     """Such as ``objective=Prox (mu=0.1)``, without values that are the default or follow from seed and data set."""
     follow = {"seed": config["seed"], "partition_by": config["dataset"].get("natural_attribute")}
     about = ("name", *FACTS)
@@ -47,7 +48,7 @@ def _value(value: Any) -> str:
     return class_of(value) if isinstance(value, Mapping) else str(value)
 
 
-def class_of(node: Mapping[str, Any]) -> str:
+def class_of(node: Values) -> str:
     """A choice by the class it builds, else by its name."""
     return str(node.get("_target_") or node.get("name") or node.get("spec") or "none").rpartition(".")[2]
 

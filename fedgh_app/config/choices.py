@@ -1,11 +1,10 @@
 """The files under ``conf/``: groups, their choices, and what each choice says of itself."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fedgh_app.resources import CONF
+from fedgh_app.resources import CONF, Values
 
 # What a choice says of itself, beside the values of what it describes: which others it goes with (`refusals`), which a
 # composed config leaves out; and facts for the rest of the app, which nobody overrides and no constructor is given.
@@ -28,7 +27,7 @@ def values_of(group: str, choice: str) -> DictConfig:
     return OmegaConf.masked_copy(file, [key for key in file if key not in TERMS + FACTS])
 
 
-def keeps_nothing(config: Mapping[str, Any]) -> bool:
+def keeps_nothing(config: Values) -> bool:
     """Whether clients send all of their model (``sharing=all``)."""
     return bool(config["sharing"].get("keeps") == "nothing")
 

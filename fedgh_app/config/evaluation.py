@@ -9,12 +9,13 @@ from omegaconf import OmegaConf
 
 from fedgh_app.config.compose import compose_config, parse_overrides
 from fedgh_app.errors import UserError
+from fedgh_app.resources import Values
 
 # What an evaluation depends on, beside the model.
 DEPENDS_ON = ("dataset", "evaluate", "batch_size")
 
 
-def evaluated_on(values: Mapping[str, Any], overrides: Sequence[str]) -> Mapping[str, Any]:
+def evaluated_on(values: Values, overrides: Sequence[str]) -> Mapping[str, Any]:
     """A run's config with values replaced that an evaluation depends on; UserError for any other, or a wrong one.
 
     Another data set is looked at in the size that the model was trained on, unless ``dataset.input_size`` is given.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from fedgh_app.config.choices import FACTS
 from fedgh_app.errors import UserError, first_line
+from fedgh_app.resources import Values
 
 if TYPE_CHECKING:  # what is misspelt is told without waiting for torch
     from torch import nn
@@ -54,7 +55,7 @@ def check_target(group: str, target: Any, allowed: Sequence[str] = ()) -> None:
         raise UserError(f"{group}._target_={target}: expected a class under {_named(allowed)}")
 
 
-def instantiate(node: Mapping[str, Any], group: str, allowed: Sequence[str] = (), /, **kwargs: Any) -> Any:
+def instantiate(node: Values, group: str, allowed: Sequence[str] = (), /, **kwargs: Any) -> Any:
     """Build what a group describes, of a class under the modules ``allowed``, else those in `TARGETS`; or UserError."""
     made = _class_of(node, group, allowed or TARGETS[group])
     values = DictConfig({key: value for key, value in node.items() if key not in (*FACTS, *NESTED.get(group, ()))})
@@ -68,7 +69,7 @@ def instantiate(node: Mapping[str, Any], group: str, allowed: Sequence[str] = ()
         raise UserError(f"{group}: {first_line(cause)}{_accepted(made, cause)}") from None
 
 
-def _class_of(node: Mapping[str, Any], group: str, allowed: Sequence[str]) -> type:
+def _class_of(node: Values, group: str, allowed: Sequence[str]) -> type:
     """The class that ``_target_`` names, defined where it may be; UserError for anything else."""
     target = str(node.get("_target_"))
     check_target(group, target, allowed)
@@ -92,7 +93,7 @@ def _is_under(module: str, packages: Iterable[str]) -> bool:
     return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
-def build_model(node: Mapping[str, Any], task: Task, spec: Spec) -> nn.Module:
+def build_model(node: Values, task: Task, spec: Spec) -> nn.Module:
     """The network of a ``model`` group for what ``spec`` predicts, drawn from PyTorch's global generator."""
     return instantiate(node, "model", task.builds["model"], **task.model_arguments(spec))
 

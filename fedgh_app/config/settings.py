@@ -9,6 +9,7 @@ from typing_extensions import TypedDict  # pydantic wants no other before Python
 
 from fedgh_app.config.choices import shown
 from fedgh_app.errors import UserError
+from fedgh_app.resources import Values
 
 Count = Annotated[int, Field(ge=0, strict=True)]
 Some = Annotated[int, Field(ge=1, strict=True)]
@@ -117,7 +118,7 @@ def held_to(kind: Any, config: DictConfig) -> Any:
         # A value of the top may stand in several groups by reference; it is told as what was set.
         fault = min(error.errors(), key=lambda fault: len(fault["loc"]))
     whole = adapter.json_schema()
-    node: Mapping[str, Any] = whole
+    node: Values = whole
     for key in fault["loc"]:
         node = _at(node, whole)
         node = node.get("properties", {}).get(key) or node["additionalProperties"]
@@ -139,7 +140,7 @@ def _type(default: Any) -> Any:
     return Any if default is None else Annotated[kind, Field(strict=True)]
 
 
-def _at(schema: Mapping[str, Any], whole: Mapping[str, Any]) -> Mapping[str, Any]:
+def _at(schema: Mapping[str, Any], whole: Values) -> Mapping[str, Any]:
     return {**whole["$defs"][schema["$ref"].rpartition("/")[2]], **schema} if "$ref" in schema else schema
 
 
@@ -154,7 +155,7 @@ NAMES = {
 BOUNDS = {"minimum": "of at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
 
 
-def _expected(schema: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
+def _expected(schema: Mapping[str, Any], whole: Values) -> str:
     schema = _at(schema, whole)
     if "anyOf" in schema and "description" not in schema:
         return " or ".join(_expected(one, whole) for one in schema["anyOf"])

@@ -5,14 +5,14 @@ server that may be anybody's. Other nodes are simulated, on the machine of the o
 """
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 from omegaconf import DictConfig
 
 from fedgh_app.config.choices import keeps_nothing
 from fedgh_app.errors import UserError
+from fedgh_app.resources import Values
 from fedgh_app.vision.cores import usable_cores
 
 
@@ -25,7 +25,7 @@ class SitePaths:
     weights: str | None = None  # checkpoint file of its copy of the backbone's weights
 
     @classmethod
-    def of(cls, node_config: Mapping[str, Any]) -> Self:
+    def of(cls, node_config: Values) -> Self:
         """Those of a node config."""
         named = (node_config.get(key) for key in ("data-root", "teacher", "weights"))
         return cls(*(None if path is None else str(path) for path in named))

@@ -1,21 +1,20 @@
 """The data of one client."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fedgh_app.data.federated import FederatedData
 from fedgh_app.errors import UserError
+from fedgh_app.resources import Values
 from fedgh_app.task import Examples
 
 # As `flwr.common.typing.Scalar`, which a query's answer holds.
 Property = int | float | str
 
-NodeConfig = Mapping[str, Any]
+NodeConfig = Values
 
 
 @dataclass(frozen=True)

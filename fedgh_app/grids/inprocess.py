@@ -14,6 +14,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fedgh_app.flower import SUPERLINK_NODE_ID, ErrorCode, Run, TaskIdentity
+from fedgh_app.resources import Values
 
 
 class InProcessGrid(Grid):
@@ -30,7 +31,7 @@ class InProcessGrid(Grid):
         self,
         client_app: ClientApp,
         node_configs: Iterable[Mapping[str, Any]],
-        run_config: Mapping[str, Any],
+        run_config: Values,
         *,
         examples_per_second: float = 100.0,
         speeds: Mapping[str, float] | None = None,

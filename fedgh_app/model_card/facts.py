@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from fedgh_app.resources import Values
 from fedgh_app.runs.history import Round
 from fedgh_app.runs.result import Result
 from fedgh_app.task import Spec
@@ -17,7 +17,7 @@ class Facts:
     """What the sections of a card are written from."""
 
     directory: Path  # the run directory, whose models and plots are named
-    values: Mapping[str, Any]  # the run's config, resolved
+    values: Values  # the run's config, resolved
     result: Result  # what it came to; of a run that failed, as far as it came
     specs: Mapping[str, Spec]  # its data sets by name
     card: Card  # what its task says of the model

@@ -1,9 +1,9 @@
 """What a model card says of a network that finds keypoints."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from fedgh_app.pose.data.records import DatasetSpec
+from fedgh_app.resources import Values
 from fedgh_app.vision.card import Card
 from fedgh_app.words import count
 
@@ -30,12 +30,12 @@ LIMITS = (
 )
 
 
-def card(values: Mapping[str, Any], specs: Mapping[str, DatasetSpec]) -> Card:
+def card(values: Values, specs: Mapping[str, DatasetSpec]) -> Card:
     """What is told of a run with these values of its config, on these data sets by name."""
     return Card(_what(values, specs), USAGE, (*_metrics([*specs.values()]), _reading(values)), LIMITS)
 
 
-def _what(values: Mapping[str, Any], specs: Mapping[str, DatasetSpec]) -> str:
+def _what(values: Values, specs: Mapping[str, DatasetSpec]) -> str:
     model, dataset = values["model"], values["dataset"]
     height, width = next(iter(dataset.get("members", {"": dataset}).values()))["input_size"]
     keypoints = dict.fromkeys(name for spec in specs.values() for name in spec.keypoints)
@@ -58,7 +58,7 @@ def _metrics(specs: Sequence[DatasetSpec]) -> list[str]:
     ]
 
 
-def _reading(values: Mapping[str, Any]) -> str:
+def _reading(values: Values) -> str:
     evaluate = values["evaluate"]
     integral = values["model"].get("head") == "integral"
     read = "by their expectation" if integral else f"by `{evaluate.get('decoding', 'quarter')}`"

@@ -1,9 +1,7 @@
 """What of a config only pose estimation can tell wrong; before anything is built, and without waiting for torch."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from fedgh_app.errors import UserError
+from fedgh_app.resources import Values
 
 # Far beyond what anybody trains; a slip or a hostile server would take all memory of every client.
 LARGEST_SIDE = 1024
@@ -12,7 +10,7 @@ WIDEST_HEAD = 4096
 DECODINGS = ("argmax", "quarter", "dark")
 
 
-def check(values: Mapping[str, Any]) -> None:
+def check(values: Values) -> None:
     """Refuse (UserError) sizes of images that no network halves, and ways to read maps that there are not."""
     size = list(values["dataset"]["input_size"])
     if len(size) != 2 or any(type(side) is not int or not 32 <= side <= LARGEST_SIDE or side % 32 for side in size):

@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from fedgh_app.reports.settings import (
     part_word,
     short_metric,
 )
+from fedgh_app.resources import Values
 from fedgh_app.runs.outcome import Outcome
 from fedgh_app.runs.records import LAUNCH, TRACKING, Launch, Tracking
 from fedgh_app.runs.result import RESULT
@@ -140,7 +141,7 @@ def _again(
     }
 
 
-def _shared(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+def _shared(configs: Sequence[Values]) -> list[str]:
     """What all settings have in common that is not a default."""
     told = [changes(config) for config in configs]
     always = [f"rounds={config['rounds']}" for config in configs]

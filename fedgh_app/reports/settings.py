@@ -14,6 +14,7 @@ from rich.table import Table
 from typing_extensions import TypedDict
 
 from fedgh_app.errors import UserError
+from fedgh_app.resources import Values
 from fedgh_app.runs.outcome import Outcome, is_seed
 from fedgh_app.runs.result import RESULT
 from fedgh_app.words import percentage, short
@@ -139,12 +140,12 @@ def _by_seed(setting: Setting, keys: Sequence[str]) -> dict[object, float]:
     return {seed: values[0] for seed, values in scores.items() if len(values) == 1}
 
 
-def _kind(config: Mapping[str, Any]) -> str:
+def _kind(config: Values) -> str:
     federated = config["runtime.name"] not in ("centralised", "local")
     return str(config["strategy._target_"]).rsplit(".", 1)[-1] if federated else str(config["runtime.name"])
 
 
-def _name(config: Mapping[str, Any], configs: Sequence[Mapping[str, Any]], telling: Sequence[str]) -> str:
+def _name(config: Values, configs: Sequence[Values], telling: Sequence[str]) -> str:
     """The kind of run, and every other value by which it differs from others of this kind."""
     kind = _kind(config)
     alike = [other for other in configs if _kind(other) == kind]
@@ -156,7 +157,7 @@ def _name(config: Mapping[str, Any], configs: Sequence[Mapping[str, Any]], telli
     return " ".join([kind, *extras])
 
 
-def _peers(key: str, config: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _peers(key: str, config: Values, alike: Sequence[Values]) -> list[Mapping[str, Any]]:
     """The runs that made the same choice in the key's group: another choice has keys of its own."""
     group, _, last = key.rpartition(".")
     choices = () if last in CHOICES else tuple(f"{group}.{word}" for word in CHOICES)

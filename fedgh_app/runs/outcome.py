@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from fedgh_app.resources import Values
 from fedgh_app.runs.history import Round, read_history
 from fedgh_app.runs.opening import read_config
 from fedgh_app.runs.result import Result
@@ -20,8 +21,8 @@ class Outcome:
     """A run that ended."""
 
     directory: Path
-    config: Mapping[str, Any]
-    values: Mapping[str, Any]  # the same, flat: ``{"strategy.seed": 0}``
+    config: Values
+    values: Values  # the same, flat: ``{"strategy.seed": 0}``
     result: Result
 
     @classmethod

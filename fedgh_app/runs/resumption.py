@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from fedgh_app.config.compose import quoted
 from fedgh_app.errors import UserError
+from fedgh_app.resources import Values
 from fedgh_app.runs import processes
 from fedgh_app.runs.directory import CONFIG, STOP
 from fedgh_app.runs.records import FAILURE, LAUNCH, PRIVACY, Launch
@@ -118,7 +119,7 @@ def _same_clients(overrides: Sequence[str]) -> tuple[str, ...]:
     return next((same for same in SAME_CLIENTS if runtime in same), (runtime,))
 
 
-def check_same(values: Mapping[str, Any], directory: Path) -> None:
+def check_same(values: Values, directory: Path) -> None:
     """Refuse (UserError) a config that differs from the run's own in what may not change."""
     written = OmegaConf.to_container(OmegaConf.load(directory / CONFIG))
     before, now = (dict(_leaves(node)) for node in (written, values))

@@ -13,13 +13,14 @@ from omegaconf import OmegaConf
 from safetensors import SafetensorError
 
 from fedgh_app.errors import UserError, first_line
+from fedgh_app.resources import Values
 from fedgh_app.runs.directory import CHECKPOINTS, CONFIG, MODEL
 from fedgh_app.vision.files import replacing, synchronise
 from fedgh_app.vision.json import plain, write_json
 from fedgh_app.vision.tensors import read_tensors, write_tensors
 
 
-def save_config(directory: Path, values: Mapping[str, Any]) -> None:
+def save_config(directory: Path, values: Values) -> None:
     """Write the config of a run as YAML, atomically."""
     with replacing(directory / CONFIG) as draft:
         OmegaConf.save(OmegaConf.create(dict(values)), draft)

@@ -4,15 +4,15 @@ Round loop, strategies and client are those of a simulation.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from fedgh_app.assembly.server import Assembly
 from fedgh_app.client_app import app as client_app
 from fedgh_app.config.compose import compose_config, join_overrides
 from fedgh_app.grids.inprocess import InProcessGrid
+from fedgh_app.resources import Values
 from fedgh_app.runs.directory import LOG
 from fedgh_app.runs.resumption import served
 from fedgh_app.runtimes.progress import Display
@@ -34,7 +34,7 @@ def federate_inprocess(
     assembly: Assembly,
     overrides: Sequence[str],
     directory: Path,
-    node_configs: Sequence[Mapping[str, Any]],
+    node_configs: Sequence[Values],
     display: Display,
 ) -> Federation:
     """A federation of the clients with these node configs, in this process."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedgh_app.config.settings import Runtime, Settings
 from fedgh_app.data.federated import FederatedData
+from fedgh_app.resources import Values
 from fedgh_app.runs.history import Round
 from fedgh_app.vision.threads import threads
 
@@ -110,7 +111,7 @@ class Federation:
     """A run as its parts see it: built from the config alone, and complete once its clients are known (`admit`)."""
 
     settings: Settings  # the single values of the run
-    values: Mapping[str, Any]  # the resolved config as plain values, for what writes or shows it
+    values: Values  # the resolved config as plain values, for what writes or shows it
     directory: Path  # of the run
     task: Task  # what models are trained for
     data: FederatedData  # its data sets, as far as the server has them
