@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from strategies.fedavg import FedAvg
+from strategies.fedavg import FedAvg, State
 from strategies.gramian import rescale
 from strategies.options import one_of
 from strategies.randomness import derive_seed
@@ -94,14 +94,14 @@ class ConflictAverse(FedAvg):
             return Weights(convex=p, combination=c)
         return Weights(convex=p, combination=rescale(gramian, c, p), projected=c)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Return GradVac's target cosines by part of the model, and the clients of their rows; else nothing."""
         if self._clients is None:
             return {}
         targets = {part: vaccine._phi_t.clone() for part, vaccine in self._vaccines.items()}
         return {"clients": list(self._clients), "targets": targets}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Take up what :meth:`state_dict` returned."""
         self._clients = tuple(state["clients"]) if state else None
         self._vaccines = {}

@@ -18,6 +18,8 @@ from strategies.threads import one_thread
 from strategies.updates import ClientUpdates, by_name
 from strategies.weights import Weights
 
+State = dict[str, Any]  # what a strategy carries from round to round: tensors, and what JSON can hold
+
 _POLL_SECONDS = 0.5
 
 
@@ -106,11 +108,11 @@ class FedAvg(flower.FedAvg):
         """Return what clients are sent beside the model; a rule that wants a report from them asks here."""
         return config
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Return what the strategy carries from round to round: nested dicts, JSON-able but for tensors."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Take up the state that :meth:`state_dict` returned."""
 
     def summary(self) -> None:

@@ -1,12 +1,11 @@
 """Federated adaptive weighting: clients that pull with the others count more."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from strategies.fedavg import FedAvg
+from strategies.fedavg import FedAvg, State
 from strategies.updates import ClientUpdates
 from strategies.weights import Weights
 
@@ -73,11 +72,11 @@ class FedAW(FedAvg):
         self._participations[name] = s
         return self._angles[name]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Return θ̃ and s per client name."""
         return {"angles": dict(self._angles), "participations": dict(self._participations)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Take up θ̃ and s per client name."""
         angles, participations = dict(state["angles"]), dict(state["participations"])
         if angles.keys() != participations.keys():

@@ -1,6 +1,6 @@
 """FedDyn, the server's side: averaging, corrected by what all clients together have drifted."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from strategies.fedavg import FedAvg
+from strategies.fedavg import FedAvg, State
 from strategies.updates import ClientUpdates
 from strategies.weights import Weights
 
@@ -57,12 +57,12 @@ class FedDyn(FedAvg):
             shift={tensor: -h / self.alpha for tensor, h in self._h.items()},
         )
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Return h by tensor, and m."""
         h = {tensor: value.clone() for tensor, value in self._h.items()}
         return {"h": h, "num_registered": self.num_registered}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Take up the h and the m that :meth:`state_dict` returned."""
         self._h = {tensor: value.clone() for tensor, value in state["h"].items()}
         self.num_registered = state["num_registered"]

@@ -1,7 +1,6 @@
 """The server's side of SCAFFOLD: the control variate that tells clients which way the others drift."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +8,7 @@ from flwr.app import Array, ArrayRecord, Message
 from torch import Tensor
 
 from strategies import npy
+from strategies.fedavg import State
 from strategies.updates import number, only_arrays, only_metrics, parameters_of
 
 STEPS = "steps"
@@ -62,7 +62,7 @@ class ControlVariate:
                 change -= np.subtract(npy.flat(arrays[tensor]), origin, dtype=c.dtype) / length
             c += change / self.num_clients
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Return c by tensor."""
         return {tensor: control.clone() for tensor, control in self._control.items()}
 

@@ -11,6 +11,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from strategies import npy
+from strategies.fedavg import State
 from strategies.threads import one_thread
 from strategies.updates import parameters_of
 
@@ -52,7 +53,7 @@ class ServerOptimizer:
         optimizer.zero_grad()
         return ArrayRecord({tensor: self._stepped(tensor, array) for tensor, array in proposed.items()})
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Return what the optimizer remembers of each tensor, by its name: tensors, numbers and None.
 
         Its settings are not state: they are those of the optimizer that was given.

@@ -19,6 +19,7 @@ from fedgh_app.data.federated import FederatedData
 from fedgh_app.resources import Values
 from fedgh_app.runs.history import Round
 from fedgh_app.vision.threads import threads
+from strategies.fedavg import State
 
 if TYPE_CHECKING:
     from fedgh_app.server.modes import Mode
@@ -61,11 +62,11 @@ class Update:
 class Stateful:
     """What carries something from round to round; nothing, unless it says what."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """What is carried: tensors, or what JSON can hold."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Go on from what `state_dict` returned."""
 
 
@@ -170,7 +171,7 @@ class Federation:
         """The model of all clients as tensors."""
         return tensors(self.arrays)
 
-    def server_state(self) -> dict[str, Any]:
+    def server_state(self) -> State:
         """What the server carries from round to round beside the models; tensors at the leaves."""
         return {
             "id": self.id,
@@ -182,7 +183,7 @@ class Federation:
             "seconds": self.seconds(),
         }
 
-    def load_server_state(self, state: Mapping[str, Any], models: Mapping[str, ArrayRecord]) -> None:
+    def load_server_state(self, state: State, models: Mapping[str, ArrayRecord]) -> None:
         """Go on from what `server_state` returned, and the models of the cohorts that it names."""
         self.id, self.session = str(state["id"]), int(state["session"])
         for name, part in self._stateful().items():

@@ -1,14 +1,15 @@
 """When the server goes on: after all whom it asked have answered (sync), or after the first that answer (async)."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from flwr.app import ArrayRecord
 
 from fedgh_app.errors import UserError
 from fedgh_app.server.exchange import Exchange
 from fedgh_app.server.federation import Stateful, Update
+from strategies.fedavg import State
 from strategies.updates import labels
 
 LOOK_SECONDS = 10.0  # after which an asynchronous server, waiting, looks who has come back
@@ -141,11 +142,11 @@ class Async(Mode):
         for number, name in exchange.start_training(names, draws).items():
             self.in_flight[number] = (name, federation.cohorts[name], exchange.round.round, draws[name])
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """How often each client was asked, and how often clients were selected; who trains when a run ends is asked
         anew."""
         return {"draws": dict(self.draws), "selections": self.selections}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Take up the counts."""
         self.draws, self.selections = dict(state["draws"]), int(state["selections"])

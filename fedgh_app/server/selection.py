@@ -13,6 +13,7 @@ import torch
 
 from fedgh_app.errors import UserError
 from fedgh_app.server.federation import Stateful
+from strategies.fedavg import State
 from strategies.randomness import generator
 
 # Loss of the current model on the training data of each named client; who cannot answer is missing.
@@ -195,11 +196,11 @@ class Oort(Selection):
             "key": key,
         }
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """What is known of each client."""
         return {"clients": {name: dict(seen) for name, seen in sorted(self._seen.items())}}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Take up what was known of each client."""
         self._seen = {name: dict(seen) for name, seen in state["clients"].items()}
 

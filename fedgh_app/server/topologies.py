@@ -14,6 +14,7 @@ from fedgh_app.server.aggregation import combine, completed, labels_of, mean, me
 from fedgh_app.server.exchange import Exchange
 from fedgh_app.server.federation import GLOBAL, Federation, Stateful, Update, tensors
 from fedgh_app.server.public_images import PublicImages
+from strategies.fedavg import State
 from strategies.finch import finch
 
 
@@ -93,11 +94,11 @@ class Finch(Topology):
         placed = dict(zip(known, numbers, strict=True))
         return {name: f"cluster-{placed.get(name, 0)}" for name in clients}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """The latest embedding of each client."""
         return {"embeddings": dict(self.embeddings)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Take up the embeddings."""
         self.embeddings = dict(state["embeddings"])
 

@@ -1,7 +1,6 @@
 """The server's half of ``objective=scaffold``."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from flwr.app import ArrayRecord
 
@@ -9,6 +8,7 @@ from fedgh_app.runs.history import Round
 from fedgh_app.server.aggregation import replies_of
 from fedgh_app.server.federation import Federation, Update
 from fedgh_app.server.parts.part import Part
+from strategies.fedavg import State
 from strategies.scaffold import ControlVariate
 
 
@@ -34,10 +34,10 @@ class ControlVariatePart(Part):
             self.control.absorb(base, replies_of(updates, base), [rate] * len(updates))
         return proposed
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """c by tensor."""
         return self.control.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Take up c."""
         self.control.load_state_dict(state)

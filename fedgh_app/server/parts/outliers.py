@@ -5,10 +5,10 @@ import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from fedgh_app.grids.reply_checks import Norms
 from fedgh_app.server.parts.part import Part
+from strategies.fedavg import State
 
 RECENT = 32  # norms of accepted updates that are kept
 FEWEST = 3  # among two lengths nobody can say which is the odd one
@@ -46,10 +46,10 @@ class Outliers(Part):
                 )
         return None
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """The norms of the updates accepted last."""
         return {"recent": [list(pair) for pair in self.recent]}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Take up the norms."""
         self.recent = deque(((float(one), float(two)) for one, two in state["recent"]), maxlen=RECENT)

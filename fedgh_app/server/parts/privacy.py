@@ -13,6 +13,7 @@ from fedgh_app.runs.records import PRIVACY, PrivacyAccount
 from fedgh_app.server.accounting import epsilon
 from fedgh_app.server.federation import Federation
 from fedgh_app.server.parts.part import Part
+from strategies.fedavg import State
 from strategies.gaussian import GaussianMechanism
 from strategies.updates import parameters_of
 
@@ -74,11 +75,11 @@ class Privacy(Part):
             "releases": releases,
         }
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """How often each client was asked."""
         return {"asked": dict(self.asked)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Take up the counts, but none below what the file says: rounds that were lost are spent."""
         self._take(state["asked"])
 

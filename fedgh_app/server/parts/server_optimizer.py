@@ -1,14 +1,14 @@
 """``server_optimizer``: a step of an optimizer toward what the strategy proposes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from flwr.app import ArrayRecord
 
 from fedgh_app.runs.history import Round
 from fedgh_app.server.federation import Update
 from fedgh_app.server.parts.part import Part
+from strategies.fedavg import State
 from strategies.server_optimizer import ServerOptimizer
 
 
@@ -25,10 +25,10 @@ class ServerOptimizerPart(Part):
         with current.timed("aggregate"):
             return self.optimizer.step(base, proposed)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """What the optimizer remembers of each tensor."""
         return self.optimizer.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Take up what it remembered."""
         self.optimizer.load_state_dict(state)
