@@ -7,7 +7,7 @@ from flwr.app import Array, ArrayRecord
 
 from fedgh_app.server.federation import tensors
 from fedgh_app.server.parts.part import Part
-from fedgh_app.vision.objectives import CONTROL, Objective
+from fedgh_app.vision.objectives import Objective
 from strategies.updates import parameters_of
 
 
@@ -18,12 +18,13 @@ class Momentum(Objective):
     weight: float
 
     def penalty(self, received):
-        if not received.control:
+        momentum = received.extra.get("momentum")
+        if not momentum:
             return None
 
         def pull(model):
             w = dict(model.named_parameters())
-            return -self.weight * sum((m.to(w[name]) * w[name]).sum() for name, m in received.control.items())
+            return -self.weight * sum((m.to(w[name]) * w[name]).sum() for name, m in momentum.items())
 
         return pull
 
@@ -36,7 +37,7 @@ class MomentumPart(Part):
         self.m = {name: torch.zeros_like(start[name]) for name in parameters_of(federation.initial)}
 
     def message_records(self):
-        return {CONTROL: ArrayRecord({name: Array(m.numpy()) for name, m in self.m.items()})}
+        return {"momentum": ArrayRecord({name: Array(m.numpy()) for name, m in self.m.items()})}
 
     def after_aggregation(self, current, base, proposed, updates, cohort):
         before, after = tensors(base), tensors(proposed)
