@@ -20,7 +20,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def few(names: Sequence[str], separator: str = ", ", *, most: int = 5) -> str:
+def abbreviated(names: Sequence[str], separator: str = ", ", *, most: int = 5) -> str:
     """The first names of many in a line, and how many more there are."""
     more = f"{separator}and {len(names) - most} more" if len(names) > most else ""
     return separator.join(names[:most]) + more

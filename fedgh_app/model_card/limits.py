@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from fedgh_app.errors import few
+from fedgh_app.errors import abbreviated
 from fedgh_app.model_card.facts import Facts
 from fedgh_app.runs.history import scored
 from fedgh_app.words import count, percent, plural
@@ -57,7 +57,7 @@ def _of_clients(run: Facts) -> Iterator[str]:
         yield f"{count(tests, 'test image')}: the numbers are rough."
     untested = [run.client(name) for name, client in clients.items() if not client.test_examples]
     if untested:
-        yield f"Without test images of their own: {few(untested)}."
+        yield f"Without test images of their own: {abbreviated(untested)}."
 
 
 def _of_training(run: Facts) -> Iterator[str]:

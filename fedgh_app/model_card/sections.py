@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from fedgh_app.config.changes import changes, class_of
-from fedgh_app.errors import few
+from fedgh_app.errors import abbreviated
 from fedgh_app.model_card.facts import Facts
 from fedgh_app.runs.directory import MODEL, PLOTS
 from fedgh_app.words import cell, count, percent, plain, plural, short
@@ -57,7 +57,7 @@ def use(run: Facts) -> Iterator[str]:
         yield "There is a model for each cluster of clients; choose the one whose images are most like yours:"
         yield from ("", "| model | trained by |", "|---|---|")
         for cluster, members in run.clusters.items():
-            trained = few([run.client(name) for name in members], most=MOST_CLIENTS)
+            trained = abbreviated([run.client(name) for name in members], most=MOST_CLIENTS)
             yield f"| `model.{cluster}.safetensors` | {cell(trained)} |"
     if files and not run.kept:
         named = "RUN" if files[0].name == MODEL else f"RUN/{files[0].name}"
@@ -72,7 +72,7 @@ def data(run: Facts) -> Iterator[str]:
     yield from ("## Data", "")
     for name, spec in run.specs.items():
         yield from (f"**{name}**: {spec.title}.", "")
-        yield f"- {plural(run.result.part).capitalize()}: {few(spec.predicts, most=MOST_PARTS)}"
+        yield f"- {plural(run.result.part).capitalize()}: {abbreviated(spec.predicts, most=MOST_PARTS)}"
         yield f"- Source: {spec.source}"
         yield from (f"- Licence: {spec.licence}", "")
     train, test = (

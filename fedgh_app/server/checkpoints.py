@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flwr.app import Array, ArrayRecord
 
-from fedgh_app.errors import UserError, few, first_line
+from fedgh_app.errors import UserError, abbreviated, first_line
 from fedgh_app.runs import storage
 from fedgh_app.runs.checkpoints import ServerState, index_files, newest
 from fedgh_app.runs.history import read_history, write_history
@@ -26,8 +26,8 @@ def take_up(federation: Federation) -> int:
         state = ServerState.load(file)
         if state.cohorts.keys() != federation.clients.keys():
             raise UserError(
-                f"resume={directory}: clients {few(list(federation.clients))} are connected; expected those of the "
-                f"run, {few(sorted(state.cohorts))}"
+                f"resume={directory}: clients {abbreviated(list(federation.clients))} are connected; expected those of "
+                f"the run, {abbreviated(sorted(state.cohorts))}"
             )
         # Before anything depends on it: a second resumption, of this checkpoint or one before it, is another session.
         state.session += 1

@@ -8,7 +8,7 @@ from typing import Any
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fedgh_app.errors import RunFailed, UserError, few
+from fedgh_app.errors import RunFailed, UserError, abbreviated
 from fedgh_app.grids.reply_checks import CLAIM, Expected, one_line
 from fedgh_app.grids.screening import ScreeningGrid
 from fedgh_app.server.federation import ClientInfo, Federation
@@ -77,7 +77,7 @@ def query(federation: Federation, grid: ScreeningGrid) -> dict[str, ClientInfo]:
     if grid.rejected:
         names = [registered.get(item.client, item.client) for item in grid.rejected]
         said = [f"client {name}: {item.reason}" for name, item in zip(names, grid.rejected, strict=True)]
-        reasons = few(sorted(said), "; ")
+        reasons = abbreviated(sorted(said), "; ")
         raise UserError(f"{len(grid.rejected)} of {len(messages)} clients cannot take part: {reasons}")
     clients: dict[str, ClientInfo] = {}
     expected = tuple(federation.spec.predicts)
