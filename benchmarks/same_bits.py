@@ -252,7 +252,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, metavar="DIR", help="leave the runs in this folder, which must be new")
     parser.add_argument("--simulation", action=argparse.BooleanOptionalAction, default=True, help="run it, too")
     asked = parser.parse_args()
-    if not (asked.other / "fedgh_app" / "cli.py").is_file():
+    if not (asked.other / "fedgh_app" / "server_app.py").is_file():
         parser.error(f"{asked.other}: expected the root of a checkout")
     if asked.keep and asked.keep.exists():
         parser.error(f"--keep {asked.keep}: is there already; expected a new folder")

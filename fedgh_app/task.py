@@ -24,7 +24,7 @@ from fedgh_app.vision.card import Card
 from fedgh_app.vision.objectives import Penalty
 from fedgh_app.vision.specs import TASKS, task_name
 from fedgh_app.vision.tally import Scores, Tally
-from fedgh_app.vision.training import Batch, Training, predict, train
+from fedgh_app.vision.training import Batch, Training, place, predict, train
 
 Side = Literal["train", "test"]
 Purpose = Literal["train", "probe", "test", "public"]
@@ -191,6 +191,7 @@ class Learner(Protocol):
     def evaluate(self, examples: Any, indices: Sequence[int] | np.ndarray, *, loss_alone: bool = False) -> Evaluated:
         """Test the model on these examples; ``loss_alone`` spares what the loss does not need."""
         total, terms, tally = 0.0, 0, Tally()
+        place(self.model, self.device)
         for batch in self.batches(examples, indices, "test"):
             outputs = predict(self.model, batch.images, device=self.device)
             losses = self.parts.loss.per_example(outputs, batch).double()

@@ -131,7 +131,7 @@ def stage(app: Path, plan: Plan) -> None:
         file.write(f"""
 from fedgh_app.faults import faulty_app, interrupting
 
-PoseClient.fit = interrupting(PoseClient.fit, {dict(plan)!r})
+TaskClient.fit = interrupting(TaskClient.fit, {dict(plan)!r})
 app = faulty_app(app, {dict(plan)!r})
 """)
 

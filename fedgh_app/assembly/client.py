@@ -174,7 +174,7 @@ class ClientAssembly:
     @functools.cached_property
     def optimizer(self) -> OptimizerFactory:
         """The configured optimizer, of parameters and a factor on its learning rate."""
-        make, rate = instantiate(self.config.optimizer, "optimizer"), float(self.config.optimizer.lr)
+        make, rate = instantiate(self.config.optimizer, "optimizer"), self.learning_rate
 
         def build(parameters: Iterable[nn.Parameter], factor: float = 1.0) -> torch.optim.Optimizer:
             with refusing("optimizer"):
@@ -185,7 +185,8 @@ class ClientAssembly:
     @property
     def learning_rate(self) -> float:
         """The configured learning rate, before the schedule."""
-        return float(self.config.optimizer.lr)
+        with refusing("optimizer"):
+            return float(self.config.optimizer.lr)
 
     def mechanism(self, where: str) -> GaussianMechanism | None:
         """What clips and adds noise ``where``, ``central`` or ``local``; None where this run does not do it there."""

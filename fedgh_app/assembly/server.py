@@ -116,7 +116,7 @@ class Assembly(ClientAssembly):
                 images, self.optimizer, node.every, node.output, node.learning_rate_factor
             )
         if config.privacy.name != "none":
-            parts["privacy"] = Privacy(**self.values["privacy"])
+            parts["privacy"] = Privacy(**self.settings.privacy.model_dump())
         return parts
 
     def _server_optimizer(self) -> Callable[[Iterable[Parameter]], Optimizer]:
@@ -131,7 +131,8 @@ class Assembly(ClientAssembly):
     def _public_images(self, group: str) -> PublicImages:
         """The images of a group's ``public`` data set, cropped as the run's own; opened when the federation begins."""
         node, dataset, spec = self.config[group], self.values["dataset"], self.data.first.spec
-        cropped = {**OmegaConf.to_container(node.public), **{key: dataset[key] for key in ("input_size", "on_bad")}}  # type: ignore[dict-item]  # a dict of it is a dict
+        own = {key: dataset[key] for key in ("input_size", "on_bad") if key in dataset}
+        cropped = {**OmegaConf.to_container(node.public), **own}  # type: ignore[dict-item]  # a dict of it is a dict
         public = self.data_set(DictConfig(cropped))
         return PublicImages(
             data=public,

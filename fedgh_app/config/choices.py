@@ -9,7 +9,7 @@ from fedgh_app.resources import CONF, Values
 # What a choice says of itself, beside the values of what it describes: which others it goes with (`refusals`), which a
 # composed config leaves out; and facts for the rest of the app, which nobody overrides and no constructor is given.
 TERMS = ("needs", "refuses")
-FACTS = ("keeps", "server_part")
+FACTS = {"keeps": "sharing", "server_part": "objective"}  # by the group whose choices tell it
 
 
 def groups() -> dict[str, list[str]]:
@@ -24,7 +24,7 @@ def groups() -> dict[str, list[str]]:
 def values_of(group: str, choice: str) -> DictConfig:
     """The values in the file of a choice, without what it says of itself."""
     file: Any = OmegaConf.load(CONF / group / f"{choice}.yaml")
-    return OmegaConf.masked_copy(file, [key for key in file if key not in TERMS + FACTS])
+    return OmegaConf.masked_copy(file, [key for key in file if key not in (*TERMS, *FACTS)])
 
 
 def keeps_nothing(config: Values) -> bool:

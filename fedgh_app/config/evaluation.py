@@ -37,7 +37,7 @@ def evaluated_on(values: Values, overrides: Sequence[str]) -> Mapping[str, Any]:
     composed = compose_config(["partition=iid", "sharing=fedpav", *overrides])
     if "dataset" in keys:
         changed.dataset = composed.dataset
-        changed.dataset.input_size = values["dataset"]["input_size"]
+        changed.dataset.update({key: value for key, value in values["dataset"].items() if key == "input_size"})
     for key in keys:
         if key != "dataset":
             OmegaConf.update(changed, key, OmegaConf.select(composed, key))

@@ -107,8 +107,10 @@ def _package(task: str) -> str:
 def _check_facts(base: DictConfig, config: DictConfig) -> None:
     """What a choice says of itself stays, and so does the class of which it says it; UserError otherwise."""
     for group, node in base.items():
-        told = [key for key in ("name", *FACTS) if isinstance(node, DictConfig) and key in node]
-        for key in [*told, *(["_target_"] if {*FACTS} & {*told} else [])]:
+        if not isinstance(node, DictConfig):
+            continue
+        named = ["name"] if "name" in node else []
+        for key in [*named, *FACTS, *(["_target_"] if group in FACTS.values() else [])]:
             if (value := config[group].get(key)) != node.get(key):
                 raise UserError(f"{group!s}.{key}={value}: expected {group!s}=CHOICE to choose another")
 

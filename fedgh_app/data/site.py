@@ -45,7 +45,7 @@ def open_site(data: FederatedData, node_config: NodeConfig) -> Site:
     """The data of the client that ``node_config`` describes; UserError where it does not fit, or holds no images.
 
     With ``partition=site`` a node holds all under its ``data-root``, of several data sets the one that it names with
-    ``dataset``; otherwise ``partition-id`` picks its part. `fedgh_app.client.boundary` says where images lie.
+    ``dataset``; otherwise ``partition-id`` picks its part. `fedgh_app.config.site` says where images lie.
     """
     part = node_config.get("partition-id")
     name = str(node_config.get("name", "0" if part is None else part))

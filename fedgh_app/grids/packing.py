@@ -2,7 +2,7 @@
 
 Flower sends every array as an object of its own, each several HTTP requests to each of the SuperLink, the SuperNode and
 the app's process, so that a model's many small arrays cost far more than its bytes. Neither the ServerApp's loop nor
-PoseClient see packed messages: `PackingGrid` and the mod `packing` pack what goes out and unpack what comes in, bit for
+TaskClient see packed messages: `PackingGrid` and the mod `packing` pack what goes out and unpack what comes in, bit for
 bit.
 """
 

@@ -18,7 +18,7 @@ from fedgh_app.data.federated import DataSet
 from fedgh_app.errors import UserError
 from fedgh_app.task import Learner
 from fedgh_app.vision.distillation import distil, soft_targets
-from fedgh_app.vision.training import Batch, embed
+from fedgh_app.vision.training import Batch, embed, place
 from strategies.randomness import generator
 
 State = Mapping[str, Tensor]
@@ -67,6 +67,7 @@ class PublicImages:
         """What the backbone of each client's model makes of the images: (D,), all images one after the other."""
         learner, made = self.learner(), {}
         model, options = learner.model, self._options(learner)
+        place(model, learner.device)
         for client, state in states.items():
             model.load_state_dict(state, strict=False)
             with self.threads():
