@@ -105,7 +105,7 @@ def _package(task: str) -> str:
 
 
 def _check_facts(base: DictConfig, config: DictConfig) -> None:
-    """What a choice says of itself stays, and so does the class of which it says it; UserError otherwise."""
+    """What a choice says of itself stays, and the class it says it of; no setting is missing. UserError otherwise."""
     for group, node in base.items():
         if not isinstance(node, DictConfig):
             continue
@@ -113,6 +113,9 @@ def _check_facts(base: DictConfig, config: DictConfig) -> None:
         for key in [*named, *FACTS, *(["_target_"] if group in FACTS.values() else [])]:
             if (value := config[group].get(key)) != node.get(key):
                 raise UserError(f"{group!s}.{key}={value}: expected {group!s}=CHOICE to choose another")
+        if "_target_" not in node and group != "callbacks":  # what is no call, and no table, has all its keys
+            for key in sorted(node.keys() - config[group].keys()):
+                raise UserError(f"{group!s}.{key}: is missing; expected a value, such as {node[key]}")
 
 
 def _check_targets(config: DictConfig) -> None:

@@ -173,6 +173,8 @@ def test_what_has_a_meaning_is_not_refused(overrides: list[str]) -> None:
         ([*CENTRAL, "strategy._target_=strategies.Mine"], "privacy=central with strategy=strategies.Mine"),
         (["sharing._target_=fedgh_app.vision.sharing.FedBN"], "sharing._target_=.*expected sharing=CHOICE"),
         (["objective._target_=fedgh_app.vision.objectives.Scaffold"], "objective._target_=.*expected objective=CHOICE"),
+        (["~dataset.spec"], "dataset.spec: is missing; expected a value, such as arm"),
+        (["distillation=server", "~distillation.every"], "distillation.every: is missing"),
         (["+objective.server_part=1"], "objective.server_part=1: expected objective=CHOICE"),
         (["sharing.keeps=modules"], "sharing.keeps=modules: expected sharing=CHOICE"),
         (["strategy.refuses=[]"], "strategy has no key 'refuses'"),
