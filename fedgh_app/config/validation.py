@@ -164,4 +164,4 @@ def _check_teacher(config: DictConfig) -> None:
         return  # sites that hold their own data may each hold a copy of the teacher too, and say where
     if not isinstance(run, str):
         shown = "null" if run is None else run
-        raise UserError(f"teacher.run={shown}: expected the run directory of a trained heatmap model")
+        raise UserError(f"teacher.run={shown}: expected the run directory of a trained model")

@@ -146,8 +146,8 @@ def test_a_teacher_that_does_not_fit_is_told_before_the_run(
 @pytest.mark.parametrize(
     "overrides, told",
     [
-        ([], "teacher.run=null: expected the run directory of a trained heatmap model"),
-        (["teacher.run=3"], "teacher.run=3: expected the run directory of a trained heatmap model"),
+        ([], "teacher.run=null: expected the run directory of a trained model"),
+        (["teacher.run=3"], "teacher.run=3: expected the run directory of a trained model"),
         (["teacher.run=a", "teacher.loss=3"], "teacher.loss=3: expected a word, not a whole number"),
         (["teacher.run=a", "teacher._target_=os.System"], "teacher._target_=os.System: expected a class under .*"),
     ],
