@@ -11,7 +11,7 @@ from flwr.common.logger import log
 from torch import Tensor
 
 from strategies.fedavg import FedAvg, State
-from strategies.gramian import cosines, rescale
+from strategies.gramian import cosines
 from strategies.options import one_of
 from strategies.randomness import derive_seed
 from strategies.updates import ClientUpdates
@@ -111,7 +111,7 @@ class ConflictAverse(FedAvg):
         told = {"standing_still": self._standing_still(updates)}
         if self.scale == "none":
             return Weights(convex=p, combination=c, told=told)
-        return Weights(convex=p, combination=rescale(gramian, c, p), projected=c, told=told)
+        return Weights(convex=p, combination=updates.rescaled(c, p), projected=c, told=told)
 
     def state_dict(self) -> State:
         """Return GradVac's target cosines by part of the model, and the clients of their rows; else nothing."""
@@ -131,8 +131,6 @@ class ConflictAverse(FedAvg):
 
     def _weights(self, part: str, gramian: Tensor, p: Tensor, seed: int) -> Tensor:
         """Return c, (K,), for one Gramian (K, K); p where it is zero, or there is nobody to conflict with."""
-        if not gramian.isfinite().all():
-            raise ValueError("gramian holds values that are not finite: an update overflowed or is not a number")
         moving = _moving(gramian, p)
         if moving.sum() < 2:
             return p.where(moving, 0.0) if moving.any() else p

@@ -167,7 +167,7 @@ class FedAvg(flower.FedAvg):
         arrays = updates.combine(
             weights.combination, convex=weights.convex, learning_rate=self.server_learning_rate, shift=weights.shift
         )
-        described = describe_weights(updates, weights) | weights.told
+        described = describe_weights(updates, weights) | dict(weights.told)
         if self.needs_gramian or self.report_conflicts:
             described |= describe_geometry(updates, self.conflict_threshold) | describe_norms(updates, weights)
         return arrays, described

@@ -3,7 +3,7 @@
 from typing import Any
 
 from strategies.fedaw import FedAW
-from strategies.gramian import SCHEMES, harmonize, rescale
+from strategies.gramian import SCHEMES, harmonize
 from strategies.options import one_of
 from strategies.randomness import generator
 from strategies.updates import ClientUpdates
@@ -58,4 +58,4 @@ class FedGH(FedAW):
         c = harmonize(gramian, psi, threshold=self.threshold, scheme=self.scheme, generator=visiting)
         if self.rescale == "none":
             return Weights(convex=psi, combination=c)
-        return Weights(convex=psi, combination=rescale(gramian, c, psi), projected=c)
+        return Weights(convex=psi, combination=updates.rescaled(c, psi), projected=c)
