@@ -1,6 +1,7 @@
 """The server's half of ``objective=scaffold``."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from flwr.app import ArrayRecord
 
@@ -13,12 +14,19 @@ from strategies.scaffold import ControlVariate
 
 
 class ControlVariatePart(Part):
-    """Sends SCAFFOLD's control variate to every client that trains, and moves it by what came back."""
+    """Sends SCAFFOLD's control variate to every client that trains, and moves it by what came back.
+
+    Args:
+        counts: what a client counts by: ``examples`` or ``clients`` (each the same).
+    """
+
+    def __init__(self, counts: Literal["examples", "clients"] = "examples") -> None:
+        self.counts = counts
 
     def join(self, federation: Federation) -> None:
         """Begin at zero."""
         self.federation = federation
-        self.control = ControlVariate(federation.initial, len(federation.clients))
+        self.control = ControlVariate(federation.initial)
 
     def message_records(self) -> Mapping[str, ArrayRecord]:
         """``control``: c, one array for each parameter."""
@@ -31,8 +39,15 @@ class ControlVariatePart(Part):
         with current.timed("aggregate"):
             # What clients were to train with: no client's word moves the control of all.
             rate = self.federation.learning_rate * self.federation.schedule(current.round)
-            self.control.absorb(base, replies_of(updates, base), [rate] * len(updates))
+            shares = [self._share(update.client) for update in updates]
+            self.control.absorb(base, replies_of(updates, base), [rate] * len(updates), shares)
         return proposed
+
+    def _share(self, name: str) -> float:
+        clients = self.federation.clients
+        if self.counts == "clients":
+            return 1 / len(clients)
+        return clients[name].examples / sum(client.examples for client in clients.values())
 
     def state_dict(self) -> State:
         """c by tensor."""
