@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from fedgh_app.config.compose import CONF
-from fedgh_app.config.compose import compose_config
+from fedgh_app.config.choices import values_of
+from fedgh_app.config.compose import CONF, compose_config
 from fedgh_app.errors import UserError
 from fedgh_app.server.selection import Candidate, Oort, PowerOfChoice, Random, Selection, draw
 from strategies.randomness import generator
@@ -239,7 +239,7 @@ def test_only_oort_has_clients_measure_something() -> None:
 
 @pytest.mark.parametrize("file", sorted((CONF / "selection").glob("*.yaml")), ids=lambda file: file.stem)
 def test_the_config_repeats_the_defaults_of_the_class(file: Any) -> None:
-    config = OmegaConf.merge({"seed": 7}, {"selection": OmegaConf.load(file)})
+    config = OmegaConf.merge({"seed": 7}, {"selection": values_of("selection", file.stem)})
     made = hydra.utils.instantiate(config.selection)
     default = type(made)(seed=7)
     assert vars(made) == vars(default)
