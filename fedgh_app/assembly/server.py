@@ -12,9 +12,9 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from fedgh_app.assembly.client import ClientAssembly
-from fedgh_app.callbacks.callback import Callback
 from fedgh_app.config.instantiation import instantiate, refusing
 from fedgh_app.errors import UserError
+from fedgh_app.server.callback import Callback
 from fedgh_app.server.federation import Federation, server_threads
 from fedgh_app.server.modes import Mode
 from fedgh_app.server.parts.distillation import ServerDistillation

@@ -1,7 +1,7 @@
 """The server's own evaluation."""
 
-from fedgh_app.callbacks.callback import Callback
 from fedgh_app.runs.history import Measured, Round
+from fedgh_app.server.callback import Callback
 from fedgh_app.server.federation import Federation
 from fedgh_app.task import Learner
 

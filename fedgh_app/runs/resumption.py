@@ -1,5 +1,6 @@
 """Who may write into a run directory, and with what settings a run goes on that was interrupted."""
 
+import contextlib
 import fcntl
 import secrets
 import shutil
@@ -11,11 +12,11 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from fedgh_app.config.compose import quoted
-from fedgh_app.errors import UserError
+from fedgh_app.errors import UserError, first_line
 from fedgh_app.resources import Values
 from fedgh_app.runs import processes
 from fedgh_app.runs.directory import CONFIG, STOP
-from fedgh_app.runs.records import FAILURE, LAUNCH, PRIVACY, Launch
+from fedgh_app.runs.records import FAILURE, LAUNCH, PRIVACY, Failure, Launch
 
 LAUNCHER_LOCK, SERVER_LOCK = ".lock", ".server.lock"
 
@@ -45,8 +46,7 @@ def claimed(directory: Path, overrides: Sequence[str]) -> Iterator[str]:
         end_processes(directory)
         with served(directory):
             pass  # a server that nobody here started, such as plain `flwr run`'s, is not disturbed
-        for name in (FAILURE, STOP):
-            (directory / name).unlink(missing_ok=True)
+        (directory / STOP).unlink(missing_ok=True)
         mark = secrets.token_hex(8)
         kept = [item for item in overrides if key_of(item) not in ("run_dir", "resume")]
         Launch(overrides=kept, mark=mark, directory=str(directory)).write(directory)
@@ -86,9 +86,21 @@ def clear(directory: Path) -> None:
 
 @contextmanager
 def served(directory: Path) -> Iterator[None]:
-    """Be the only server that writes into a run directory, whoever started it; UserError where there is one."""
+    """Be the only server that writes into a run directory, whoever started it; UserError where there is one.
+
+    Where the block raises, ``failure.json`` says why in one line, for whoever started the run.
+    """
     with locked(directory, "run", SERVER_LOCK):
-        yield
+        (directory / FAILURE).unlink(missing_ok=True)
+        try:
+            yield
+        except BaseException as error:
+            line = "stopped" if isinstance(error, KeyboardInterrupt) else first_line(error)
+            # A disk that is full takes not even this; whoever started the run then has the engine's word.
+            with contextlib.suppress(OSError):
+                Failure(error=line, kind=type(error).__name__, user=isinstance(error, UserError)).write(directory)
+            (directory / STOP).unlink(missing_ok=True)  # it has been heeded; a run that is resumed is to go on
+            raise
 
 
 def resumed(directory: Path, changes: Sequence[str]) -> list[str]:

@@ -23,9 +23,8 @@ from fedgh_app.config.compose import compose_config
 from fedgh_app.errors import RunFailed, UserError
 from fedgh_app.runs import storage
 from fedgh_app.runtimes.launcher import launch
-from fedgh_app.server.accounting import epsilon
 from fedgh_app.server.parts import privacy
-from fedgh_app.server.parts.privacy import Privacy, check_shared
+from fedgh_app.server.parts.privacy import Privacy, check_shared, epsilon
 from strategies.gaussian import GaussianMechanism
 
 
