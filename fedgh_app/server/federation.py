@@ -19,7 +19,7 @@ from fedgh_app.data.federated import FederatedData
 from fedgh_app.resources import Values
 from fedgh_app.runs.history import Round
 from fedgh_app.vision.threads import threads
-from strategies.fedavg import State
+from strategies.fedavg import FedAvg, State
 
 if TYPE_CHECKING:
     from fedgh_app.server.modes import Mode
@@ -122,8 +122,8 @@ class Federation:
     keeps_local: bool  # whether a part of the model stays on the clients
     learner: Callable[[], Learner]  # makes a new model, with all that its testing takes
     any_head: Callable[[], bool]  # whether what is shared fits clients whatever they predict
-    strategy: Any  # the Flower strategy whose model is evaluated
-    client_strategy: Any  # the one whose messages clients answer; at the edge it may be another
+    strategy: FedAvg  # the Flower strategy whose model is evaluated
+    client_strategy: FedAvg  # the one whose messages clients answer; at the edge it may be another
     mode: Mode  # when the server goes on
     topology: Topology  # how updates become the next models
     selection: Selection  # who is asked

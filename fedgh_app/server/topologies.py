@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedgh_app.errors import UserError
 from fedgh_app.runs.history import Round
-from fedgh_app.server.aggregation import combine, completed, labels_of, mean, merge, replies_of
+from fedgh_app.server.aggregation import combine, completed, mean, merge
 from fedgh_app.server.exchange import Exchange
 from fedgh_app.server.federation import GLOBAL, Federation, Stateful, Update, tensors
 from fedgh_app.server.public_images import PublicImages
@@ -40,7 +40,7 @@ class Flat(Topology):
         updates = federation.mode.updates(exchange, current.round)
         base = federation.cohorts.models[GLOBAL]
         with current.timed("aggregate"):
-            arrays = combine(current, federation.strategy, base, replies_of(updates, base), labels_of(updates))
+            arrays = combine(current, federation.strategy, base, updates)
         federation.cohorts.models[GLOBAL] = completed(federation, current, base, arrays, updates)
 
 
@@ -81,7 +81,7 @@ class Finch(Topology):
                 if not inside:
                     continue
                 part = Round(round=current.round)
-                arrays = combine(part, federation.strategy, base, replies_of(inside, base), labels_of(inside))
+                arrays = combine(part, federation.strategy, base, inside)
                 parts.append(part)
             models[cluster] = completed(federation, current, base, arrays, inside, cluster)
         merge(current, parts)
@@ -141,15 +141,13 @@ class EdgeCloud(Topology):
         with current.timed("aggregate"):
             asked = {edge: sum(examples[edge].values()) for edge in self.numbers if examples[edge]}
             federation.strategy.client_names = {number: edge for edge, number in self.numbers.items()}
-            replies = [
-                self._reply(edge, federation.cohorts.models[edge], MetricRecord({**reports[edge], "num-examples": n}))
-                for edge, n in asked.items()
-            ]
-            part = Round(round=current.round)
-            arrays = combine(part, federation.strategy, cloud, replies, list(asked))
+            updates, part = [], Round(round=current.round)
+            for edge, count in asked.items():
+                metrics = MetricRecord({**reports[edge], "num-examples": count})
+                updates.append(Update(edge, self._reply(edge, federation.cohorts.models[edge], metrics), cloud))
+            arrays = combine(part, federation.strategy, cloud, updates)
         members = {edge: sorted(name for name, other in self.of.items() if other == edge) for edge in asked}
         current.strategy = {**at_edges, "edges": members, "cloud": part.strategy}
-        updates = [Update(edge, reply, cloud) for edge, reply in zip(asked, replies, strict=True)]
         federation.cohorts.share(completed(federation, current, cloud, arrays, updates))
 
     def _edge_round(self, federation: Federation, current: Round, updates: Sequence[Update]) -> dict[str, Round]:
@@ -159,9 +157,7 @@ class EdgeCloud(Topology):
             inside = [update for update in updates if self.of[update.client] == edge]
             if inside:
                 base, part = federation.cohorts.models[edge], Round(round=current.round)
-                federation.cohorts.models[edge] = combine(
-                    part, federation.client_strategy, base, replies_of(inside, base), labels_of(inside)
-                )
+                federation.cohorts.models[edge] = combine(part, federation.client_strategy, base, inside)
                 parts[edge] = part
         return parts
 
