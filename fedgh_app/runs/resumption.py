@@ -4,10 +4,9 @@ import contextlib
 import fcntl
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -17,6 +16,7 @@ from fedgh_app.resources import Values
 from fedgh_app.runs import processes
 from fedgh_app.runs.directory import CONFIG, STOP
 from fedgh_app.runs.records import FAILURE, LAUNCH, PRIVACY, Failure, Launch
+from fedgh_app.runs.storage import flat
 
 LAUNCHER_LOCK, SERVER_LOCK = ".lock", ".server.lock"
 
@@ -133,20 +133,11 @@ def _same_clients(overrides: Sequence[str]) -> tuple[str, ...]:
 
 def check_same(values: Values, directory: Path) -> None:
     """Refuse (UserError) a config that differs from the run's own in what may not change."""
-    written = OmegaConf.to_container(OmegaConf.load(directory / CONFIG))
-    before, now = (dict(_leaves(node)) for node in (written, values))
-    for key, value in before.items():
+    now = flat(values)
+    for key, value in flat(OmegaConf.to_container(OmegaConf.load(directory / CONFIG))).items():
         may = {key, key.split(".")[0]} & {*MAY_CHANGE, "run_dir", "resume", "num_clients"}
         if not may and now.get(key) != value:
             raise UserError(f"{key}={now.get(key)}: the run in {directory} has {value}; expected the same to resume it")
-
-
-def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from _leaves(value, f"{path}.{key!s}" if path else str(key))
-    else:
-        yield path, node
 
 
 def key_of(override: str) -> str:

@@ -26,6 +26,13 @@ def save_config(directory: Path, values: Values) -> None:
         OmegaConf.save(OmegaConf.create(dict(values)), draft)
 
 
+def flat(config: Any, above: str = "") -> dict[str, Any]:
+    """The values of a config, or of a node of it, by their dotted keys."""
+    if not isinstance(config, Mapping):
+        return {above.rstrip("."): config}
+    return {key: value for name, node in config.items() for key, value in flat(node, f"{above}{name}.").items()}
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; UserError where there is none in it."""
     return _parsed(path, path.read_bytes())
@@ -136,12 +143,11 @@ def load_state(path: Path) -> dict[str, Any]:
             return [restore(item) for item in value]
         return value
 
+    content = read_json(path)
     try:
-        return dict(restore(read_json(path)))
+        return dict(restore(content))
     except KeyError as error:
         raise UserError(f"{path}: names the tensor {error}, which {beside.name} does not hold") from None
-    except UserError:
-        raise
     except ValueError as error:
         raise UserError(f"{path}: not the state of a run ({first_line(error)})") from None
 
