@@ -108,8 +108,7 @@ class Assembly(ClientAssembly):
         if "server_part" in config.objective:
             parts["objective"] = instantiate(config.objective.server_part, "server_part")
         if config.server_optimizer._target_ is not None:
-            make = instantiate(config.server_optimizer, "server_optimizer")
-            optimizer = refusing("server_optimizer")(make)
+            optimizer = refusing("server_optimizer")(instantiate(config.server_optimizer, "server_optimizer"))
             optimizer(parameters)
             parts["server_optimizer"] = ServerOptimizerPart(ServerOptimizer(optimizer))
         if config.distillation.name == "server":

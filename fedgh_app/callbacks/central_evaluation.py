@@ -17,10 +17,8 @@ class CentralEvaluation(Callback):
         """Add ``evaluate.central`` to the round."""
         if not federation.is_central or not federation.due(self.every, current.round):
             return
-        with current.timed("evaluate_central"):
+        with current.timed("total"), current.timed("evaluate_central"):
             current.evaluate.central = self.measured(federation)
-        if current.evaluate.central is not None:
-            current.seconds["total"] = current.seconds.get("total", 0.0) + current.seconds["evaluate_central"]
 
     def measured(self, federation: Federation) -> Measured | None:
         """What the model reaches; None where there are no test images."""
