@@ -90,7 +90,7 @@ def _error_line(reply: Message) -> str:
     return one_line(lines[-1])
 
 
-def one_line(text: Any) -> str:
+def one_line(text: object) -> str:
     """What a client wrote, as one line that a log can hold."""
     line = " ".join(str(text).split())
     return "".join(c if c.isprintable() else "?" for c in (line if len(line) <= 200 else line[:199] + "…"))

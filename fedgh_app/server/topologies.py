@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
@@ -111,7 +111,7 @@ class EdgeCloud(Topology):
 
     edge_rounds: int  # E, aggregations at the edges in one round of the cloud
     edges: int = 2  # how many, each with consecutive clients
-    members: Mapping[str, Sequence[Any]] | None = None  # or names of clients by edge
+    members: Mapping[str, Sequence[object]] | None = None  # or names of clients by edge
 
     def join(self, federation: Federation) -> None:
         """Deal the clients out to the edges; UserError where that is not possible."""
@@ -124,7 +124,7 @@ class EdgeCloud(Topology):
         cloud = federation.arrays
         examples: dict[str, dict[str, int]] = {edge: {} for edge in self.numbers}
         reports: dict[str, MetricRecord] = {}
-        trained: dict[str, Any] = {}
+        trained: dict[str, object] = {}
         federation.cohorts.regroup(dict.fromkeys(self.numbers, cloud), self.of)
         for e in range(self.edge_rounds):
             draw = (current.round - 1) * self.edge_rounds + e + 1
@@ -148,7 +148,8 @@ class EdgeCloud(Topology):
             arrays = combine(part, federation.strategy, cloud, updates)
         members = {edge: sorted(name for name, other in self.of.items() if other == edge) for edge in asked}
         current.strategy = {**at_edges, "edges": members, "cloud": part.strategy}
-        federation.cohorts.share(completed(federation, current, cloud, arrays, updates))
+        arrays = completed(federation, current, cloud, arrays, updates)
+        federation.cohorts.models = dict.fromkeys(self.numbers, arrays)
 
     def _edge_round(self, federation: Federation, current: Round, updates: Sequence[Update]) -> dict[str, Round]:
         """Give each edge that has updates its next model; what was noted of each."""
@@ -167,7 +168,7 @@ class EdgeCloud(Topology):
         return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=asked)
 
 
-def edges_of(clients: Sequence[str], edges: int, members: Mapping[str, Sequence[Any]] | None = None) -> dict[str, str]:
+def edges_of(clients: Sequence[str], edges: int, members: Mapping[str, Sequence[object]] | None) -> dict[str, str]:
     """Edge by client name: as ``members`` says, else ``edges`` of them with consecutive clients.
 
     Raises UserError where a client belongs to none or to two, or where an edge would be empty.

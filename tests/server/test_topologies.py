@@ -219,7 +219,7 @@ def test_a_stale_update_counts_for_what_its_scale_leaves() -> None:
     ],
 )
 def test_edges_of(edges: Any, of: dict[str, str]) -> None:
-    assert (edges_of(["a", "b", "c"], edges) if isinstance(edges, int) else edges_of(["a", "b", "c"], 2, edges)) == of
+    assert edges_of(["a", "b", "c"], *((edges, None) if isinstance(edges, int) else (2, edges))) == of
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_edges_of(edges: Any, of: dict[str, str]) -> None:
 )
 def test_edges_that_are_none(edges: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        edges_of(["a", "b", "c"], *([edges] if isinstance(edges, int) else [2, edges]))
+        edges_of(["a", "b", "c"], *((edges, None) if isinstance(edges, int) else (2, edges)))
 
 
 def test_a_mean_of_models() -> None:
