@@ -239,8 +239,3 @@ class Task(Protocol):
 def task_of(dataset: str) -> Task:
     """The task of a data set; UserError where the set is not described, or for no task that there is."""
     return importlib.import_module(TASKS[task_name(dataset)]).TASK
-
-
-def spec_of(dataset: str) -> Spec:
-    """What a data set is; UserError where it is not described, or wrongly."""
-    return task_of(dataset).load_spec(dataset)

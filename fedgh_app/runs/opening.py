@@ -20,7 +20,7 @@ from fedgh_app.runs.directory import CONFIG, MODEL
 from fedgh_app.runs.history import Round, read_history
 from fedgh_app.runs.result import RESULT, Result
 from fedgh_app.runs.storage import flat, load_model
-from fedgh_app.task import Trained, Values, spec_of, task_of
+from fedgh_app.task import Trained, Values, task_of
 
 # What a report needs of a config, and what a model is built from again: groups, words and whole numbers.
 OF_REPORTS = (
@@ -86,7 +86,8 @@ def load_run(path: Path | str) -> Trained:
         raise UserError(f"{file}: no such file; {_instead(directory)}")
     state, metadata = load_model(file)
     name = str(metadata.get("dataset", values["dataset"]["spec"]))
-    task, spec = task_of(name), spec_of(name)
+    task = task_of(name)
+    spec = task.load_spec(name)
     task.check_opened(values, directory / CONFIG)
     network = dict(values["model"])
     if "weights" in network:

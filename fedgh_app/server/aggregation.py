@@ -8,12 +8,10 @@ from flwr.app import Array, ArrayRecord, Message
 from fedgh_app.errors import RunFailed
 from fedgh_app.runs.history import Round
 from fedgh_app.server.federation import GLOBAL, Federation, Update
-from strategies.diagnostics import MOST_COMPARED
+from strategies.diagnostics import MOST_COMPARED, Diagnostics
 from strategies.fedavg import FedAvg
 from strategies.rebase import rebase
 from strategies.updates import labels
-
-Diagnostics = dict[str, Any]
 
 
 def replies_of(updates: Sequence[Update], base: ArrayRecord) -> list[Message]:
