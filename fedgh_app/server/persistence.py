@@ -8,7 +8,7 @@ from flwr.app import Array, ArrayRecord
 from fedgh_app.errors import UserError, abbreviated, first_line
 from fedgh_app.runs import storage
 from fedgh_app.runs.checkpoints import ServerState, index_files, newest
-from fedgh_app.runs.history import Evaluations, read_history, write_history
+from fedgh_app.runs.history import Round, read_history, write_history
 from fedgh_app.runs.result import ClientFacts, Durations, Result
 from fedgh_app.runs.resumption import check_same
 from fedgh_app.server.federation import GLOBAL, Federation, tensors
@@ -64,19 +64,18 @@ def result_of(federation: Federation) -> Result:
 
     The headline is central where the server saw test images, else the clients' own.
     """
-    history = federation.history
-    last = history[-1].evaluate if history else Evaluations()
-    headline = last.headline
-    by_client = last.clients.by_client if last.clients else {}
-    clients_score = {name: measured.score for name, measured in by_client.items()}
+    history = federation.history or [Round(round=0)]
+    last = history[-1]
+    headline, clients = last.evaluate.headline, last.evaluate.clients
+    clients_score = {name: measured.score for name, measured in clients.by_client.items()} if clients else {}
     return Result(
         metric=federation.data.headline,
         score=headline.score,
         parts=headline.parts,
-        before=history[0].evaluate.headline.parts if history else {},
+        before=history[0].evaluate.headline.parts,
         more=headline.more,
-        evaluated="central" if last.central else "clients",
-        rounds=history[-1].round if history else 0,
+        evaluated="central" if last.evaluate.central else "clients",
+        rounds=last.round,
         seconds=Durations(**federation.seconds()),
         rejected=[item for current in history for item in current.rejected],
         clients={
@@ -84,7 +83,7 @@ def result_of(federation: Federation) -> Result:
             for name, info in federation.clients.items()
         },
         clients_score=clients_score,
-        privacy=history[-1].privacy if history else {},
+        privacy=last.privacy,
         dataset=federation.data.name,
         part=federation.task.part,
         **federation.task.result(headline, clients_score),
