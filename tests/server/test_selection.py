@@ -240,7 +240,7 @@ def test_the_config_repeats_the_defaults_of_the_class(file: Any) -> None:
         (Random, {"fraction": 0.0}, "selection.fraction=0.0: expected above 0 and at most 1"),
         (Random, {"fraction": 1.5}, "selection.fraction=1.5"),
         (Random, {"min_clients": 0}, "selection.min_clients=0: expected at least 1"),
-        (PowerOfChoice, {"candidates": 0}, "selection.candidates=0: expected at least 1, or null"),
+        (PowerOfChoice, {"candidates": 0}, "selection.candidates=0: expected a whole number of at least 1, or null"),
         (PowerOfChoice, {"candidates": "all"}, "selection.candidates=all: expected a whole number"),
         (Oort, {"exploration": 1.1}, "selection.exploration=1.1: expected 0 to 1"),
         (Oort, {"straggler_penalty": -1}, "selection.straggler_penalty=-1: expected at least 0"),
