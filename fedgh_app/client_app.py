@@ -54,7 +54,7 @@ def query(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Train the received model; reply with the trained one under the received keys."""
     client = _addressed(context, message)
-    check_demand(_assembly(context).values["privacy"], context.node_config)
+    check_demand(_assembly(context).settings.privacy, context.node_config)
     parameters, examples, metrics = client.fit(_parameters(client, message), _config(message))
     if client.keeps_state:
         client.local.store(_file(client, message))
@@ -93,8 +93,7 @@ def _client(context: Context) -> TaskClient:
     assembly = _assembly(context)
     limit_threads(assembly.settings.runtime.client_cpus)
     overrides = str(context.run_config["overrides"])
-    site = _site(overrides, json.dumps(dict(context.node_config), sort_keys=True))
-    return assembly.client(site)
+    return assembly.client(_site(overrides, json.dumps(dict(context.node_config), sort_keys=True)))
 
 
 def _addressed(context: Context, message: Message) -> TaskClient:

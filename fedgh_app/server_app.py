@@ -2,9 +2,11 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from logging import INFO
 from pathlib import Path
 
 from flwr.app import Context
+from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
 from fedgh_app.assembly.server import Assembly
@@ -15,7 +17,6 @@ from fedgh_app.plots.holdings import holdings
 from fedgh_app.runs import processes
 from fedgh_app.runs.directory import PLOTS, STOP
 from fedgh_app.runs.resumption import served
-from fedgh_app.server.directory import failing_into, run_directory
 from fedgh_app.server.loop import federate
 from fedgh_app.server.registration import wait_for_nodes
 
@@ -26,8 +27,9 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run a federation on Flower's engine."""
     config = compose_config(split_overrides(str(context.run_config.get("overrides", ""))))
-    directory = run_directory(Path(config.run_dir or Path("runs") / run_name(config)))
-    with served(directory), failing_into(directory):
+    directory = Path(config.run_dir or Path("runs") / run_name(config)).expanduser().resolve()
+    log(INFO, "Run directory: %s", directory)
+    with served(directory):
         assembly = Assembly(config)
         federation, runtime = assembly.federation(directory), assembly.settings.runtime
         if runtime.packed:

@@ -87,46 +87,28 @@ class Examples(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """What a config describes beside the model, built.
+    """What a config describes beside the model, built."""
 
-    Attributes:
-        loss, augmentation: of the classes that the task lets these groups build.
-        batch_size: examples in a training batch.
-        evaluate: the ``evaluate`` group.
-        device: where the model trains.
-        guide: a teacher, as `Task.guide` made it.
-    """
-
-    loss: Any
-    augmentation: Any
-    batch_size: int
-    evaluate: Values
-    device: torch.device
-    guide: Any = None
+    loss: Any  # of the classes that the task lets this group build
+    augmentation: Any  # likewise
+    batch_size: int  # examples in a training batch
+    evaluate: Values  # the group
+    device: torch.device  # where the model trains
+    guide: Any = None  # a teacher, as `Task.guide` made it
 
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """The model of a run that was opened.
+    """The model of a run that was opened."""
 
-    Attributes:
-        directory, file: the run directory, and the file in it that holds the model.
-        task: what the model is for.
-        spec: the data set whose predictions it makes.
-        model: on the CPU, in evaluation mode.
-        loss: what it was trained by.
-        values: the run's config; absolute paths are those of the machine it ran on.
-        metadata: what the file says of the model: ``model``, ``dataset``, ``rounds``.
-    """
-
-    directory: Path
-    file: Path
-    task: Task
-    spec: Spec
-    model: nn.Module
-    loss: Any
-    values: Values
-    metadata: Mapping[str, str]
+    directory: Path  # of the run
+    file: Path  # the one in it that holds the model
+    task: Task  # what the model is for
+    spec: Spec  # the data set whose predictions it makes
+    model: nn.Module  # on the CPU, in evaluation mode
+    loss: Any  # what it was trained by
+    values: Values  # the run's config; absolute paths are those of the machine it ran on
+    metadata: Mapping[str, str]  # what the file says of the model: ``model``, ``dataset``, ``rounds``
 
     @property
     def dataset(self) -> Values:
@@ -145,17 +127,11 @@ class Evaluated:
 
 
 class Learner(Protocol):
-    """A model, with all that its training and testing on one data set takes.
+    """A model, with all that its training and testing on one data set takes."""
 
-    Attributes:
-        spec: the data set.
-        model: trained in place.
-        parts: what the config describes beside it.
-    """
-
-    spec: Any
-    model: nn.Module
-    parts: Parts
+    spec: Any  # the data set
+    model: nn.Module  # trained in place
+    parts: Parts  # what the config describes beside it
 
     @property
     def device(self) -> torch.device:
@@ -209,23 +185,14 @@ class Measurements(Protocol):
 
 
 class Task(Protocol):
-    """One task.
+    """One task."""
 
-    Attributes:
-        name: as ``task:`` in ``datasets/*.yaml`` has it.
-        part: what a row of the table of scores is about: ``keypoint``.
-        metric: the headline's short name in tables: ``PCK``.
-        builds: by config group, the modules whose classes a ``_target_`` of this task may name.
-        bounds: the kinds of sums of a tally, and what bounds each; see `Tally.fault`.
-        commands: the module of what `fedgh predict`, `evaluate`, `export` and `score` do.
-    """
-
-    name: str
-    part: str
-    metric: str
-    builds: Mapping[str, tuple[str, ...]]
-    bounds: Mapping[str, str]
-    commands: str = ""
+    name: str  # as ``task:`` in ``datasets/*.yaml`` has it
+    part: str  # what a row of the table of scores is about: ``keypoint``
+    metric: str  # the headline's short name in tables: ``PCK``
+    builds: Mapping[str, tuple[str, ...]]  # by config group, the modules whose classes a ``_target_`` may name
+    bounds: Mapping[str, str]  # the kinds of sums of a tally, and what bounds each; see `Tally.fault`
+    commands: str = ""  # the module of what `fedgh predict`, `evaluate`, `export` and `score` do
 
     def check_opened(self, values: Values, file: Path) -> None:
         """Refuse (UserError) the config of a run, read from ``file``, that no model can be used by."""
@@ -271,10 +238,4 @@ class Task(Protocol):
 
 def task_of(dataset: str) -> Task:
     """The task of a data set; UserError where the set is not described, or for no task that there is."""
-    task: Task = importlib.import_module(TASKS[task_name(dataset)]).TASK
-    return task
-
-
-def spec_of(dataset: str) -> Spec:
-    """What a data set is; UserError where it is not described, or wrongly."""
-    return task_of(dataset).load_spec(dataset)
+    return importlib.import_module(TASKS[task_name(dataset)]).TASK

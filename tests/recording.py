@@ -9,7 +9,6 @@ from typing import Any
 from flwr.app import Message
 
 from fedgh_app.assembly.server import Assembly
-from fedgh_app.callbacks.callback import Callback
 from fedgh_app.callbacks.central_evaluation import CentralEvaluation
 from fedgh_app.callbacks.checkpoint import Checkpoint
 from fedgh_app.callbacks.history import History
@@ -17,6 +16,7 @@ from fedgh_app.callbacks.model import Model
 from fedgh_app.client_app import app as client_app
 from fedgh_app.config.compose import compose_config, join_overrides
 from fedgh_app.grids.inprocess import InProcessGrid
+from fedgh_app.server.callback import Callback
 from fedgh_app.server.federation import Federation
 from fedgh_app.server.loop import federate
 

@@ -84,9 +84,7 @@ class ClientAssembly:
 
     def _data_set(self, name: str, node: DictConfig) -> DataSet:
         partition, count = self.config.partition, None
-        whole = "members" not in self.config.dataset
-        by = partition.get("partition_by")
-        if by is not None and not whole:
+        if partition.get("partition_by") is not None and "members" in self.config.dataset:
             partition, count = self._own_partition(name, node)
         alone = self.data_set(node)
         if partition._target_ is None:

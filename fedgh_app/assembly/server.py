@@ -2,19 +2,17 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from flwr.app import Array, ArrayRecord
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.nn import Parameter
-from torch.optim import Optimizer
 
 from fedgh_app.assembly.client import ClientAssembly
-from fedgh_app.callbacks.callback import Callback
 from fedgh_app.config.instantiation import instantiate, refusing
 from fedgh_app.errors import UserError
+from fedgh_app.server.callback import Callback
 from fedgh_app.server.federation import Federation, server_threads
 from fedgh_app.server.modes import Mode
 from fedgh_app.server.parts.distillation import ServerDistillation
@@ -68,8 +66,12 @@ class Assembly(ClientAssembly):
             learning_rate=self.learning_rate,
             schedule=lambda server_round: self.schedule(server_round, settings.rounds),
         )
-        if settings.runtime.name == "deployment":
-            _check_server_images(federation)
+        tests_itself = settings.evaluate.central_every and federation.is_central
+        if settings.runtime.name == "deployment" and tests_itself and not (root := self.data.only.root).is_dir():
+            raise UserError(
+                f"dataset.root={root}: no such directory on the server; expected the images of its own "
+                "evaluation, or evaluate.central_every=0 to have only the sites evaluate"
+            )
         return federation
 
     @functools.cached_property
@@ -106,7 +108,7 @@ class Assembly(ClientAssembly):
         if "server_part" in config.objective:
             parts["objective"] = instantiate(config.objective.server_part, "server_part")
         if config.server_optimizer._target_ is not None:
-            optimizer = self._server_optimizer()
+            optimizer = refusing("server_optimizer")(instantiate(config.server_optimizer, "server_optimizer"))
             optimizer(parameters)
             parts["server_optimizer"] = ServerOptimizerPart(ServerOptimizer(optimizer))
         if config.distillation.name == "server":
@@ -118,15 +120,6 @@ class Assembly(ClientAssembly):
         if config.privacy.name != "none":
             parts["privacy"] = Privacy(**self.settings.privacy.model_dump())
         return parts
-
-    def _server_optimizer(self) -> Callable[[Iterable[Parameter]], Optimizer]:
-        make = instantiate(self.config.server_optimizer, "server_optimizer")
-
-        def build(parameters: Iterable[Parameter]) -> Optimizer:
-            with refusing("server_optimizer"):
-                return make(parameters)
-
-        return build
 
     def _public_images(self, group: str) -> PublicImages:
         """The images of a group's ``public`` data set, cropped as the run's own; opened when the federation begins."""
@@ -152,13 +145,3 @@ class Assembly(ClientAssembly):
             local = set(self.sharing.local_keys(model))
             shapes.append({key: tensor.shape for key, tensor in model.state_dict().items() if key not in local})
         return shapes[0] == shapes[1]
-
-
-def _check_server_images(federation: Federation) -> None:
-    if federation.settings.evaluate.central_every and federation.is_central:
-        root = federation.data.only.root
-        if not root.is_dir():
-            raise UserError(
-                f"dataset.root={root}: no such directory on the server; expected the images of its own "
-                "evaluation, or evaluate.central_every=0 to have only the sites evaluate"
-            )

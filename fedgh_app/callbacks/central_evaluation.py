@@ -1,7 +1,7 @@
 """The server's own evaluation."""
 
-from fedgh_app.callbacks.callback import Callback
 from fedgh_app.runs.history import Measured, Round
+from fedgh_app.server.callback import Callback
 from fedgh_app.server.federation import Federation
 from fedgh_app.task import Learner
 
@@ -17,10 +17,8 @@ class CentralEvaluation(Callback):
         """Add ``evaluate.central`` to the round."""
         if not federation.is_central or not federation.due(self.every, current.round):
             return
-        with current.timed("evaluate_central"):
+        with current.timed("total"), current.timed("evaluate_central"):
             current.evaluate.central = self.measured(federation)
-        if current.evaluate.central is not None:
-            current.seconds["total"] = current.seconds.get("total", 0.0) + current.seconds["evaluate_central"]
 
     def measured(self, federation: Federation) -> Measured | None:
         """What the model reaches; None where there are no test images."""

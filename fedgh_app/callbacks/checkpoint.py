@@ -1,11 +1,11 @@
 """Checkpoints, from which a run that was killed goes on."""
 
-from fedgh_app.callbacks.callback import Callback
 from fedgh_app.runs.checkpoints import Best, ServerState, index_file, keep_only, stem
 from fedgh_app.runs.directory import CHECKPOINTS
 from fedgh_app.runs.history import Round, scored
-from fedgh_app.server.checkpoints import save_models
+from fedgh_app.server.callback import Callback
 from fedgh_app.server.federation import Federation
+from fedgh_app.server.persistence import save_models
 
 
 class Checkpoint(Callback):

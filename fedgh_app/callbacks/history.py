@@ -1,7 +1,7 @@
 """The line of each round in ``history.jsonl``."""
 
-from fedgh_app.callbacks.callback import Callback
 from fedgh_app.runs.history import Round
+from fedgh_app.server.callback import Callback
 from fedgh_app.server.federation import Federation
 
 

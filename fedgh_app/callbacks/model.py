@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from fedgh_app.callbacks.callback import Callback
 from fedgh_app.runs.directory import MODEL
-from fedgh_app.server.checkpoints import save_models
+from fedgh_app.server.callback import Callback
 from fedgh_app.server.federation import Federation
+from fedgh_app.server.persistence import save_models
 
 
 class Model(Callback):

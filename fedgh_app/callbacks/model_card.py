@@ -1,10 +1,10 @@
 """What the model is, for whoever finds it."""
 
 from fedgh_app import model_card
-from fedgh_app.callbacks.callback import Callback
 from fedgh_app.model_card.facts import Facts
+from fedgh_app.server.callback import Callback
 from fedgh_app.server.federation import Federation
-from fedgh_app.server.result import result_of
+from fedgh_app.server.persistence import result_of
 
 
 class ModelCard(Callback):

@@ -1,9 +1,9 @@
 """The pictures of a run."""
 
-from fedgh_app.callbacks.callback import Callback
 from fedgh_app.errors import UserError
 from fedgh_app.plots import curves, timelines, updates
 from fedgh_app.runs.directory import PLOTS
+from fedgh_app.server.callback import Callback
 from fedgh_app.server.federation import Federation
 from fedgh_app.words import plural
 

@@ -4,8 +4,8 @@ from logging import INFO
 
 from flwr.common.logger import log
 
-from fedgh_app.callbacks.callback import Callback
 from fedgh_app.runs.history import Round
+from fedgh_app.server.callback import Callback
 from fedgh_app.server.federation import Federation
 
 

@@ -13,12 +13,12 @@ from typing import Any, Literal
 import httpx
 from flwr.common.logger import log
 
-from fedgh_app.callbacks.callback import Callback
 from fedgh_app.errors import first_line
 from fedgh_app.resources import Values
 from fedgh_app.runs.directory import PLOTS
 from fedgh_app.runs.history import Round
 from fedgh_app.runs.records import Tracking
+from fedgh_app.server.callback import Callback
 from fedgh_app.server.federation import Federation
 
 REACH_SECONDS = 5.0  # for a server to answer at all

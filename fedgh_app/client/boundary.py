@@ -1,14 +1,13 @@
 """What a site tells the server: nothing of its files when something fails, no update without the noise it demands."""
 
-from collections.abc import Mapping
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any
 
 from flwr.app import Context, Message
 from flwr.clientapp.typing import ClientAppCallable
 
 from fedgh_app.config.compose import fedgh_home
+from fedgh_app.config.settings import Privacy
 from fedgh_app.config.site import SitePaths
 from fedgh_app.errors import RunFailed, UserError
 from fedgh_app.resources import Values
@@ -17,7 +16,7 @@ from fedgh_app.resources import Values
 DEMAND = "noise-multiplier"
 
 
-def check_demand(privacy: Mapping[str, Any], node_config: Values) -> None:
+def check_demand(privacy: Privacy, node_config: Values) -> None:
     """Refuse (RunFailed) to train where a site's node config demands more noise than the run's ``privacy`` promises;
     UserError where what it demands is no number.
     """
@@ -26,10 +25,10 @@ def check_demand(privacy: Mapping[str, Any], node_config: Values) -> None:
         return
     if not isinstance(demanded, int | float):
         raise UserError(f"{DEMAND}={demanded}: expected a number, in the site's node config")
-    promised = float(privacy["noise_multiplier"]) if privacy["name"] == "local" else 0.0
+    promised = privacy.noise_multiplier if privacy.name == "local" else 0.0
     if not promised >= demanded:
         raise RunFailed(
-            f"privacy={privacy['name']}: updates of this site get a noise multiplier of {promised:g}; its node "
+            f"privacy={privacy.name}: updates of this site get a noise multiplier of {promised:g}; its node "
             f"config expects at least {DEMAND}={demanded:g} with privacy=local"
         )
 

@@ -28,7 +28,6 @@ class LocalState:
     What a training leaves is only proposed: the server's next message says whether it took the update. Until then a
     rejected reply, or a server that repeats the round, finds the client as it was. And since a server that is resumed
     goes on from its latest checkpoint, what that speaks of is kept too.
-
     """
 
     # What trainings left, by their number; before any training, number 0, there was nothing.

@@ -10,6 +10,9 @@ from fedgh_app.data.partition import Partition, Partitioning, labelled
 from fedgh_app.errors import UserError
 from fedgh_app.task import Examples, Spec, Task, Values
 
+# Flower calls a ClientApp anew for every message: what was opened stays open in its process.
+_OPENED: dict[tuple[str, Path, str, Path], Examples] = {}
+
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
@@ -25,8 +28,13 @@ class DataSet:
 
     @functools.cached_property
     def examples(self) -> Examples:
-        """Its examples, opened once; UserError where data are missing or bad."""
-        return opened(self.task, self.spec, self.root, self.values, self.directory)
+        """Its examples, opened once in this process with the same settings; UserError where data are missing or bad."""
+        key = (self.spec.name, self.root, repr(sorted(self.values.items())), self.directory)
+        if key not in _OPENED:
+            while len(_OPENED) >= 8:
+                del _OPENED[next(iter(_OPENED))]
+            _OPENED[key] = self.task.open(self.spec, self.root, self.values, self.directory)
+        return _OPENED[key]
 
     @property
     def attribute(self) -> str | None:
@@ -49,20 +57,6 @@ class DataSet:
         if self.num_clients is not None or self.partitioning is None:
             return self.num_clients
         return self.partitioning.natural_size(self.examples)
-
-
-# Flower calls a ClientApp anew for every message: what was opened stays open in its process.
-_OPENED: dict[tuple[str, Path, str, Path], Examples] = {}
-
-
-def opened(task: Task, spec: Spec, root: Path, values: Values, directory: Path) -> Examples:
-    """The examples of a data set; those that this process opened with the same settings before, where it did."""
-    key = (spec.name, root, repr(sorted(values.items())), directory)
-    if key not in _OPENED:
-        while len(_OPENED) >= 8:
-            del _OPENED[next(iter(_OPENED))]
-        _OPENED[key] = task.open(spec, root, values, directory)
-    return _OPENED[key]
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ import io
 import json
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from fedgh_app.errors import UserError
+from fedgh_app.resources import Values
 from fedgh_app.runs.storage import read_json, write_json
 from fedgh_app.task import Examples
 
@@ -31,11 +32,6 @@ class Partition:
     train: tuple[tuple[int, ...], ...]  # training crops of each client
     test: tuple[tuple[int, ...], ...]  # test crops of each client, dealt in the proportions of its training crops
 
-    @property
-    def num_clients(self) -> int:
-        """How many clients there are."""
-        return len(self.train)
-
 
 @dataclass(frozen=True, eq=False)
 class Partitioning:
@@ -44,7 +40,7 @@ class Partitioning:
     make: Callable[..., Any]  # Flower Datasets' partitioner of these arguments
     by: str | None  # the attribute that it parts by; None for none
     takes_number: bool  # whether it is told the number of clients; otherwise the attribute's values fix it
-    settings: Mapping[str, Any]  # all that the partition depends on beside the data, the number of clients and the seed
+    settings: Values  # all that the partition depends on beside the data, the number of clients and the seed
     seed: int  # of the order in which examples are dealt
     directory: Path  # where partitions are kept
 
@@ -106,7 +102,7 @@ class Partitioning:
         values = self._values(examples)
         # Partitioners cut in order; the order of a file is never random.
         order = np.random.default_rng(self.seed).permutation(train)
-        columns: dict[str, Any] = {"index": order.tolist()}
+        columns = {"index": order.tolist()}
         if self.by:
             columns[self.by] = values[order].tolist()
         partitioner = self.make(**({"num_partitions": num_clients} if self.takes_number else {}))
@@ -125,7 +121,7 @@ class Partitioning:
 
 def labelled(parts: Partition, member: str) -> Partition:
     """``parts`` with labels that also tell which of several data sets it is: ``arm front``, ``lspet 2``."""
-    if parts.num_clients == 1:
+    if len(parts.labels) == 1:
         return replace(parts, labels=(member,))
     return replace(parts, labels=tuple(f"{member} {label.removeprefix('client ')}" for label in parts.labels))
 

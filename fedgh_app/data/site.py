@@ -11,11 +11,6 @@ from fedgh_app.errors import UserError
 from fedgh_app.resources import Values
 from fedgh_app.task import Examples
 
-# As `flwr.common.typing.Scalar`, which a query's answer holds.
-Property = int | float | str
-
-NodeConfig = Values
-
 
 @dataclass(frozen=True)
 class Site:
@@ -29,7 +24,7 @@ class Site:
     test: np.ndarray  # its test examples, (m,)
     speed: float = 1.0  # how fast it declares to train; 1 for a client like the others
 
-    def properties(self) -> dict[str, Property]:
+    def properties(self) -> dict[str, int | float | str]:
         """What the server is told at the start: name, label, sizes, what its head predicts, and speed."""
         return {
             "name": self.name,
@@ -41,7 +36,7 @@ class Site:
         }
 
 
-def open_site(data: FederatedData, node_config: NodeConfig) -> Site:
+def open_site(data: FederatedData, node_config: Values) -> Site:
     """The data of the client that ``node_config`` describes; UserError where it does not fit, or holds no images.
 
     With ``partition=site`` a node holds all under its ``data-root``, of several data sets the one that it names with
@@ -59,7 +54,7 @@ def open_site(data: FederatedData, node_config: NodeConfig) -> Site:
     return site
 
 
-def _own(data: FederatedData, node_config: NodeConfig, name: str, speed: float) -> Site:
+def _own(data: FederatedData, node_config: Values, name: str, speed: float) -> Site:
     known = list(data.sets)
     held = node_config.get("dataset", None if data.several else known[0])
     if held not in known:
@@ -70,7 +65,7 @@ def _own(data: FederatedData, node_config: NodeConfig, name: str, speed: float) 
     return Site(name, name, held, examples, examples.indices("train"), examples.indices("test"), speed)
 
 
-def _dealt(data: FederatedData, node_config: NodeConfig, name: str, speed: float) -> Site:
+def _dealt(data: FederatedData, node_config: Values, name: str, speed: float) -> Site:
     part = node_config.get("partition-id")
     if part is None or "num-partitions" not in node_config:
         raise UserError(
@@ -87,7 +82,7 @@ def _dealt(data: FederatedData, node_config: NodeConfig, name: str, speed: float
     return Site(name, label, held, data.sets[held].examples, own, tests, speed)
 
 
-def _speed(data: FederatedData, node_config: NodeConfig, name: str) -> float:
+def _speed(data: FederatedData, node_config: Values, name: str) -> float:
     """What the node says of itself, else what is configured of it."""
     speed = node_config.get("speed", data.speeds.get(name, 1.0))
     if isinstance(speed, bool) or not isinstance(speed, int | float) or not 0 < speed < math.inf:

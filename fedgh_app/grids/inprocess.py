@@ -7,7 +7,6 @@ needs no Ray. How long each client would have taken is kept on a virtual clock, 
 import heapq
 import itertools
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -30,7 +29,7 @@ class InProcessGrid(Grid):
     def __init__(
         self,
         client_app: ClientApp,
-        node_configs: Iterable[Mapping[str, Any]],
+        node_configs: Iterable[Values],
         run_config: Values,
         *,
         examples_per_second: float = 100.0,
@@ -40,14 +39,8 @@ class InProcessGrid(Grid):
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, SUPERLINK_NODE_ID
         self.client_app = client_app
         self.contexts = {
-            node_id: Context(
-                run_id=1,
-                node_id=node_id,
-                node_config=dict(node_config),
-                state=RecordDict(),
-                run_config=dict(run_config),
-            )
-            for node_id, node_config in enumerate(node_configs, start=1)
+            i: Context(run_id=1, node_id=i, node_config=dict(node), state=RecordDict(), run_config=dict(run_config))
+            for i, node in enumerate(node_configs, start=1)
         }
         self.examples_per_second = examples_per_second
         self.speeds = dict(speeds or {})
@@ -119,10 +112,8 @@ class InProcessGrid(Grid):
         return reply
 
     def _seconds(self, node_id: int, reply: Message) -> float:
-        examples = 0.0
-        if reply.has_content():
-            for record in reply.content.metric_records.values():
-                examples += float(record.get("num-examples", 0))  # type: ignore[arg-type]  # a number: it is ours
+        records = reply.content.metric_records.values() if reply.has_content() else ()
+        examples = [float(record.get("num-examples", 0)) for record in records]  # type: ignore[arg-type]  # our own
         node_config = self.contexts[node_id].node_config
         name = str(node_config.get("name", node_config.get("partition-id", node_id)))
-        return examples / (self.examples_per_second * self.speeds.get(name, 1.0))
+        return sum(examples) / (self.examples_per_second * self.speeds.get(name, 1.0))

@@ -72,8 +72,7 @@ def _unpacked(content: RecordDict, name: str) -> ArrayRecord:
 
 def packing(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
     """A ClientApp's mod: a packed message is unpacked, and its reply packed."""
-    is_packed = message.has_content() and any(name.startswith(LAYOUT) for name in message.content.config_records)
-    if not is_packed:
+    if not (message.has_content() and any(name.startswith(LAYOUT) for name in message.content.config_records)):
         return call_next(message, context)
     message.content = unpack(message.content)
     reply = call_next(message, context)

@@ -156,8 +156,6 @@ class ScreeningGrid(WrappedGrid):
             if overdue or now - started > patience:
                 break
             time.sleep(min(max(POLL_SECONDS, POLL_FRACTION * (time.monotonic() - started)), POLL_SECONDS_AT_MOST))
-        # By name, as everything: not by who failed first.
-        self.rejected.sort(key=lambda item: (item.round, item.client))
         return good
 
     def waits_for(self, number: str) -> bool:
@@ -237,15 +235,15 @@ class ScreeningGrid(WrappedGrid):
         """Keep in mind that a client's reply was rejected, and why."""
         log(WARNING, "round %d: rejected client %s: %s", self.round, client, reason)
         self.rejected.append(Rejected(round=self.round, client=client, reason=reason))
+        self.rejected.sort(key=lambda item: (item.round, item.client))  # as everything: not by who failed first
 
 
-class _Part(ScreeningGrid):
+@dataclass
+class _Part(WrappedGrid):
     """A grid with only some of another's nodes."""
 
-    def __init__(self, whole: ScreeningGrid, node_ids: list[int]) -> None:
-        vars(self).update(vars(whole))  # what is rejected or sent is the whole grid's
-        self._node_ids = node_ids
+    node_ids: list[int]
 
     def get_node_ids(self) -> list[int]:
         """See `Grid`."""
-        return self._node_ids
+        return self.node_ids

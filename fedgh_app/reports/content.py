@@ -26,7 +26,7 @@ from fedgh_app.reports.settings import (
     short_metric,
 )
 from fedgh_app.resources import Values
-from fedgh_app.runs.outcome import Outcome
+from fedgh_app.runs.opening import Outcome
 from fedgh_app.runs.records import LAUNCH, TRACKING, Launch, Tracking
 from fedgh_app.runs.result import RESULT
 from fedgh_app.runs.sweep import SWEEP, Job

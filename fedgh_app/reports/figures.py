@@ -15,7 +15,7 @@ from fedgh_app.plots.names import counting
 from fedgh_app.plots.style import COLOURS, LINES, MOST_CLIENTS
 from fedgh_app.reports.comparison import Difference
 from fedgh_app.reports.settings import Setting
-from fedgh_app.runs.outcome import Outcome
+from fedgh_app.runs.opening import Outcome
 
 # Colours of text and axes, of backgrounds: told from all others, so that a page may put its own in their place.
 INK, PAPER, FAINT = "#1c2128", "#fdfdfe", "#8b929c"

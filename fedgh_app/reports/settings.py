@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from fedgh_app.errors import UserError
 from fedgh_app.resources import Values
-from fedgh_app.runs.outcome import Outcome, is_seed
+from fedgh_app.runs.opening import Outcome, is_seed
 from fedgh_app.runs.result import RESULT
 from fedgh_app.words import percentage, short
 

@@ -12,13 +12,11 @@ from fedgh_app.runs.records import Record, RecordFile, Seconds, Share
 from fedgh_app.runs.result import RESULT, Result
 from fedgh_app.vision.tensors import read_tensors
 
-BEST = "best.json"
-
 
 class Best(RecordFile):
     """Which checkpoint has the best headline; in the checkpoints' folder."""
 
-    NAME = BEST
+    NAME = "best.json"
     round: int
     score: Share
 

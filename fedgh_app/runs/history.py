@@ -78,13 +78,10 @@ def _square(diagnostics: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("cosines: expected a list of lists")
     if cosines and {len(cosines), *map(len, cosines)} != {len(names)}:
         raise ValueError(f"cosines: expected one row and one column for each of {len(names)} clients")
-    if not all(value is None or _is_cosine(value) for row in cosines for value in row):
+    # Rounding may take a cosine a little beyond 1.
+    if not all(v is None or (type(v) in (int, float) and abs(v) <= 1.001) for row in cosines for v in row):
         raise ValueError("cosines: expected numbers from -1 to 1, or null")
     return diagnostics
-
-
-def _is_cosine(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) <= 1.001  # rounding may take it a little beyond 1
 
 
 class Round(Record):

@@ -1,9 +1,10 @@
-"""A finished run, opened again: its config, its data set and its trained model."""
+"""A finished run, opened again: what it came to (`Outcome`), and its trained model (`load_run`)."""
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import yaml
@@ -14,16 +15,57 @@ from torch import nn
 from fedgh_app.config import instantiation
 from fedgh_app.config.choices import keeps_nothing
 from fedgh_app.config.compose import groups
-from fedgh_app.errors import UserError, first_line
+from fedgh_app.errors import UserError, abbreviated, first_line
 from fedgh_app.runs.directory import CONFIG, MODEL
-from fedgh_app.runs.result import RESULT
-from fedgh_app.runs.storage import load_model
-from fedgh_app.task import Trained, Values, spec_of, task_of
+from fedgh_app.runs.history import Round, read_history
+from fedgh_app.runs.result import RESULT, Result
+from fedgh_app.runs.storage import flat, load_model
+from fedgh_app.task import Trained, Values, task_of
 
-# What a model is built from again.
-GROUPS = ("model", "dataset", "loss", "evaluate", "sharing", "clustering")
-WORDS = ("model._target_", "dataset.spec", "loss._target_", "sharing._target_")
-NUMBERS = ("seed", "batch_size")
+# What a report needs of a config, and what a model is built from again: groups, words and whole numbers.
+OF_REPORTS = (
+    ("dataset", "strategy", "runtime"),
+    ("dataset.spec", "strategy._target_", "runtime.name"),
+    ("seed", "rounds"),
+)
+OF_MODELS = (
+    ("model", "dataset", "loss", "evaluate", "sharing", "clustering"),
+    ("model._target_", "dataset.spec", "loss._target_", "sharing._target_"),
+    ("seed", "batch_size"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A run that ended."""
+
+    directory: Path
+    config: Values
+    values: Values  # the same, flat: ``{"strategy.seed": 0}``
+    result: Result
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """That of a run directory; UserError where a file of it is damaged."""
+        config = read_config(directory, *OF_REPORTS)
+        result = Result.read(directory)
+        values = flat(config)
+        # Null says as many as there are; a run that was resumed has their number.
+        values["num_clients"] = values.get("num_clients") or len(result.clients) or None
+        return cls(directory, config, values, result)
+
+    def history(self) -> list[Round]:
+        """What happened in each of its rounds; nothing where clients trained alone. UserError where damaged."""
+        return read_history(self.directory)
+
+    def seeds(self) -> dict[str, Any]:
+        """Everything in the config that is a seed."""
+        return {key: value for key, value in self.values.items() if is_seed(key)}
+
+
+def is_seed(key: str) -> bool:
+    """Whether a key of a config, with those above it, is a seed."""
+    return key.rpartition(".")[2] == "seed"
 
 
 def load_run(path: Path | str) -> Trained:
@@ -32,7 +74,7 @@ def load_run(path: Path | str) -> Trained:
     if not path.exists():
         raise UserError(f"{path}: no such run directory")
     directory = path if path.is_dir() else _directory_of(path)
-    values = read_config(directory, GROUPS, WORDS, NUMBERS)
+    values = read_config(directory, *OF_MODELS)
     file = path if path.is_file() else directory / MODEL
     if not keeps_nothing(values):
         sharing = values["sharing"]["_target_"].rpartition(".")[2].lower()
@@ -44,7 +86,8 @@ def load_run(path: Path | str) -> Trained:
         raise UserError(f"{file}: no such file; {_instead(directory)}")
     state, metadata = load_model(file)
     name = str(metadata.get("dataset", values["dataset"]["spec"]))
-    task, spec = task_of(name), spec_of(name)
+    task = task_of(name)
+    spec = task.load_spec(name)
     task.check_opened(values, directory / CONFIG)
     network = dict(values["model"])
     if "weights" in network:
@@ -93,8 +136,7 @@ def _instead(directory: Path) -> str:
     if not found:
         return "expected a run that ended, or whose last good model was written when it failed"
     names = [str(name) if name.parent == Path() else str(name.parent) for name in found]
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return f"this run has several models; expected one of {', '.join(str(directory / n) for n in names[:4])}{more}"
+    return f"this run has several models; expected one of {abbreviated([str(directory / n) for n in names], most=4)}"
 
 
 def _load(model: nn.Module, state: Mapping[str, torch.Tensor], file: Path) -> None:

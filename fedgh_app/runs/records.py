@@ -6,7 +6,7 @@ They may be damaged, of another version, or somebody else's: what a reader count
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -33,7 +33,7 @@ class Record(BaseModel):
     EXPECTED: ClassVar[str] = "what fedgh run wrote"  # what it is, for the error where something else is there
 
     @classmethod
-    def checked(cls, content: Mapping[str, Any], file: Path) -> Self:
+    def checked(cls, content: Mapping[str, object], file: Path) -> Self:
         """The content of ``file``; UserError, which names the first key that is missing or holds something else."""
         try:
             return cls.model_validate(content, strict=True)

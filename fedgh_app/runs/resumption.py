@@ -1,21 +1,22 @@
 """Who may write into a run directory, and with what settings a run goes on that was interrupted."""
 
+import contextlib
 import fcntl
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 
 from fedgh_app.config.compose import quoted
-from fedgh_app.errors import UserError
+from fedgh_app.errors import UserError, first_line
 from fedgh_app.resources import Values
 from fedgh_app.runs import processes
 from fedgh_app.runs.directory import CONFIG, STOP
-from fedgh_app.runs.records import FAILURE, LAUNCH, PRIVACY, Launch
+from fedgh_app.runs.records import FAILURE, LAUNCH, PRIVACY, Failure, Launch
+from fedgh_app.runs.storage import flat
 
 LAUNCHER_LOCK, SERVER_LOCK = ".lock", ".server.lock"
 
@@ -45,8 +46,7 @@ def claimed(directory: Path, overrides: Sequence[str]) -> Iterator[str]:
         end_processes(directory)
         with served(directory):
             pass  # a server that nobody here started, such as plain `flwr run`'s, is not disturbed
-        for name in (FAILURE, STOP):
-            (directory / name).unlink(missing_ok=True)
+        (directory / STOP).unlink(missing_ok=True)
         mark = secrets.token_hex(8)
         kept = [item for item in overrides if key_of(item) not in ("run_dir", "resume")]
         Launch(overrides=kept, mark=mark, directory=str(directory)).write(directory)
@@ -86,9 +86,21 @@ def clear(directory: Path) -> None:
 
 @contextmanager
 def served(directory: Path) -> Iterator[None]:
-    """Be the only server that writes into a run directory, whoever started it; UserError where there is one."""
+    """Be the only server that writes into a run directory, whoever started it; UserError where there is one.
+
+    Where the block raises, ``failure.json`` says why in one line, for whoever started the run.
+    """
     with locked(directory, "run", SERVER_LOCK):
-        yield
+        (directory / FAILURE).unlink(missing_ok=True)
+        try:
+            yield
+        except BaseException as error:
+            line = "stopped" if isinstance(error, KeyboardInterrupt) else first_line(error)
+            # A disk that is full takes not even this; whoever started the run then has the engine's word.
+            with contextlib.suppress(OSError):
+                Failure(error=line, kind=type(error).__name__, user=isinstance(error, UserError)).write(directory)
+            (directory / STOP).unlink(missing_ok=True)  # it has been heeded; a run that is resumed is to go on
+            raise
 
 
 def resumed(directory: Path, changes: Sequence[str]) -> list[str]:
@@ -121,20 +133,11 @@ def _same_clients(overrides: Sequence[str]) -> tuple[str, ...]:
 
 def check_same(values: Values, directory: Path) -> None:
     """Refuse (UserError) a config that differs from the run's own in what may not change."""
-    written = OmegaConf.to_container(OmegaConf.load(directory / CONFIG))
-    before, now = (dict(_leaves(node)) for node in (written, values))
-    for key, value in before.items():
+    now = flat(values)
+    for key, value in flat(OmegaConf.to_container(OmegaConf.load(directory / CONFIG))).items():
         may = {key, key.split(".")[0]} & {*MAY_CHANGE, "run_dir", "resume", "num_clients"}
         if not may and now.get(key) != value:
             raise UserError(f"{key}={now.get(key)}: the run in {directory} has {value}; expected the same to resume it")
-
-
-def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from _leaves(value, f"{path}.{key!s}" if path else str(key))
-    else:
-        yield path, node
 
 
 def key_of(override: str) -> str:

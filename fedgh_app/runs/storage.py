@@ -26,6 +26,13 @@ def save_config(directory: Path, values: Values) -> None:
         OmegaConf.save(OmegaConf.create(dict(values)), draft)
 
 
+def flat(config: object, above: str = "") -> dict[str, Any]:
+    """The values of a config, or of a node of it, by their dotted keys."""
+    if not isinstance(config, Mapping):
+        return {above.rstrip("."): config}
+    return {key: value for name, node in config.items() for key, value in flat(node, f"{above}{name}.").items()}
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; UserError where there is none in it."""
     return _parsed(path, path.read_bytes())
@@ -41,14 +48,14 @@ def _parsed(path: Path, text: bytes) -> dict[str, Any]:
     return content
 
 
-def append_line(path: Path, content: Any) -> None:
+def append_line(path: Path, content: object) -> None:
     """Append one line of JSON, which is on the disk afterwards."""
     with path.open("a") as file:
         file.write(line(content))
     synchronise(path)
 
 
-def line(content: Any) -> str:
+def line(content: object) -> str:
     """``content`` as a line of JSON."""
     return json.dumps(plain(content)) + "\n"
 
@@ -68,13 +75,9 @@ def read_on(path: Path, start: int) -> tuple[list[dict[str, Any]], int]:
     return [_parsed(path, line) for line in whole], start + sum(map(len, whole))
 
 
-def save_model(path: Path, state: Mapping[str, torch.Tensor], *, model: Any, dataset: str, rounds: int) -> None:
-    """Write a model with its config node and the name of its data set, by which it is rebuilt."""
-    metadata = {
-        "model": json.dumps(OmegaConf.to_container(model) if OmegaConf.is_config(model) else model, sort_keys=True),
-        "dataset": dataset,
-        "rounds": str(rounds),
-    }
+def save_model(path: Path, state: Mapping[str, torch.Tensor], *, model: Values, dataset: str, rounds: int) -> None:
+    """Write a model with its config group and the name of its data set, by which it is rebuilt."""
+    metadata = {"model": json.dumps(dict(model), sort_keys=True), "dataset": dataset, "rounds": str(rounds)}
     write_tensors(path, state, metadata)
 
 
@@ -95,7 +98,7 @@ def unwritten(error: OSError | SafetensorError) -> str:
 TENSOR = "tensor:"
 
 
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
+def save_state(path: Path, state: Mapping[str, object]) -> None:
     """Write what a server carries from round to round: ``path`` as JSON, and the tensors at its leaves beside it.
 
     A tensor is a name in the JSON, under which ``<stem>.state.safetensors`` holds it; without tensors there is no such
@@ -103,7 +106,7 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """
     tensors: dict[str, torch.Tensor] = {}
 
-    def outline(value: Any, name: str) -> Any:
+    def outline(value: object, name: str) -> object:
         if isinstance(value, torch.Tensor):
             tensors[name] = value.detach().clone()  # the library refuses tensors that share their memory
             return TENSOR + name
@@ -136,12 +139,11 @@ def load_state(path: Path) -> dict[str, Any]:
             return [restore(item) for item in value]
         return value
 
+    content = read_json(path)
     try:
-        return dict(restore(read_json(path)))
+        return dict(restore(content))
     except KeyError as error:
         raise UserError(f"{path}: names the tensor {error}, which {beside.name} does not hold") from None
-    except UserError:
-        raise
     except ValueError as error:
         raise UserError(f"{path}: not the state of a run ({first_line(error)})") from None
 

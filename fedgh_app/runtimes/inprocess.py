@@ -16,7 +16,6 @@ from fedgh_app.resources import Values
 from fedgh_app.runs.directory import LOG
 from fedgh_app.runs.resumption import served
 from fedgh_app.runtimes.progress import Display
-from fedgh_app.server.directory import failing_into
 from fedgh_app.server.federation import Federation
 from fedgh_app.server.loop import federate
 from fedgh_app.server_app import deal
@@ -45,7 +44,7 @@ def federate_inprocess(
         examples_per_second=assembly.settings.runtime.examples_per_second,
         speeds=assembly.settings.runtime.speeds,
     )
-    with served(directory), failing_into(directory), _log_in(directory / LOG):
+    with served(directory), _log_in(directory / LOG):
         federation = assembly.federation(directory)
         federate(federation, grid, assembly.callbacks, watch=display.update)
         return federation

@@ -8,11 +8,10 @@ from flwr.app import Array, ArrayRecord, Message
 from fedgh_app.errors import RunFailed
 from fedgh_app.runs.history import Round
 from fedgh_app.server.federation import GLOBAL, Federation, Update
-from strategies.diagnostics import MOST_COMPARED
+from strategies.diagnostics import MOST_COMPARED, Diagnostics
+from strategies.fedavg import FedAvg
 from strategies.rebase import rebase
 from strategies.updates import labels
-
-Diagnostics = dict[str, Any]
 
 
 def replies_of(updates: Sequence[Update], base: ArrayRecord) -> list[Message]:
@@ -20,33 +19,22 @@ def replies_of(updates: Sequence[Update], base: ArrayRecord) -> list[Message]:
     return [rebase(update.reply, update.start, base, update.scale) for update in updates]
 
 
-def labels_of(updates: Sequence[Update]) -> tuple[str, ...]:
-    """A name for each update, as diagnostics use them."""
-    return labels([update.client for update in updates])
-
-
-def combine(
-    current: Round, strategy: Any, base: ArrayRecord, replies: Sequence[Message], names: Sequence[str]
-) -> ArrayRecord:
-    """The strategy's next model; notes on the round what clients reported and what the strategy saw.
-
-    The replies are updates of ``base`` and stand in the order of their ``names``. Raises RunFailed where the rule
-    cannot aggregate them.
+def combine(current: Round, strategy: FedAvg, base: ArrayRecord, updates: Sequence[Update]) -> ArrayRecord:
+    """The strategy's next model, from updates in the order of names brought to ``base``; notes on the round what
+    clients reported and what the strategy saw. Raises RunFailed where the rule cannot aggregate them.
     """
+    replies = replies_of(updates, base)
     try:
         arrays, metrics = strategy.aggregate(current.round, base, replies)
     except ValueError as error:
         raise RunFailed(f"round {current.round}: {type(strategy).__name__}: {error}") from error
     if arrays is None:
         raise RunFailed(f"round {current.round}: {type(strategy).__name__} found no reply to aggregate")
-    reported = {
-        name: dict(next(iter(reply.content.metric_records.values())))
-        for name, reply in zip(names, replies, strict=True)
-    }
-    current.train = {"clients": reported, **dict(metrics or {})}
+    measured = [dict(next(iter(reply.content.metric_records.values()))) for reply in replies]
+    names = labels([update.client for update in updates])
+    current.train = {"clients": dict(zip(names, measured, strict=True)), **dict(metrics or {})}
     current.strategy |= strategy.diagnostics
-    next_model: ArrayRecord = arrays
-    return next_model
+    return arrays
 
 
 def completed(

@@ -12,7 +12,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.logger import log
 
-from fedgh_app.errors import RunFailed
+from fedgh_app.errors import RunFailed, abbreviated
 from fedgh_app.grids.screening import POLL_SECONDS, ScreeningGrid, Traffic
 from fedgh_app.runs.history import Rejected, Round
 from fedgh_app.server.federation import Federation
@@ -137,8 +137,7 @@ class Exchange:
 
     def rejected(self) -> list[Rejected]:
         """What was rejected in the round so far, in the order of names."""
-        items = [item for item in self.grid.rejected if item.round == self.round.round]
-        return sorted(items, key=lambda item: item.client)
+        return [item for item in self.grid.rejected if item.round == self.round.round]
 
     def note(self) -> None:
         """Note on the round what was rejected in it, and the bytes that moved since they were last noted."""
@@ -154,8 +153,7 @@ class Exchange:
             return
         told = [f"client {item.client}: {item.reason}" for item in self.round.rejected]
         told += [f"client {name}: {reason}" for name, reason in self.round.absent.items()]
-        more = [f"and {len(told) - MOST_TOLD} more"] if len(told) > MOST_TOLD else []
-        reasons = "; ".join([*told[:MOST_TOLD], *more])
+        reasons = abbreviated(told, "; ", most=MOST_TOLD)
         raise RunFailed(f"round {self.round.round}: {count} good replies, expected at least {least} ({reasons})")
 
     def _seconds(self, name: str) -> float:

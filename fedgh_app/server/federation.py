@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from flwr.app import ArrayRecord, Message
@@ -19,7 +19,7 @@ from fedgh_app.data.federated import FederatedData
 from fedgh_app.resources import Values
 from fedgh_app.runs.history import Round
 from fedgh_app.vision.threads import threads
-from strategies.fedavg import State
+from strategies.fedavg import FedAvg, State
 
 if TYPE_CHECKING:
     from fedgh_app.server.modes import Mode
@@ -102,10 +102,6 @@ class Cohorts:
             self.regroup(models, of)
             raise
 
-    def share(self, arrays: ArrayRecord) -> None:
-        """Give every cohort the same model."""
-        self.models = dict.fromkeys(self.models, arrays)
-
 
 @dataclass
 class Federation:
@@ -117,13 +113,13 @@ class Federation:
     task: Task  # what models are trained for
     data: FederatedData  # its data sets, as far as the server has them
     spec: Spec  # the data set; of several, the first
-    network: Mapping[str, Any]  # how the model is built, as its file tells it
+    network: Values  # how the model is built, as its file tells it
     initial: ArrayRecord  # the shared arrays that round 1 starts from
     keeps_local: bool  # whether a part of the model stays on the clients
     learner: Callable[[], Learner]  # makes a new model, with all that its testing takes
     any_head: Callable[[], bool]  # whether what is shared fits clients whatever they predict
-    strategy: Any  # the Flower strategy whose model is evaluated
-    client_strategy: Any  # the one whose messages clients answer; at the edge it may be another
+    strategy: FedAvg  # the Flower strategy whose model is evaluated
+    client_strategy: FedAvg  # the one whose messages clients answer; at the edge it may be another
     mode: Mode  # when the server goes on
     topology: Topology  # how updates become the next models
     selection: Selection  # who is asked
@@ -195,7 +191,7 @@ class Federation:
         self.cohorts.regroup(models, state["cohorts"])
         self.earlier = dict(state["seconds"])
 
-    def _stateful(self) -> dict[str, Any]:
+    def _stateful(self) -> dict[str, Stateful | FedAvg]:
         edge = {} if self.client_strategy is self.strategy else {"edge_strategy": self.client_strategy}
         others = {"mode": self.mode, "topology": self.topology, "selection": self.selection}
         return {"strategy": self.strategy, **edge, **others}

@@ -7,7 +7,6 @@ hook between rounds and waits without end for missing nodes.
 import time
 from collections.abc import Callable, Iterable, Sequence
 from logging import ERROR
-from typing import Protocol
 
 from flwr.common.logger import log
 from flwr.serverapp import Grid
@@ -19,28 +18,18 @@ from fedgh_app.grids.screening import ScreeningGrid
 from fedgh_app.runs import storage
 from fedgh_app.runs.directory import STOP
 from fedgh_app.runs.history import HISTORY, Round
-from fedgh_app.server import checkpoints
+from fedgh_app.server.callback import Callback
 from fedgh_app.server.evaluation import evaluate_clients
 from fedgh_app.server.exchange import Exchange
 from fedgh_app.server.federation import Federation
+from fedgh_app.server.persistence import result_of, take_up
 from fedgh_app.server.registration import register
-from fedgh_app.server.result import result_of
 from fedgh_app.vision.cores import usable_cores
 from fedgh_app.vision.threads import limit_threads
 
 
-class Hook(Protocol):
-    """What is called beside the rounds; see `fedgh_app.callbacks.callback.Callback`."""
-
-    def after_round(self, federation: Federation, current: Round) -> None:
-        """Called when a round's numbers are in."""
-
-    def close(self, federation: Federation, failure: str | None) -> None:
-        """Called once at the end."""
-
-
 def federate(
-    federation: Federation, grid: Grid, callbacks: Sequence[Hook], watch: Callable[[], None] = lambda: None
+    federation: Federation, grid: Grid, callbacks: Sequence[Callback], watch: Callable[[], None] = lambda: None
 ) -> None:
     """Run all rounds of a federation over ``grid``, or with ``resume`` those after its newest checkpoint, and write
     the run directory. ``watch`` is called after every round, for whoever shows progress in this process.
@@ -59,7 +48,7 @@ def federate(
     register(federation, screen)
     first = 0
     if settings.resume is not None:
-        first = checkpoints.take_up(federation) + 1
+        first = take_up(federation) + 1
         screen.rejected = [item for earlier in federation.history for item in earlier.rejected]
     storage.save_config(directory, federation.values)
     exchange = Exchange(federation, screen)
@@ -120,7 +109,7 @@ def check_finite(federation: Federation, current: Round) -> None:
             )
 
 
-def _after_round(federation: Federation, callbacks: Iterable[Hook]) -> None:
+def _after_round(federation: Federation, callbacks: Iterable[Callback]) -> None:
     current = federation.history[-1]
     try:
         for callback in callbacks:
@@ -129,7 +118,7 @@ def _after_round(federation: Federation, callbacks: Iterable[Hook]) -> None:
         raise RunFailed(f"round {current.round}: {storage.unwritten(error)}") from error
 
 
-def _close(federation: Federation, callbacks: Iterable[Hook], failure: str | None) -> None:
+def _close(federation: Federation, callbacks: Iterable[Callback], failure: str | None) -> None:
     for callback in callbacks:
         # A picture that cannot be drawn must cost neither the run its result nor the other callbacks their end.
         try:

@@ -48,10 +48,6 @@ class PublicImages:
         drawn = torch.randperm(len(train), generator=generator(self.seed, "public images", self.key))[: self.count]
         self.indices = np.sort(train[drawn.numpy()])
 
-    def __len__(self) -> int:
-        """How many were drawn."""
-        return len(self.indices)
-
     def batches(self, learner: Learner) -> Iterable[Batch]:
         """The images, always in the same order."""
         return learner.batches(self.data.examples, self.indices, "public")

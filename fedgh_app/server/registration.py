@@ -56,17 +56,6 @@ def wait_for_nodes(
 def register(federation: Federation, grid: ScreeningGrid) -> None:
     """Ask every node who it is, have the federation begin with these clients, and tell the grid what to expect of them.
 
-    Raises as `query` does.
-    """
-    clients, bounds = query(federation, grid), federation.task.bounds
-    grid.expected = lambda client, asked: expected_reply(clients[client], asked, bounds)
-    grid.knows = lambda reply: known_client(clients, reply)
-    federation.admit(clients, grid.client_names)
-
-
-def query(federation: Federation, grid: ScreeningGrid) -> dict[str, ClientInfo]:
-    """Ask every node once who it is, and tell the grid their names.
-
     Raises UserError where a client cannot answer, two share a name, or one predicts something else than the shared
     head does.
     """
@@ -94,7 +83,11 @@ def query(federation: Federation, grid: ScreeningGrid) -> dict[str, ClientInfo]:
             )
         clients[info.name] = info
         grid.client_names[asked.metadata.dst_node_id] = info.name
-    return dict(sorted(clients.items()))
+    clients = dict(sorted(clients.items()))
+    bounds = federation.task.bounds
+    grid.expected = lambda client, asked: expected_reply(clients[client], asked, bounds)
+    grid.knows = lambda reply: known_client(clients, reply)
+    federation.admit(clients, grid.client_names)
 
 
 def described(reply: Message) -> ClientInfo:

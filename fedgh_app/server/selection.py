@@ -7,7 +7,7 @@ training call what came back. Every draw is a function of the seed and of the se
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -95,10 +95,13 @@ class PowerOfChoice(Selection):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.candidates is not None:
-            whole = isinstance(self.candidates, int)
+            whole = isinstance(self.candidates, int) and self.candidates >= 1
             _check("candidates", self.candidates, "a whole number of at least 1, or null", whole)
+<<<<<<< HEAD
             _check("candidates", self.candidates, "at least 1, or null", self.candidates >= 1)
         _check("drawn_by", self.drawn_by, "clients or examples", self.drawn_by in ("clients", "examples"))
+=======
+>>>>>>> main
 
     def pick(self, key: int, candidates: Sequence[Candidate], count: int, ask: Ask) -> list[str]:
         """Who has most to learn among those drawn. Who cannot say its loss is not selected: it could not train."""
@@ -232,6 +235,6 @@ def _at(ordered: Sequence[float], quantile: float) -> float:
     return ordered[min(int(quantile * len(ordered)), len(ordered) - 1)]
 
 
-def _check(name: str, value: Any, expected: str, holds: bool) -> None:
+def _check(name: str, value: object, expected: str, holds: bool) -> None:
     if not holds:
         raise UserError(f"selection.{name}={value}: expected {expected}")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedgh_app.errors import UserError
 from fedgh_app.runs.history import Round
-from fedgh_app.server.aggregation import combine, completed, labels_of, mean, merge, replies_of
+from fedgh_app.server.aggregation import combine, completed, mean, merge
 from fedgh_app.server.exchange import Exchange
 from fedgh_app.server.federation import GLOBAL, Federation, Stateful, Update, tensors
 from fedgh_app.server.public_images import PublicImages
@@ -40,7 +40,7 @@ class Flat(Topology):
         updates = federation.mode.updates(exchange, current.round)
         base = federation.cohorts.models[GLOBAL]
         with current.timed("aggregate"):
-            arrays = combine(current, federation.strategy, base, replies_of(updates, base), labels_of(updates))
+            arrays = combine(current, federation.strategy, base, updates)
         federation.cohorts.models[GLOBAL] = completed(federation, current, base, arrays, updates)
 
 
@@ -81,7 +81,7 @@ class Finch(Topology):
                 if not inside:
                     continue
                 part = Round(round=current.round)
-                arrays = combine(part, federation.strategy, base, replies_of(inside, base), labels_of(inside))
+                arrays = combine(part, federation.strategy, base, inside)
                 parts.append(part)
             models[cluster] = completed(federation, current, base, arrays, inside, cluster)
         merge(current, parts)
@@ -111,7 +111,7 @@ class EdgeCloud(Topology):
 
     edge_rounds: int  # E, aggregations at the edges in one round of the cloud
     edges: int = 2  # how many, each with consecutive clients
-    members: Mapping[str, Sequence[Any]] | None = None  # or names of clients by edge
+    members: Mapping[str, Sequence[object]] | None = None  # or names of clients by edge
 
     def join(self, federation: Federation) -> None:
         """Deal the clients out to the edges; UserError where that is not possible."""
@@ -124,7 +124,7 @@ class EdgeCloud(Topology):
         cloud = federation.arrays
         examples: dict[str, dict[str, int]] = {edge: {} for edge in self.numbers}
         reports: dict[str, MetricRecord] = {}
-        trained: dict[str, Any] = {}
+        trained: dict[str, object] = {}
         federation.cohorts.regroup(dict.fromkeys(self.numbers, cloud), self.of)
         for e in range(self.edge_rounds):
             draw = (current.round - 1) * self.edge_rounds + e + 1
@@ -141,16 +141,15 @@ class EdgeCloud(Topology):
         with current.timed("aggregate"):
             asked = {edge: sum(examples[edge].values()) for edge in self.numbers if examples[edge]}
             federation.strategy.client_names = {number: edge for edge, number in self.numbers.items()}
-            replies = [
-                self._reply(edge, federation.cohorts.models[edge], MetricRecord({**reports[edge], "num-examples": n}))
-                for edge, n in asked.items()
-            ]
-            part = Round(round=current.round)
-            arrays = combine(part, federation.strategy, cloud, replies, list(asked))
+            updates, part = [], Round(round=current.round)
+            for edge, count in asked.items():
+                metrics = MetricRecord({**reports[edge], "num-examples": count})
+                updates.append(Update(edge, self._reply(edge, federation.cohorts.models[edge], metrics), cloud))
+            arrays = combine(part, federation.strategy, cloud, updates)
         members = {edge: sorted(name for name, other in self.of.items() if other == edge) for edge in asked}
         current.strategy = {**at_edges, "edges": members, "cloud": part.strategy}
-        updates = [Update(edge, reply, cloud) for edge, reply in zip(asked, replies, strict=True)]
-        federation.cohorts.share(completed(federation, current, cloud, arrays, updates))
+        arrays = completed(federation, current, cloud, arrays, updates)
+        federation.cohorts.models = dict.fromkeys(self.numbers, arrays)
 
     def _edge_round(self, federation: Federation, current: Round, updates: Sequence[Update]) -> dict[str, Round]:
         """Give each edge that has updates its next model; what was noted of each."""
@@ -159,9 +158,7 @@ class EdgeCloud(Topology):
             inside = [update for update in updates if self.of[update.client] == edge]
             if inside:
                 base, part = federation.cohorts.models[edge], Round(round=current.round)
-                federation.cohorts.models[edge] = combine(
-                    part, federation.client_strategy, base, replies_of(inside, base), labels_of(inside)
-                )
+                federation.cohorts.models[edge] = combine(part, federation.client_strategy, base, inside)
                 parts[edge] = part
         return parts
 
@@ -171,7 +168,7 @@ class EdgeCloud(Topology):
         return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=asked)
 
 
-def edges_of(clients: Sequence[str], edges: int, members: Mapping[str, Sequence[Any]] | None = None) -> dict[str, str]:
+def edges_of(clients: Sequence[str], edges: int, members: Mapping[str, Sequence[object]] | None) -> dict[str, str]:
     """Edge by client name: as ``members`` says, else ``edges`` of them with consecutive clients.
 
     Raises UserError where a client belongs to none or to two, or where an edge would be empty.

@@ -11,7 +11,6 @@ import pytest
 from omegaconf import OmegaConf
 
 from fedgh_app.assembly.server import Assembly
-from fedgh_app.callbacks.callback import Callback
 from fedgh_app.client_app import app as client_app
 from fedgh_app.config import choices
 from fedgh_app.config.compose import compose_config, join_overrides
@@ -19,6 +18,7 @@ from fedgh_app.errors import UserError
 from fedgh_app.grids.inprocess import InProcessGrid
 from fedgh_app.runs.history import Round, read_history
 from fedgh_app.runs.resumption import check_same
+from fedgh_app.server.callback import Callback
 from fedgh_app.server.federation import Federation
 from fedgh_app.server.loop import federate
 
@@ -96,7 +96,7 @@ def test_a_file_of_ones_own_lists_it_before_the_others(
     ("override", "said"),
     [
         ("+callbacks.x._target_=os.System", r"callbacks\._target_=os\.System: expected a class under fedgh_app\.callb"),
-        ("+callbacks.x._target_=fedgh_app.callbacks.callback.annotations", "expected a class under fedgh_app.callbac"),
+        ("+callbacks.x._target_=fedgh_app.callbacks.wandb.flatten", "expected a class under fedgh_app.callbac"),
         ("+callbacks.x=3", r"callbacks\.x=3: expected a _target_ and its arguments"),
         ("+callbacks.x.y=3", r"callbacks\._target_=None: expected a class under"),
         ("+callbacks.history.x._target_=torch.optim.SGD", r"callbacks\.history\.x\._target_=.*: expected no _target_"),

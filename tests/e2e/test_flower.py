@@ -19,7 +19,7 @@ from fedgh_app.runs import storage
 from fedgh_app.runs.processes import MARK
 from fedgh_app.runtimes.flwr_run import stage
 from fedgh_app.runtimes.superlink import free_port
-from fedgh_app.server.accounting import epsilon
+from fedgh_app.server.parts.privacy import epsilon
 
 pytestmark = pytest.mark.timeout(600)
 OVERRIDES = [*TINY, "evaluate.clients_every=2"]

@@ -45,7 +45,7 @@ from fedgh_app.runs.records import LAUNCH, TRACKING
 from fedgh_app.runs.result import RESULT
 from fedgh_app.runs.resumption import resumed
 from fedgh_app.runtimes.sweep import Sweep
-from fedgh_app.server import checkpoints
+from fedgh_app.server.persistence import take_up
 
 
 def told(read: Callable[[], Any], *names: str) -> None:
@@ -207,12 +207,12 @@ def test_what_a_run_takes_up(toy: list[str], tmp_path: Path, count: int) -> None
     run.values = run.values | {"rounds": 9}
     files = [run.directory / "checkpoints" / "round-0002.json", run.directory / "history.jsonl"]
     state, history = (file.read_bytes() for file in files)
-    assert checkpoints.take_up(run) == 2
+    assert take_up(run) == 2
 
     def check(contents: tuple[bytes, bytes]) -> None:
         for file, content in zip(files, contents, strict=True):
             file.write_bytes(content)
-        told(lambda: checkpoints.take_up(run), str(run.directory))
+        told(lambda: take_up(run), str(run.directory))
 
     last = json.loads(history.splitlines()[-1])
     states = st.tuples(jsons(json.loads(state)), st.just(history))

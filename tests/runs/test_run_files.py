@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fedgh_app.errors import UserError
-from fedgh_app.runs.checkpoints import BEST, Best
+from fedgh_app.runs.checkpoints import Best
 from fedgh_app.runs.history import HISTORY, Evaluations, Measured, MeasuredByClients, Round, read_history, scored
 from fedgh_app.runs.records import Failure, Launch, PrivacyAccount, RecordFile, Tracking
 from fedgh_app.runs.result import ClientFacts, Durations, Result
@@ -59,7 +59,7 @@ def test_what_is_written_is_read_again(record: RecordFile, tmp_path: Path) -> No
 
 def test_each_file_has_a_name_of_its_own() -> None:
     names = [HISTORY, *(record.NAME for record in FILES)]
-    assert len(set(names)) == len(names) and BEST in names
+    assert len(set(names)) == len(names) and Best.NAME in names
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from recording import run
 
 from fedgh_app.assembly.server import Assembly
-from fedgh_app.callbacks.callback import Callback
 from fedgh_app.config import instantiation
 from fedgh_app.config.compose import compose_config
 from fedgh_app.grids.inprocess import InProcessGrid
 from fedgh_app.runs.history import Round
+from fedgh_app.server.callback import Callback
 from fedgh_app.server.federation import Federation
 from fedgh_app.server.loop import federate
 

@@ -26,7 +26,7 @@ from fedgh_app.grids.screening import ScreeningGrid
 from fedgh_app.runs import storage
 from fedgh_app.runs.checkpoints import newest
 from fedgh_app.runs.history import Rejected
-from fedgh_app.server.registration import query, wait_for_nodes
+from fedgh_app.server.registration import register, wait_for_nodes
 
 RAY = "<class 'ray.exceptions.ActorDiedError'>:<'The actor died unexpectedly before finishing this task.'>"
 
@@ -145,7 +145,7 @@ def test_who_cannot_say_its_name_goes_by_the_one_it_is_registered_under(home: Pa
     config = compose_config([*TINY, "partition=site", "runtime=deployment", f"dataset.root={tmp_path}"])
     grid = Network(client_app, [{"name": "clinic"}], {"overrides": join_overrides([*TINY, "partition=site"])})
     with pytest.raises(UserError, match=r"^1 of 1 clients cannot take part: client site-1: .* no data-root"):
-        query(Assembly(config).federation(tmp_path), ScreeningGrid(grid))
+        register(Assembly(config).federation(tmp_path), ScreeningGrid(grid))
 
 
 def test_a_round_with_fewer_clients_than_the_minimum_waits_so_long_and_says_who_is_missing(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -19,13 +19,13 @@ from fedgh_app.assembly import client as assembly
 from fedgh_app.client.boundary import check_demand
 from fedgh_app.client.client import TaskClient
 from fedgh_app.client_app import app as client_app
+from fedgh_app.config import settings
 from fedgh_app.config.compose import compose_config
 from fedgh_app.errors import RunFailed, UserError
 from fedgh_app.runs import storage
 from fedgh_app.runtimes.launcher import launch
-from fedgh_app.server.accounting import epsilon
 from fedgh_app.server.parts import privacy
-from fedgh_app.server.parts.privacy import Privacy, check_shared
+from fedgh_app.server.parts.privacy import Privacy, check_shared, epsilon
 from strategies.gaussian import GaussianMechanism
 
 
@@ -69,9 +69,9 @@ def test_epsilon_at_its_ends() -> None:
     assert epsilon(2.0, 4, 1e-5) == pytest.approx(epsilon(1.0, 1, 1e-5))  # four at twice the noise are one
 
 
-def group(kind: str, noise_multiplier: float = 1.0) -> dict[str, Any]:
+def group(kind: Literal["none", "central", "local"], noise_multiplier: float = 1.0) -> settings.Privacy:
     """What of the ``privacy`` group a client looks at."""
-    return {"name": kind, "noise_multiplier": noise_multiplier, "delta": 1e-5}
+    return settings.Privacy(name=kind, noise_multiplier=noise_multiplier, delta=1e-5)
 
 
 def account(kind: str, noise_multiplier: float, directory: Path) -> Privacy:
@@ -283,7 +283,7 @@ def test_the_clients_of_an_edge_spend_once_for_each_edge_round(toy: list[str], t
 @pytest.mark.parametrize(
     ("privacy", "found"), [(group("none"), 0.0), (group("local", 0.5), 0.5), (group("central", 2.0), 0.0)]
 )
-def test_a_site_that_demands_noise_does_not_train_with_less(privacy: dict[str, Any], found: float) -> None:
+def test_a_site_that_demands_noise_does_not_train_with_less(privacy: settings.Privacy, found: float) -> None:
     check_demand(privacy, {})
     check_demand(privacy, {"noise-multiplier": found})
     with pytest.raises(RunFailed, match=rf"a noise multiplier of {found:g}; its node config expects at least noise-"):

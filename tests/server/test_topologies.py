@@ -14,7 +14,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedgh_app.errors import RunFailed, UserError
 from fedgh_app.runs.history import Round
-from fedgh_app.server.aggregation import combine, labels_of, mean, merge, replies_of
+from fedgh_app.server.aggregation import combine, mean, merge
 from fedgh_app.server.federation import ClientInfo, Federation, Update
 from fedgh_app.server.parts.server_optimizer import ServerOptimizerPart
 from fedgh_app.server.topologies import EdgeCloud, Finch, Flat, Topology, edges_of
@@ -205,7 +205,7 @@ def test_a_stale_update_counts_for_what_its_scale_leaves() -> None:
     strategy = FedAvg()
     strategy.client_names = {1: "a", 2: "b"}
     current = Round(round=1)
-    arrays = combine(current, strategy, base, replies_of([stale, fresh], base), labels_of([stale, fresh]))
+    arrays = combine(current, strategy, base, [stale, fresh])
     assert value(arrays) == 24
 
 
@@ -219,7 +219,7 @@ def test_a_stale_update_counts_for_what_its_scale_leaves() -> None:
     ],
 )
 def test_edges_of(edges: Any, of: dict[str, str]) -> None:
-    assert (edges_of(["a", "b", "c"], edges) if isinstance(edges, int) else edges_of(["a", "b", "c"], 2, edges)) == of
+    assert edges_of(["a", "b", "c"], *((edges, None) if isinstance(edges, int) else (2, edges))) == of
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_edges_of(edges: Any, of: dict[str, str]) -> None:
 )
 def test_edges_that_are_none(edges: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        edges_of(["a", "b", "c"], *([edges] if isinstance(edges, int) else [2, edges]))
+        edges_of(["a", "b", "c"], *((edges, None) if isinstance(edges, int) else (2, edges)))
 
 
 def test_a_mean_of_models() -> None:
@@ -251,7 +251,7 @@ def test_a_rule_that_cannot_aggregate_ends_the_run_in_one_line() -> None:
             raise ValueError("3 replies, expected at least 7")
 
     with pytest.raises(RunFailed, match="round 2: Picky: 3 replies, expected at least 7"):
-        combine(Round(round=2), Picky(), model(0.0), [], [])
+        combine(Round(round=2), Picky(), model(0.0), [])
 
 
 def part(names: Sequence[str], loss: float, conflicting: float) -> Round:

@@ -58,5 +58,5 @@ class ServerDistillation(Part):
                 self.output,
                 lambda parameters: self.optimizer(parameters, factor),
             )
-        current.distillation[cohort] = {"loss": loss, "images": len(self.images), "teachers": len(updates)}
+        current.distillation[cohort] = {"loss": loss, "images": len(self.images.indices), "teachers": len(updates)}
         return ArrayRecord({key: Array(tensor.cpu().numpy().copy()) for key, tensor in taught.items()})

@@ -1,7 +1,7 @@
 """The headline of each round as a line of CSV."""
 
-from fedgh_app.callbacks.callback import Callback
 from fedgh_app.runs.history import Round
+from fedgh_app.server.callback import Callback
 from fedgh_app.server.federation import Federation
 
 

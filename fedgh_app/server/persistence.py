@@ -1,4 +1,4 @@
-"""How a federation is written into a checkpoint, and goes on from one."""
+"""What a federation leaves in its run directory, its models and its result; and how it goes on from a checkpoint."""
 
 import contextlib
 from pathlib import Path
@@ -8,7 +8,8 @@ from flwr.app import Array, ArrayRecord
 from fedgh_app.errors import UserError, abbreviated, first_line
 from fedgh_app.runs import storage
 from fedgh_app.runs.checkpoints import ServerState, index_files, newest
-from fedgh_app.runs.history import read_history, write_history
+from fedgh_app.runs.history import Round, read_history, write_history
+from fedgh_app.runs.result import ClientFacts, Durations, Result
 from fedgh_app.runs.resumption import check_same
 from fedgh_app.server.federation import GLOBAL, Federation, tensors
 
@@ -56,6 +57,37 @@ def save_models(federation: Federation, folder: Path, stem: str, rounds: int) ->
             written[-1], tensors(arrays), model=federation.network, dataset=federation.spec.name, rounds=rounds
         )
     return written
+
+
+def result_of(federation: Federation) -> Result:
+    """What ``result.json`` says of a run, as far as it came.
+
+    The headline is central where the server saw test images, else the clients' own.
+    """
+    history = federation.history or [Round(round=0)]
+    last = history[-1]
+    headline, clients = last.evaluate.headline, last.evaluate.clients
+    clients_score = {name: measured.score for name, measured in clients.by_client.items()} if clients else {}
+    return Result(
+        metric=federation.data.headline,
+        score=headline.score,
+        parts=headline.parts,
+        before=history[0].evaluate.headline.parts,
+        more=headline.more,
+        evaluated="central" if last.evaluate.central else "clients",
+        rounds=last.round,
+        seconds=Durations(**federation.seconds()),
+        rejected=[item for current in history for item in current.rejected],
+        clients={
+            name: ClientFacts(label=info.label, examples=info.examples, test_examples=info.test_examples)
+            for name, info in federation.clients.items()
+        },
+        clients_score=clients_score,
+        privacy=last.privacy,
+        dataset=federation.data.name,
+        part=federation.task.part,
+        **federation.task.result(headline, clients_score),
+    )
 
 
 def _models(federation: Federation, file: Path, cohorts: list[str]) -> dict[str, ArrayRecord]:
