@@ -97,11 +97,7 @@ class PowerOfChoice(Selection):
         if self.candidates is not None:
             whole = isinstance(self.candidates, int) and self.candidates >= 1
             _check("candidates", self.candidates, "a whole number of at least 1, or null", whole)
-<<<<<<< HEAD
-            _check("candidates", self.candidates, "at least 1, or null", self.candidates >= 1)
         _check("drawn_by", self.drawn_by, "clients or examples", self.drawn_by in ("clients", "examples"))
-=======
->>>>>>> main
 
     def pick(self, key: int, candidates: Sequence[Candidate], count: int, ask: Ask) -> list[str]:
         """Who has most to learn among those drawn. Who cannot say its loss is not selected: it could not train."""
