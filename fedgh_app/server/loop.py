@@ -25,8 +25,7 @@ from fedgh_app.server.exchange import Exchange
 from fedgh_app.server.federation import Federation
 from fedgh_app.server.registration import register
 from fedgh_app.server.result import result_of
-from fedgh_app.vision.cores import usable_cores
-from fedgh_app.vision.threads import limit_threads
+from fedgh_app.vision.threads import limit_threads, usable_cores
 
 
 class Hook(Protocol):

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from fedgh_app.errors import UserError
-from fedgh_app.vision.cores import usable_cores
+from fedgh_app.vision.threads import usable_cores
 
 # Crops in flight between the decoding threads and the file: bounds the builder's memory.
 BLOCK = 256

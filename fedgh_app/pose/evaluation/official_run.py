@@ -32,9 +32,8 @@ from fedgh_app.pose.prediction.prediction import check_output
 from fedgh_app.pose.prediction.trained import predictor
 from fedgh_app.pose.readers import annotation_file, read_records
 from fedgh_app.task import Trained, Values
-from fedgh_app.vision.files import staged
+from fedgh_app.vision.files import staged, write_json
 from fedgh_app.vision.images import write_image
-from fedgh_app.vision.json import write_json
 
 PREDICTIONS = "predictions.json"
 # Of two predictions whose OKS is beyond this, the worse goes; Simple Baselines' value.
