@@ -3,17 +3,14 @@
 import dataclasses
 import shlex
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedgh_app.errors import UserError
+from fedgh_app.errors import UserError, abbreviated
 from fedgh_app.pose import official
 from fedgh_app.pose.data.records import DatasetSpec, load_spec
 from fedgh_app.pose.data.split import on_side
-from fedgh_app.pose.evaluation import error_pictures
 from fedgh_app.pose.evaluation.people import (
     Errors,
     Progress,
@@ -25,15 +22,15 @@ from fedgh_app.pose.evaluation.people import (
     predict_people,
     read_detections,
 )
+from fedgh_app.pose.evaluation.pictures import draw_errors
 from fedgh_app.pose.official import Score, Side
 from fedgh_app.pose.official.coco import images_of
 from fedgh_app.pose.official.results import Result, write_results
-from fedgh_app.pose.prediction.prediction import check_output
+from fedgh_app.pose.prediction.prediction import check_output, output_folder
 from fedgh_app.pose.prediction.trained import predictor
 from fedgh_app.pose.readers import annotation_file, read_records
 from fedgh_app.task import Trained, Values
-from fedgh_app.vision.files import staged, write_json
-from fedgh_app.vision.images import write_image
+from fedgh_app.vision.files import write_json
 
 PREDICTIONS = "predictions.json"
 # Of two predictions whose OKS is beyond this, the worse goes; Simple Baselines' value.
@@ -101,7 +98,8 @@ def evaluate_run(
     truth = annotation_file(spec, root)[0]
     results, errors = _predicted(run, values, spec, root, side, detections, oks_nms, progress)
     about = _about(run, values, truth, side, detections, oks_nms)
-    with _folder(out) as folder:
+    with tempfile.TemporaryDirectory() if out is None else output_folder(out) as named:
+        folder = Path(named)
         write_results(folder / PREDICTIONS, results)
         score = official.protocol_of(spec)(spec, truth, folder / PREDICTIONS, side=side, on_bad=on_bad)
         if out is None:
@@ -112,8 +110,7 @@ def evaluate_run(
         write_json(folder / "evaluation.json", evaluation.as_json())
         if errors is not None:
             model = f" {run.file.stem}" * (run.file.stem != "model")  # where it is not the run's only one
-            title = f"{run.directory.resolve().name}{model} on {spec.name}, {side}"
-            _draw(errors, spec, folder, title)
+            draw_errors(errors, spec, folder, f"{run.directory.resolve().name}{model} on {spec.name}, {side}")
         return evaluation
 
 
@@ -144,14 +141,10 @@ def _spec(dataset: Values, run: Trained) -> DatasetSpec:
     spec = load_spec(dataset["spec"])
     if spec.keypoints != run.spec.predicts:
         raise UserError(
-            f"dataset={spec.name}: it has {_some(spec.keypoints)}, but the model of {run.directory} finds those of "
-            f"{run.spec.name}, {_some(run.spec.predicts)}; expected a data set with these"
+            f"dataset={spec.name}: its keypoints are {abbreviated(spec.keypoints)}, but the model of {run.directory} "
+            f"finds those of {run.spec.name}, {abbreviated(run.spec.predicts)}; expected a data set with these"
         )
     return spec
-
-
-def _some(names: Sequence[str]) -> str:
-    return f"{len(names)} keypoints ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
 
 
 def _predicted(
@@ -183,22 +176,3 @@ def _predicted(
     if not found:
         raise UserError(f"{root}: none of the images of {len(asked)} people can be used; see fedgh data check")
     return people_results(found), errors_of(found)
-
-
-def _draw(errors: Errors, spec: DatasetSpec, folder: Path, title: str) -> None:
-    error_pictures.error_histograms(errors, spec, title).savefig(folder / "errors.png")
-    write_image(folder / "worst.png", error_pictures.worst_predictions(errors, spec))
-
-
-@contextmanager
-def _folder(out: Path | None) -> Iterator[Path]:
-    """Where results are written: in ``out`` once all is well, or nowhere that stays."""
-    if out is None:
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
-        return
-    try:
-        with staged(out) as folder:
-            yield folder
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from error

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from fedgh_app.errors import UserError
 from fedgh_app.pose.data.batches import MEAN, STD
 from fedgh_app.pose.data.crops import PADDING
-from fedgh_app.pose.models.confidence import Confidence
-from fedgh_app.pose.models.decoding import Decode
+from fedgh_app.pose.models.decoding import Confidence, Decode
 from fedgh_app.pose.models.heatmaps import Size
 from fedgh_app.pose.prediction.prediction import Predictor
 from fedgh_app.vision.files import replacing

@@ -20,8 +20,7 @@ from fedgh_app.pose.data import crops as cropping
 from fedgh_app.pose.data.batches import normalised
 from fedgh_app.pose.data.cache import network_input
 from fedgh_app.pose.data.records import DatasetSpec
-from fedgh_app.pose.models.confidence import Confidence
-from fedgh_app.pose.models.decoding import Decode
+from fedgh_app.pose.models.decoding import Confidence, Decode
 from fedgh_app.pose.prediction.boxes import Box, Boxes, parse_box, read_boxes
 from fedgh_app.pose.prediction.drawing import draw_people
 from fedgh_app.pose.prediction.videos import CODEC_NAME, Video, frames_of, open_video, writing
@@ -205,23 +204,19 @@ def predict_all(
     Raises:
         UserError: an input that cannot be read to its end, a box outside its image, an `out` that cannot be written.
     """
-    check_output(out)
     total = sum(source.video.frames if source.video else 1 for source in sources)
     videos = [{"file_name": s.path.name, "written": s.picture, "frame_rate": s.video.rate} for s in sources if s.video]
     frames = people = 0
-    try:
-        with staged(out) as stage, _results(stage, predictor.spec, {**(info or {}), "videos": videos}) as add:
-            predicted = predictor(_frames(sources, boxes))
-            for source, group in itertools.groupby(predicted, key=lambda pair: pair[0].source):
-                with _pictures(stage, source) as show:
-                    for frame, found in group:
-                        add(frame, found)
-                        poses = [(person.keypoints, person.scores, person.box.sides) for person in found]
-                        show(draw_people(frame.image[..., ::-1], poses, predictor.spec, min_score=min_score))
-                        frames, people = frames + 1, people + len(found)
-                        progress(frames, max(frames, total))
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from error
+    with output_folder(out) as folder, _results(folder, predictor.spec, {**(info or {}), "videos": videos}) as add:
+        predicted = predictor(_frames(sources, boxes))
+        for source, group in itertools.groupby(predicted, key=lambda pair: pair[0].source):
+            with _pictures(folder, source) as show:
+                for frame, found in group:
+                    add(frame, found)
+                    poses = [(person.keypoints, person.scores, person.box.sides) for person in found]
+                    show(draw_people(frame.image[..., ::-1], poses, predictor.spec, min_score=min_score))
+                    frames, people = frames + 1, people + len(found)
+                    progress(frames, max(frames, total))
     return Counts(images=len(sources) - len(videos), videos=len(videos), frames=frames, people=people)
 
 
@@ -231,6 +226,17 @@ def check_output(out: Path) -> None:
         raise UserError(f"--out {out}: is a file; expected a new or empty folder")
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"--out {out}: holds files already; expected a new or empty folder")
+
+
+@contextmanager
+def output_folder(out: Path) -> Iterator[Path]:
+    """What becomes the new or empty folder ``out`` when the block ends well; UserError where it cannot be written."""
+    check_output(out)
+    try:
+        with staged(out) as folder:
+            yield folder
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from error
 
 
 def _files(given: Path) -> list[Path]:

@@ -7,8 +7,7 @@ import torch
 
 from fedgh_app.errors import UserError
 from fedgh_app.pose.data.records import DatasetSpec
-from fedgh_app.pose.models.confidence import Confidence, MassAtPeak, peak_height
-from fedgh_app.pose.models.decoding import decoder
+from fedgh_app.pose.models.decoding import Confidence, MassAtPeak, decoder, peak_height
 from fedgh_app.pose.prediction import export as exporting
 from fedgh_app.pose.prediction.export import Agreement
 from fedgh_app.pose.prediction.prediction import Predictor

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from fedgh_app.errors import UserError
 from fedgh_app.pose.data.records import load_spec
-from fedgh_app.pose.models.confidence import MassAtPeak
-from fedgh_app.pose.models.decoding import Integral, quarter
+from fedgh_app.pose.models.decoding import Integral, MassAtPeak, quarter
 from fedgh_app.pose.prediction import export
 from fedgh_app.pose.prediction.prediction import Predictor, Source, predict_all
 

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from fedgh_app.errors import UserError
 from fedgh_app.pose.data.records import load_spec
-from fedgh_app.pose.models.confidence import peak_height
-from fedgh_app.pose.models.decoding import quarter
+from fedgh_app.pose.models.decoding import peak_height, quarter
 from fedgh_app.pose.prediction.boxes import Box, Boxes
 from fedgh_app.pose.prediction.prediction import (
     Frame,

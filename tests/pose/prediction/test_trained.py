@@ -13,8 +13,7 @@ from written_run import write_run
 from fedgh_app.pose.data.batches import Batches
 from fedgh_app.pose.data.cache import open_cache
 from fedgh_app.pose.data.crops import apply_affine, invert_affine, similarity_matrix
-from fedgh_app.pose.models.confidence import MassAtPeak, peak_height
-from fedgh_app.pose.models.decoding import Dark, argmax, decoder
+from fedgh_app.pose.models.decoding import Dark, MassAtPeak, argmax, decoder, peak_height
 from fedgh_app.pose.prediction import trained as inference
 from fedgh_app.pose.training import evaluate
 from fedgh_app.runs.opening import load_run
