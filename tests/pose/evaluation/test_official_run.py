@@ -231,7 +231,7 @@ def test_bad_detections_are_one_line(coco_run: Trained, tmp_path: Path) -> None:
         (detections(tmp_path, (1, [500.0, 1, 5, 5], 1)).read_text(), r"1\.jpg: box 500,1,5,5"),
         (detections(tmp_path, (1, box, 1), category=2).read_text(), "found no person"),
         (
-            '[{"image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5], "score": null}]',
+            '[{"image_id": 1, "category_id": 1, "bbox": [1], "score": null}]',
             "entry 0: expected COCO detections",
         ),
         ('[{"image_id": 1}]', "entry 0: expected COCO detections"),
