@@ -26,8 +26,7 @@ from fedgh_app.pose.evaluation.pictures import draw_errors
 from fedgh_app.pose.official import Score, Side
 from fedgh_app.pose.official.coco import images_of
 from fedgh_app.pose.official.results import Result, write_results
-from fedgh_app.pose.prediction.prediction import check_output, output_folder
-from fedgh_app.pose.prediction.trained import predictor
+from fedgh_app.pose.prediction.prediction import check_output, output_folder, predictor_of
 from fedgh_app.pose.readers import annotation_file, read_records
 from fedgh_app.task import Trained, Values
 from fedgh_app.vision.files import write_json
@@ -162,7 +161,7 @@ def _predicted(
     records, _ = read_records(spec, root, on_bad=on_bad)
     asked = on_side(records, spec, side)
     truth = annotation_file(spec, root)[0]
-    ready = predictor(dataclasses.replace(run, values=values), batch_size=4 * values["batch_size"])
+    ready = predictor_of(dataclasses.replace(run, values=values), batch_size=4 * values["batch_size"])
     if detections is not None:
         boxes = read_detections(detections, images_of(spec, truth, root, side="all"))
         images = images_of(spec, truth, root, side=side)

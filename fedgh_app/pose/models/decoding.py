@@ -175,6 +175,14 @@ def decoder(model: nn.Module, name: str, loss: MapLoss) -> Decode:
     return by_name[name]
 
 
+def confidence_of(model: nn.Module, loss: MapLoss) -> Confidence:
+    """How sure a model is of a keypoint: what its maps mean depends on what it was trained to."""
+    if not loss.logits:
+        return peak_height
+    integral = getattr(model, "integral", None)
+    return MassAtPeak(sigma=loss.sigma, beta=1.0 if integral is None else integral.beta)
+
+
 def flip_tested(decode: Decode, maps: Tensor, mirrored: Tensor, input_size: Size) -> tuple[Tensor, Tensor]:
     """Points (B, J, 2) in input pixels and scores (B, J) of two sets of maps (B, J, h, w) of the same images.
 

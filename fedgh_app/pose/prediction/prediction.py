@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -20,11 +20,12 @@ from fedgh_app.pose.data import crops as cropping
 from fedgh_app.pose.data.batches import normalised
 from fedgh_app.pose.data.cache import network_input
 from fedgh_app.pose.data.records import DatasetSpec
-from fedgh_app.pose.models.decoding import Confidence, Decode
+from fedgh_app.pose.models.decoding import Confidence, Decode, confidence_of, decoder
 from fedgh_app.pose.prediction.boxes import Box, Boxes, parse_box, read_boxes
 from fedgh_app.pose.prediction.drawing import draw_people
 from fedgh_app.pose.prediction.videos import CODEC_NAME, Video, frames_of, open_video, writing
 from fedgh_app.pose.training import Permutation, find_keypoints
+from fedgh_app.task import Trained
 from fedgh_app.vision.files import staged
 from fedgh_app.vision.images import read_image
 from fedgh_app.vision.training import place
@@ -147,6 +148,25 @@ class Predictor:
             points.append(found.coordinates.cpu().numpy())
             scores.append(self.confidence(found.maps).cpu().numpy())
         return np.concatenate(points), np.concatenate(scores)
+
+
+def predictor_of(
+    run: Trained, *, decoding: str | None = None, flip_test: bool | None = None, batch_size: int = 32
+) -> Predictor:
+    """A run's model, on a GPU if there is one; ``decoding`` and ``flip_test`` as in the run where they are None."""
+    usual, spec = run.values["evaluate"], cast(DatasetSpec, run.spec)
+    height, width = run.dataset["input_size"]
+    flips = usual["flip_test"] if flip_test is None else flip_test
+    return Predictor(
+        model=run.model,
+        spec=spec,
+        input_size=(int(height), int(width)),
+        decode=decoder(run.model, decoding or usual["decoding"], run.loss),
+        confidence=confidence_of(run.model, run.loss),
+        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        batch_size=batch_size,
+        flip_permutation=spec.flip_permutation if flips else None,
+    )
 
 
 def find_sources(inputs: Iterable[Path]) -> list[Source]:
