@@ -160,7 +160,7 @@ class PoseTask(Task):
 
     def result(self, scores: Measurements, clients: Mapping[str, float | None]) -> dict[str, Any]:
         """``pck``, ``per_keypoint``, ``auc``, ``heatmap_accuracy``, ``clients_pck``."""
-        more = {"heatmap_accuracy": scores.more.get("heatmap_accuracy"), "auc": scores.more.get("auc")}
+        more = {name: scores.more.get(name) for name in ("heatmap_accuracy", "auc")}
         return {"pck": scores.score, "per_keypoint": scores.parts, **more, "clients_pck": dict(clients)}
 
     def draw(self, learner: Learner, examples: Examples, file: Path) -> None:

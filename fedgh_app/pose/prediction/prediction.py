@@ -1,5 +1,6 @@
 """Keypoints of people in any images and videos: drawn on them, and written as COCO JSON."""
 
+import functools
 import itertools
 import json
 import shutil
@@ -10,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import cv2
 import numpy as np
 import torch
 from torch import nn
@@ -27,8 +27,9 @@ from fedgh_app.pose.prediction.videos import CODEC_NAME, Video, frames_of, open_
 from fedgh_app.pose.training import Permutation, find_keypoints
 from fedgh_app.task import Trained
 from fedgh_app.vision.files import staged
-from fedgh_app.vision.images import read_image
+from fedgh_app.vision.images import read_image, write_image
 from fedgh_app.vision.training import place
+from fedgh_app.words import count
 
 PREDICTIONS = "predictions.json"
 IMAGE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
@@ -81,12 +82,11 @@ class Counts:
     people: int
 
     def __str__(self) -> str:
-        parts = [f"{self.people} {'person' if self.people == 1 else 'people'}"]
-        if self.images:
-            parts.append(f"{self.images} image{'s' if self.images > 1 else ''}")
+        people = f"{self.people} {'person' if self.people == 1 else 'people'}"
+        places = [count(self.images, "image")] * bool(self.images)
         if self.videos:
-            parts.append(f"{self.frames - self.images} frames of {self.videos} video{'s' if self.videos > 1 else ''}")
-        return f"{parts[0]} in {' and '.join(parts[1:])}" + (f", written as {CODEC_NAME}" if self.videos else "")
+            places.append(f"{self.frames - self.images} frames of {count(self.videos, 'video')}")
+        return f"{people} in {' and '.join(places)}" + (f", written as {CODEC_NAME}" if self.videos else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,17 +174,16 @@ def find_sources(inputs: Iterable[Path]) -> list[Source]:
 
     Raises UserError where there is none, where a video cannot be opened, and where two would be written as one file.
     """
-    paths = list(dict.fromkeys(path for given in inputs for path in _files(given)))
-    sources = [Source(path, open_video(path) if path.suffix.lower() in VIDEO_SUFFIXES else None) for path in paths]
-    written: dict[str, Path] = {}
-    for source in sources:
+    found: dict[str, Source] = {}
+    for path in dict.fromkeys(path for given in inputs for path in _files(given)):
+        source = Source(path, open_video(path) if path.suffix.lower() in VIDEO_SUFFIXES else None)
         key = source.picture.casefold()  # some file systems take no notice of case
-        if key in written and not source.path.samefile(written[key]):
+        if key in found and not path.samefile(found[key].path):
             raise UserError(
-                f"{written[key]} and {source.path} would both be written as {source.picture}; expected different names"
+                f"{found[key].path} and {path} would both be written as {source.picture}; expected different names"
             )
-        written[key] = source.path
-    return list({source.picture.casefold(): source for source in sources}.values())
+        found[key] = source
+    return list(found.values())
 
 
 def asked_boxes(
@@ -213,8 +212,7 @@ def predict_all(
     """Predict every image and video frame and make the folder `out`: pictures with skeletons, `predictions.json`.
 
     Args:
-        predictor: the model.
-        sources: what to look at.
+        predictor, sources: the model, and what it looks at.
         out: a new or empty folder; it appears once all is done, or not at all.
         boxes: where people are; None takes each whole image as one person's box.
         min_score: keypoints with less confidence are not drawn; all of them are written.
@@ -303,18 +301,11 @@ def _frame(source: Source, number: int | None, image: np.ndarray, boxes: Boxes |
 def _pictures(folder: Path, source: Source) -> Iterator[Callable[[np.ndarray], None]]:
     """A function that writes one image, or appends to the video, (H, W, 3) uint8 BGR."""
     path = folder / source.picture
-    if source.video is not None:
+    if source.video is None:
+        yield functools.partial(write_image, path)
+    else:
         with writing(path, source.video.rate) as write:
             yield write
-        return
-
-    def write_image(image: np.ndarray) -> None:
-        done, data = cv2.imencode(path.suffix.lower(), image)
-        if not done:
-            raise OSError(f"OpenCV cannot encode {path.name}")
-        path.write_bytes(data.tobytes())
-
-    yield write_image
 
 
 @contextmanager
