@@ -5,7 +5,6 @@ import shlex
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fedgh_app.errors import UserError, abbreviated
 from fedgh_app.pose import official
@@ -47,10 +46,10 @@ class Evaluation:
     """
 
     score: Score
-    about: dict[str, Any]
+    about: dict[str, object]
     again: str | None = None
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """What ``evaluation.json`` holds."""
         return {**self.about, "title": self.score.title, "rule": self.score.rule, "scores": self.score.as_json()}
 
@@ -65,10 +64,9 @@ def evaluate_run(
     out: Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Predict the people of a data set and score the predictions.
+    """Predict the people of a data set by a run's model, and score the predictions.
 
     Args:
-        run: whose model.
         values: the run's config, with those groups replaced that say on what and how: ``dataset``, ``evaluate``.
         side: which side of the data set's fixed split.
         detections: COCO detections to look in; None for the annotated boxes.
@@ -81,6 +79,7 @@ def evaluate_run(
             protocol that does not match people.
     """
     official.check_side(side)
+    run = dataclasses.replace(run, values=values)
     oks_nms = OKS_NMS if oks_nms is None else oks_nms
     if not 0 < oks_nms <= 1:
         raise UserError(f"--oks-nms {oks_nms}: expected a number above 0, at most 1")
@@ -95,8 +94,8 @@ def evaluate_run(
         )
     root, on_bad = Path(dataset["root"]).expanduser().resolve(), dataset["on_bad"]
     truth = annotation_file(spec, root)[0]
-    results, errors = _predicted(run, values, spec, root, side, detections, oks_nms, progress)
-    about = _about(run, values, truth, side, detections, oks_nms)
+    results, errors = _predicted(run, spec, root, side, detections, oks_nms, progress)
+    about = _about(run, truth, side, detections, oks_nms)
     with tempfile.TemporaryDirectory() if out is None else output_folder(out) as named:
         folder = Path(named)
         write_results(folder / PREDICTIONS, results)
@@ -113,20 +112,19 @@ def evaluate_run(
         return evaluation
 
 
-def _about(
-    run: Trained, values: Values, truth: Path, side: Side, detections: Path | None, oks_nms: float
-) -> dict[str, Any]:
+def _about(run: Trained, truth: Path, side: Side, detections: Path | None, oks_nms: float) -> dict[str, object]:
     """How an evaluation was made."""
+    evaluate = run.values["evaluate"]
     return {
         "run": str(run.directory),
         "model": str(run.file.relative_to(run.directory)),
         "rounds": int(run.metadata.get("rounds", 0)),
-        "dataset": values["dataset"]["spec"],
+        "dataset": run.values["dataset"]["spec"],
         "truth": str(truth),
         "split": side,
         "boxes": "annotated" if detections is None else str(detections),
-        "decoding": "integral" if getattr(run.model, "integral", None) else values["evaluate"]["decoding"],
-        "flip_test": bool(values["evaluate"]["flip_test"]),
+        "decoding": "integral" if getattr(run.model, "integral", None) else evaluate["decoding"],
+        "flip_test": bool(evaluate["flip_test"]),
         "person_score": "mean confidence of the keypoints" + (" x score of the detection" if detections else ""),
         "oks_nms": None if detections is None else oks_nms,
     }
@@ -148,7 +146,6 @@ def _spec(dataset: Values, run: Trained) -> DatasetSpec:
 
 def _predicted(
     run: Trained,
-    values: Values,
     spec: DatasetSpec,
     root: Path,
     side: Side,
@@ -157,11 +154,11 @@ def _predicted(
     progress: Progress | None,
 ) -> tuple[list[Result], Errors | None]:
     """Predictions of the people on one side of the split, in their own boxes or in those detected, and their errors."""
-    on_bad = values["dataset"]["on_bad"]
+    on_bad = run.values["dataset"]["on_bad"]
     records, _ = read_records(spec, root, on_bad=on_bad)
     asked = on_side(records, spec, side)
     truth = annotation_file(spec, root)[0]
-    ready = predictor_of(dataclasses.replace(run, values=values), batch_size=4 * values["batch_size"])
+    ready = predictor_of(run, batch_size=4 * run.values["batch_size"])
     if detections is not None:
         boxes = read_detections(detections, images_of(spec, truth, root, side="all"))
         images = images_of(spec, truth, root, side=side)
