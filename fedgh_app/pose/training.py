@@ -104,12 +104,8 @@ def evaluate(
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a model makes of B images.
-
-    Attributes:
-        maps: (B, J, h, w) float32, of the images as they are.
-        coordinates: (B, J, 2) in input pixels.
-        scores: (B, J), by the decoder's own measure.
+    """What a model makes of B images: `maps` (B, J, h, w) float32 of the images as they are, `coordinates` (B, J, 2) in
+    input pixels, and `scores` (B, J) by the decoder's own measure.
     """
 
     maps: Tensor

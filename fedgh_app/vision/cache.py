@@ -145,7 +145,7 @@ def write_crops(part: Path, crops: Iterator[np.ndarray]) -> None:
 
 
 def write_columns(
-    part: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Sequence[str]], meta: Mapping[str, Any]
+    part: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Sequence[str]], meta: Mapping[str, object]
 ) -> None:
     """Write what stands beside the crops, and what makes the cache whole.
 

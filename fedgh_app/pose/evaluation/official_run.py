@@ -37,17 +37,11 @@ OKS_NMS = 0.9
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """An official evaluation of a run.
-
-    Attributes:
-        score: what the protocol says.
-        about: how it was made, for `as_json`.
-        again: the command that scores the written predictions; None where nothing was written.
-    """
+    """An official evaluation of a run."""
 
     score: Score
-    about: dict[str, object]
-    again: str | None = None
+    about: dict[str, object]  # how it was made, for `as_json`
+    again: str | None = None  # the command that scores the written predictions; None where nothing was written
 
     def as_json(self) -> dict[str, object]:
         """What ``evaluation.json`` holds."""

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 from matplotlib.figure import Figure
+from torch import nn
 
 from fedgh_app.pose.data.batches import Batches
 from fedgh_app.pose.data.cache import CropCache
@@ -18,6 +18,7 @@ from fedgh_app.pose.prediction.drawing import LEGEND, Image, contact_sheet, draw
 from fedgh_app.pose.training import Permutation, find_keypoints
 from fedgh_app.vision.images import read_image, write_image
 
+SHOWN = 12  # test images
 TILE = 288  # px, the longer side of a person on the sheet
 COLUMNS = 5  # of the sheet
 BINS = 32  # of the histograms
@@ -27,18 +28,13 @@ UNIT = {"box": "longest side of the box", "torso": "torso", "head": "0.6 x diago
 
 
 def predictions(
-    model: torch.nn.Module,
-    cache: CropCache,
-    path: Path,
-    decode: Decode,
-    flip_permutation: Permutation | None = None,
-    count: int = 12,
+    model: nn.Module, cache: CropCache, path: Path, decode: Decode, flip_permutation: Permutation | None
 ) -> None:
     """Predicted and true keypoints drawn on test images, spread over the whole test split."""
     test = cache.indices("test")
     if len(test) == 0:
         return
-    chosen = test[np.linspace(0, len(test) - 1, min(count, len(test))).round().astype(int)]
+    chosen = test[np.linspace(0, len(test) - 1, min(SHOWN, len(test))).round().astype(int)]
     batch = next(iter(Batches(cache, chosen, batch_size=len(chosen), seed=0, shuffle=False)))
     found = find_keypoints(model, batch.images, decode, flip_permutation=flip_permutation).coordinates
     tiles = []

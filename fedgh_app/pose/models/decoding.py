@@ -168,11 +168,8 @@ def decoder(model: nn.Module, name: str, loss: MapLoss) -> Decode:
     """How a model's maps are read: by its own `Integral`, else by ``name``, of `DECODINGS`; UserError for another."""
     if name not in DECODINGS:
         raise UserError(f"evaluate.decoding={name}: expected {', '.join(DECODINGS[:-1])} or {DECODINGS[-1]}")
-    integral: Decode | None = getattr(model, "integral", None)
-    if integral is not None:
-        return integral
     by_name: dict[str, Decode] = {"argmax": argmax, "quarter": quarter, "dark": Dark(loss.sigma, loss.logits)}
-    return by_name[name]
+    return getattr(model, "integral", None) or by_name[name]
 
 
 def confidence_of(model: nn.Module, loss: MapLoss) -> Confidence:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -91,18 +91,10 @@ class Counts:
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """A model and how its maps are read.
+    """A model, images (B, 3, h, w) to maps (B, J, h', w') of the J keypoints of `spec`, and how its maps are read.
 
-    Attributes:
-        model: images (B, 3, h, w) to maps (B, J, h', w').
-        spec: the data set whose J keypoints it finds.
-        input_size: (h, w) that it was trained on.
-        decode: maps to points in input pixels.
-        confidence: maps to how sure the model is of each.
-        device: where it runs.
-        batch_size: most crops in one pass.
-        flip_permutation: order (J,) of the keypoints in a mirrored image, for a flip test; see
-            `training.find_keypoints`. The confidence is that of the image as it is.
+    `input_size` is the (h, w) that it was trained on, `batch_size` the most crops in one pass. With `flip_permutation`
+    there is a flip test, see `training.find_keypoints`; the confidence is that of the image as it is.
     """
 
     model: nn.Module
@@ -206,7 +198,7 @@ def predict_all(
     *,
     boxes: Boxes | None = None,
     min_score: float = 0.0,
-    info: Mapping[str, Any] | None = None,
+    info: Mapping[str, object] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Counts:
     """Predict every image and video frame and make the folder `out`: pictures with skeletons, `predictions.json`.
@@ -277,24 +269,18 @@ def _files(given: Path) -> list[Path]:
 
 
 def _frames(sources: Iterable[Source], boxes: Boxes | None) -> Iterator[Frame]:
-    """Every image and every frame of every video, with its boxes."""
+    """Every image and every frame of every video, with its boxes; without boxes each is a box itself."""
     for source in sources:
-        if source.video is None:
-            yield _frame(source, None, read_image(source.path), boxes)
-        else:
-            for number, image in enumerate(frames_of(source.video)):
-                yield _frame(source, number, image, boxes)
-
-
-def _frame(source: Source, number: int | None, image: np.ndarray, boxes: Boxes | None) -> Frame:
-    height, width = image.shape[:2]
-    if boxes is None:
-        return Frame(source, number, image, [Box(np.array([0, 0, width, height], np.float32))])
-    where = str(source.path) if number is None else f"{source.path}, frame {number}"
-    found = boxes[source.path.name, number]
-    for box in found:
-        box.check(where, width, height)
-    return Frame(source, number, image, found)
+        images: Iterable[tuple[int | None, np.ndarray]] = (
+            [(None, read_image(source.path))] if source.video is None else enumerate(frames_of(source.video))
+        )
+        for number, image in images:
+            height, width = image.shape[:2]
+            whole = [Box(np.array([0, 0, width, height], np.float32))]
+            found = whole if boxes is None else boxes[source.path.name, number]
+            for box in found:
+                box.check(str(source.path) if number is None else f"{source.path}, frame {number}", width, height)
+            yield Frame(source, number, image, found)
 
 
 @contextmanager
@@ -310,7 +296,7 @@ def _pictures(folder: Path, source: Source) -> Iterator[Callable[[np.ndarray], N
 
 @contextmanager
 def _results(
-    folder: Path, spec: DatasetSpec, info: Mapping[str, Any]
+    folder: Path, spec: DatasetSpec, info: Mapping[str, object]
 ) -> Iterator[Callable[[Frame, Sequence[Person]], None]]:
     """A function that adds a frame's people to `predictions.json`, of which no more than that is held in memory."""
     category = {
@@ -343,7 +329,7 @@ def _results(
         file.write("\n]}\n")
 
 
-def _annotation(person: Person) -> dict[str, Any]:
+def _annotation(person: Person) -> dict[str, object]:
     """A person in COCO's format of results: x, y, score of each keypoint in turn."""
     points = np.round(np.asarray(person.keypoints, np.float64), PIXEL_DIGITS)
     scores = np.round(np.asarray(person.scores, np.float64), SCORE_DIGITS)
