@@ -20,8 +20,8 @@ from fedgh_app.errors import UserError
 from fedgh_app.pose.arms.coco_folder import IMAGES, annotation, image, is_written, write_annotations
 from fedgh_app.pose.arms.render import Image, Rendering, render
 from fedgh_app.pose.arms.scene import POSTURES, VIEWPOINTS, sample_scene
-from fedgh_app.vision.cores import usable_cores
 from fedgh_app.vision.files import staged
+from fedgh_app.vision.threads import usable_cores
 
 VERSION = 1  # raise it when the pictures or the labels change
 JPEG_QUALITY = 92

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from fedgh_app.errors import UserError
-from fedgh_app.vision.specs import DATASETS, read_spec
+from fedgh_app.tasks import DATASETS, read_spec
 
 Metric = Literal["pck", "pckh"]
 Reference = Literal["box", "torso", "head"]

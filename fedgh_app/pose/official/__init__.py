@@ -6,7 +6,7 @@ from pathlib import Path
 from fedgh_app.pose.data.records import DatasetSpec, OnBad, load_spec
 from fedgh_app.pose.official import coco, lsp, mpii, pck
 from fedgh_app.pose.official.scores import Score, Side, check_side
-from fedgh_app.vision.specs import ALSO_CALLED
+from fedgh_app.tasks import ALSO_CALLED
 
 __all__ = ["Score", "Side", "check_side", "protocol_of", "score"]
 
