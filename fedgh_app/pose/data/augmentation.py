@@ -90,14 +90,9 @@ class Augmentation:
         zoom, turn = zoom * (1 + self.scale * scale), self.rotation_deg * rotation
         target = np.stack([x, y], axis=-1)
         matrices = cropping.similarity_matrix(centre, target, magnification=zoom, rotation_deg=turn, flip=flips)
-        occludes = self.occlusion_probability > 0
+        occluders = self._occluders(len(index), cache.input_size, generator) if self.occlusion_probability else None
         jitters = any((self.brightness, self.contrast, self.saturation, self.hue))
-        return Drawn(
-            matrices,
-            flips,
-            self._occluders(len(index), cache.input_size, generator) if occludes else None,
-            self._tints(len(index), generator) if jitters else None,
-        )
+        return Drawn(matrices, flips, occluders, self._tints(len(index), generator) if jitters else None)
 
     def _half_bodies(
         self, cache: CropCache, index: np.ndarray, centre: np.ndarray, generator: np.random.Generator

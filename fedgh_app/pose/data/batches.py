@@ -43,15 +43,9 @@ class Batches:
     draws the n-th epoch, and a new object with the same seed repeats them all. Draws belong to a place in the
     epoch's order, so the batch size does not change them.
 
-    Args:
-        cache: where the crops are.
-        indices: which records, as positions in the cache.
-        batch_size: samples in a batch, B.
-        augmentation: None for none. A keypoint that it pushes out of the input is marked invisible, as there is
-            nothing to learn from it; one that it hides is not.
-        seed: of the order and the augmentation.
-        shuffle: whether the order is random, as in training. A last batch of one sample then joins the one
-            before: batch normalisation has no variance in a single sample at the deepest 1 x 1 maps.
+    A keypoint that the augmentation pushes out of the input is marked invisible, as there is nothing to learn from it;
+    one that it hides is not. With `shuffle` the order is random, as in training; a last batch of one sample then joins
+    the one before: batch normalisation has no variance in a single sample at the deepest 1 x 1 maps.
     """
 
     def __init__(

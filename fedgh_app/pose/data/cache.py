@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from fedgh_app.errors import UserError
 from fedgh_app.pose.data import crops as cropping
 from fedgh_app.pose.data.records import BadRecord, DatasetSpec, OnBad, PoseRecord
-from fedgh_app.pose.data.split import split_records
+from fedgh_app.pose.data.split import Split, split_records
 from fedgh_app.pose.readers import annotation_file, read_records
 from fedgh_app.vision import cache
 from fedgh_app.vision.images import read_image
@@ -53,7 +53,7 @@ class CropCache:
     def __len__(self) -> int:
         return len(self.crops)
 
-    def indices(self, split: Literal["train", "test"]) -> np.ndarray:
+    def indices(self, split: Split) -> np.ndarray:
         """Positions of the records of one side of the split, ascending (n,) int64."""
         return np.flatnonzero(self.split == split)
 

@@ -59,24 +59,20 @@ def read_mpii_truth(path: Path) -> tuple[Array, Array, Array]:
     for key in TRUTH_KEYS:
         if key not in arrays:
             raise UserError(f"{path}: found no {key!r}, expected {', '.join(TRUTH_KEYS)}")
-    keypoints = _numeric(path, "pos_gt_src", arrays)
+    keypoints, missing, boxes = (_numeric(path, key, arrays) for key in TRUTH_KEYS)
     if keypoints.ndim != 3 or keypoints.shape[:2] != (MPII_JOINTS, 2) or keypoints.shape[2] == 0:
         raise _wrong_shape(path, "pos_gt_src", keypoints, "(16, 2, N)")
     people = keypoints.shape[2]
-    missing = _numeric(path, "jnt_missing", arrays)
     if missing.shape != (MPII_JOINTS, people):
         raise _wrong_shape(path, "jnt_missing", missing, f"(16, {people})")
-    boxes = _numeric(path, "headboxes_src", arrays)
     if boxes.shape != (2, 2, people):
         raise _wrong_shape(path, "headboxes_src", boxes, f"(2, 2, {people})")
     lengths = HEAD_SHARE * np.linalg.norm(boxes[1] - boxes[0], axis=0)
     usable = np.isfinite(lengths) & (lengths > 0)
     if not usable.all():
         person = int(usable.argmin())
-        raise UserError(
-            f"{path}: found a head box of diagonal {lengths[person] / HEAD_SHARE:g} for person {person},"
-            " expected one above 0"
-        )
+        length = lengths[person] / HEAD_SHARE
+        raise UserError(f"{path}: found a head box of diagonal {length:g} for person {person}, expected one above 0")
     visible = missing.T == 0
     keypoints = keypoints.transpose(2, 0, 1)
     if not np.isfinite(keypoints[visible]).all():

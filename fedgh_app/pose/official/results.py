@@ -70,7 +70,7 @@ def read_results(path: Path, spec: DatasetSpec) -> list[Result]:
     return [_result(f"{path}: entry {place}", entry, spec) for place, entry in enumerate(content)]
 
 
-def _result(where: str, entry: Any, spec: DatasetSpec) -> Result:
+def _result(where: str, entry: object, spec: DatasetSpec) -> Result:
     if not isinstance(entry, dict):
         raise UserError(f"{where}: found {json.dumps(entry)[:40]}, expected an object")
     for key, kinds in KINDS.items():
@@ -86,18 +86,18 @@ def _result(where: str, entry: Any, spec: DatasetSpec) -> Result:
             f"{where}: found {len(numbers)} numbers in keypoints, expected {3 * spec.num_keypoints}: "
             f"x, y, confidence of each of the {spec.num_keypoints} keypoints of {spec.name}"
         )
-    for name, triple in zip(spec.keypoints, numbers.reshape(-1, 3), strict=True):
+    triples = numbers.reshape(-1, 3)
+    for name, triple in zip(spec.keypoints, triples, strict=True):
         if not np.isfinite(triple).all():
             raise UserError(f"{where}: found {name} at {triple.tolist()}, expected finite numbers")
     score = _numbers([entry["score"]])
     if score is None or not np.isfinite(score[0]):
         raise UserError(f"{where}: found score={str(entry['score'])[:40]}, expected a finite number")
-    triples, person = numbers.reshape(-1, 3), entry.get("annotation_id")
-    whose = None if person is None else str(person)
+    whose = None if entry.get("annotation_id") is None else str(entry["annotation_id"])
     return Result(entry["image_id"], entry["category_id"], triples[:, :2], triples[:, 2], float(score[0]), whose)
 
 
-def _numbers(values: Sequence[Any]) -> np.ndarray | None:
+def _numbers(values: Sequence[object]) -> np.ndarray | None:
     """``values`` as float64, None where one of them is no number."""
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return None
