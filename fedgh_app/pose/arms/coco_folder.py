@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from fedgh_app.errors import UserError
 from fedgh_app.vision.files import staged
 
+Floats = NDArray[np.float64]
+
 ANNOTATIONS = "annotations.json"
 IMAGES = "images"
 KEYPOINTS = ("shoulder", "elbow", "wrist")
@@ -30,7 +32,7 @@ class ArmImage:
     attributes: Mapping[str, str]
 
 
-def triples(joints: NDArray[np.float64], visibility: Iterable[int], decimals: int) -> list[float]:
+def triples(joints: Floats, visibility: Iterable[int], decimals: int) -> list[float]:
     """Joints (3, 2) as `ArmImage.keypoints`, which are rounded."""
     rows = zip(joints.tolist(), visibility, strict=True)
     return [value for (x, y), flag in rows for value in (round(x, decimals), round(y, decimals), flag)]
@@ -77,11 +79,9 @@ def is_written(root: Path, made_by: Mapping[str, object]) -> bool:
     False means that `root` may be written: it is missing, empty, or made by the same program with other
     settings. A folder that holds anything else raises UserError, so nobody's own data are overwritten.
     """
-    if not root.exists():
-        return False
-    if not root.is_dir():
+    if root.exists() and not root.is_dir():
         raise UserError(f"{root}: is a file; expected a folder for the data set")
-    if not any(root.iterdir()):
+    if not root.exists() or not any(root.iterdir()):
         return False
     try:
         content = json.loads((root / ANNOTATIONS).read_bytes())

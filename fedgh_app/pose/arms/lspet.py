@@ -11,15 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedgh_app.errors import UserError
-from fedgh_app.pose.arms.coco_folder import IMAGES, ArmImage, triples, write_folder
+from fedgh_app.pose.arms.coco_folder import IMAGES, ArmImage, Floats, triples, write_folder
 from fedgh_app.pose.arms.generated import Progress, write_jpeg
 from fedgh_app.pose.readers.intake import read_arrays
 from fedgh_app.vision.images import read_image
-
-Floats = NDArray[np.float64]
 
 # Rows of joints.mat: shoulder, elbow, wrist.
 SIDES = {"right": (8, 7, 6), "left": (9, 10, 11)}
@@ -79,9 +76,8 @@ def arms_of(joints: Floats) -> dict[str, Floats]:
     arms = {}
     for side, rows in SIDES.items():
         points, visible = joints[list(rows), :2].astype(float), joints[list(rows), 2] > 0
-        if not visible.all() or not np.isfinite(points).all():
-            continue
-        if np.linalg.norm(np.diff(points, axis=0), axis=1).sum() >= SHORTEST:
+        whole = visible.all() and np.isfinite(points).all()
+        if whole and np.linalg.norm(np.diff(points, axis=0), axis=1).sum() >= SHORTEST:
             arms[side] = points
     return arms
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
+Radius = float | tuple[float, float]  # of both ends of a solid, or of each
 
 VIEWPOINTS = ("front", "left", "right", "top")
 POSTURES = ("upright", "extended")
@@ -142,13 +143,7 @@ class _Parts:
         self.rows: list[tuple[Floats, Floats, tuple[float, float], ArrayLike, float, int]] = []
 
     def add(
-        self,
-        start: ArrayLike,
-        end: ArrayLike,
-        radius: float | tuple[float, float],
-        colour: ArrayLike,
-        part: int,
-        gloss: float = 0.1,
+        self, start: ArrayLike, end: ArrayLike, radius: Radius, colour: ArrayLike, part: int, gloss: float = 0.1
     ) -> None:
         radii = radius if isinstance(radius, tuple) else (radius, radius)
         self.rows.append((np.asarray(start, float), np.asarray(end, float), radii, colour, gloss, part))
@@ -198,7 +193,7 @@ def _add_arm(parts: _Parts, joints: Floats, rng: np.random.Generator) -> None:
 
 
 def _add_body(parts: _Parts, turn: Floats, sway: Floats, rng: np.random.Generator) -> None:
-    def put(start: ArrayLike, end: ArrayLike, radius: float | tuple[float, float], colour: ArrayLike) -> None:
+    def put(start: ArrayLike, end: ArrayLike, radius: Radius, colour: ArrayLike) -> None:
         parts.add(turn @ np.asarray(start) + sway, turn @ np.asarray(end) + sway, radius, colour, BODY)
 
     put((-0.09, 0.0, 1.31), (0.09, 0.0, 1.31), 0.128, SHIRT)

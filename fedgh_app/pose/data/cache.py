@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -186,7 +185,7 @@ def _build(part: Path, spec: DatasetSpec, root: Path, input_size: tuple[int, int
     )
 
 
-def _arrays(records: Sequence[PoseRecord], matrices: np.ndarray, split: Sequence[str]) -> dict[str, Any]:
+def _arrays(records: Sequence[PoseRecord], matrices: np.ndarray, split: Sequence[str]) -> dict[str, np.ndarray]:
     """What stands beside the crops, by name, of records whose crops were cut by `matrices` (N, 2, 3)."""
     keypoints = np.stack([record.keypoints for record in records])
     lengths = np.array([record.reference_length for record in records])

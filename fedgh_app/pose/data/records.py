@@ -51,11 +51,6 @@ class DatasetSpec:
         return len(self.keypoints)
 
     @property
-    def keypoint_index(self) -> dict[str, int]:
-        """Index of each keypoint by its name."""
-        return {name: index for index, name in enumerate(self.keypoints)}
-
-    @property
     def headline(self) -> str:
         """Name of the headline metric, such as PCK@0.2."""
         return f"{'PCKh' if self.metric == 'pckh' else 'PCK'}@{self.thresholds[0]:g}"

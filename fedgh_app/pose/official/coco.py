@@ -116,21 +116,19 @@ def _read_truth(spec: DatasetSpec, path: Path, on_bad: OnBad) -> tuple[dict[str,
             raise UserError(f"{path}: images: found {str(image)[:60]}, expected objects with an id")
     _check_categories(spec, path, data.get("categories"))
     known = {image["id"] for image in data["images"]}
-    people: list[dict[str, Any]] = []
+    people: list[dict[str, object]] = []
     bad = 0
     for place, entry in enumerate(data["annotations"]):
         if isinstance(entry, dict) and entry.get("category_id", PERSON) != PERSON:
             continue
         try:
-            person = _person(spec, entry, known)
+            # Numbered anew: COCOeval takes somebody whose id is 0 for nobody.
+            people.append({**_person(spec, entry, known), "id": len(people) + 1})
         except BadEntry as error:
             if on_bad == "raise":
                 name = entry.get("id", place) if isinstance(entry, dict) else place
                 raise UserError(f"{path}: annotation {name}: {error}") from None
             bad += 1
-            continue
-        # Numbered anew: COCOeval takes somebody whose id is 0 for nobody.
-        people.append({**person, "id": len(people) + 1})
     categories = [{"id": PERSON, "name": "person"}]
     return {"images": data["images"], "annotations": people, "categories": categories}, bad
 
@@ -144,7 +142,7 @@ def _check_categories(spec: DatasetSpec, path: Path, categories: object) -> None
                 raise UserError(f"{path}: categories: found keypoints {found}, expected COCO's 17 in its order")
 
 
-def _person(spec: DatasetSpec, entry: object, images: Container[int | str]) -> dict[str, Any]:
+def _person(spec: DatasetSpec, entry: object, images: Container[int | str]) -> dict[str, object]:
     if not isinstance(entry, dict):
         raise BadEntry("expected an object")
     for key, shape in NUMBERS.items():

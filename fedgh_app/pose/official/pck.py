@@ -28,12 +28,13 @@ def score(spec: DatasetSpec, truth: Path, predictions: Path, *, side: Side = "al
     counts, of LSPET those that were placed; where it lacks a torso's joint, the reference is that of
     `readers.intake.reference_length`. Published numbers are of LSP's second thousand, ``side="test"``, at 0.2.
     """
-    compared, index = compare(spec, truth, predictions, side=side, on_bad=on_bad), spec.keypoint_index
-    groups = LSP_GROUPS if spec.reference == "torso" else {name: (name,) for name in spec.keypoints}
+    compared = compare(spec, truth, predictions, side=side, on_bad=on_bad)
+    named = LSP_GROUPS if spec.reference == "torso" else {name: (name,) for name in spec.keypoints}
+    groups = {name: list(map(spec.keypoints.index, group)) for name, group in named.items()}
     rows = {}
     for threshold in spec.thresholds:
         per_keypoint = pck(compared.distance, compared.counted, threshold)
-        values = {name: mean_present(per_keypoint[[index[one] for one in group]]) for name, group in groups.items()}
+        values = {name: mean_present(per_keypoint[group]) for name, group in groups.items()}
         # The area under each keypoint's curve: one at distance d is right on [d, threshold].
         area = mean_visible(np.clip(1 - compared.distance / threshold, 0, 1), compared.counted)
         values |= {"mean": mean_present(per_keypoint), "auc": mean_present(area)}

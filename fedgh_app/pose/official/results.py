@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from fedgh_app.errors import UserError
 from fedgh_app.pose.data.records import DatasetSpec
 
 EXPECTED = 'expected COCO keypoint results: [{"image_id", "category_id", "keypoints", "score"}, ...]'
-KINDS: dict[str, Any] = {"image_id": (int, str), "category_id": int, "keypoints": list, "score": (int, float)}
+KINDS = {"image_id": (int, str), "category_id": (int,), "keypoints": (list,), "score": (int, float)}
 DECIMALS = 4  # of a pixel and of a confidence, in a file
 
 
@@ -33,10 +32,10 @@ class Result:
     score: float
     annotation_id: str | None = None
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """The entry of a results file; the score is written in full, since it orders people."""
         triples = np.concatenate([self.keypoints, self.confidences[:, None]], axis=1)
-        entry: dict[str, Any] = {
+        entry: dict[str, object] = {
             "image_id": self.image_id,
             "category_id": self.category_id,
             "keypoints": np.round(triples.astype(float), DECIMALS).ravel().tolist(),
@@ -57,8 +56,6 @@ def read_results(path: Path, spec: DatasetSpec) -> list[Result]:
     """
     try:
         content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; {EXPECTED}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {EXPECTED}") from None
     except (ValueError, RecursionError):

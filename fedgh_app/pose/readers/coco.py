@@ -2,7 +2,6 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,7 +27,7 @@ def read(spec: DatasetSpec, path: Path) -> Entries:
         if not isinstance(data.get(key), list):
             raise UserError(f"{path}: {key}: expected a list")
     columns, count = _columns(spec, path, data.get("categories"))
-    images: dict[int | str, dict[str, Any]] = {}
+    images: dict[int | str, dict[str, object]] = {}
     for entry in data["images"]:
         if not isinstance(entry, dict) or not isinstance(entry.get("id"), (int, str)):
             raise UserError(f"{path}: images: expected objects with an id, found {str(entry)[:60]}")
@@ -56,13 +55,13 @@ def _columns(spec: DatasetSpec, path: Path, categories: object) -> tuple[list[in
     return [names.index(name) for name in spec.keypoints], len(names)
 
 
-def _pose(entry: object, images: dict[int | str, dict[str, Any]], columns: list[int], count: int) -> RawPose:
+def _pose(entry: object, images: dict[int | str, dict[str, object]], columns: list[int], count: int) -> RawPose:
     if not isinstance(entry, dict):
         raise BadEntry("expected an object")
     image_id = entry.get("image_id")
-    image = images.get(image_id) if isinstance(image_id, (int, str)) else None
-    if image is None:
+    if not isinstance(image_id, (int, str)) or image_id not in images:
         raise BadEntry(f"image_id {image_id!r} is not among the images")
+    image = images[image_id]
     if not isinstance(entry.get("id"), (int, str)):
         raise BadEntry(f"id {entry.get('id')!r}, expected a number or a name")
     triples = numbers(entry.get("keypoints"), (-1,), "keypoints")
@@ -84,5 +83,5 @@ def _pose(entry: object, images: dict[int | str, dict[str, Any]], columns: list[
         split=None if split is None else str(split),
         attributes={key: str(value) for key, value in image.items() if key not in COCO_KEYS | OUR_KEYS},
         image_size=(width, height) if type(width) is int and type(height) is int else None,
-        image_id=image["id"],
+        image_id=image_id,
     )

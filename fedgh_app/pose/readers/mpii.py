@@ -91,13 +91,14 @@ def _official(
 ) -> RawPose:
     name, video = _field(_field(image, "image"), "name"), _field(image, "vididx")
     keypoints, visible = _joints(points, count)
+    head = [_field(person, key) for key in ("x1", "y1", "x2", "y2")]
     return RawPose(
         id=f"{name}#{rank}",
         file_name=None if name is None else str(name),
         keypoints=keypoints - 1,
         visible=visible,
         box=_person_box(person),
-        head=_head(person),
+        head=None if any(corner is None for corner in head) else numbers(head, (4,), "head box"),
         group=None if video is None else f"video {video}",
         split=split,
         attributes=attributes,
@@ -113,11 +114,6 @@ def _person_box(person: object) -> np.ndarray:
     return person_box(centre, float(numbers(scale, (), "scale")))
 
 
-def _head(person: object) -> np.ndarray | None:
-    corners = [_field(person, key) for key in ("x1", "y1", "x2", "y2")]
-    return None if any(corner is None for corner in corners) else numbers(corners, (4,), "head box")
-
-
 def _joints(points: list[object], count: int) -> tuple[np.ndarray, np.ndarray]:
     """1-based keypoints (J, 2) and which of them are there (J,); `id` counts from 0."""
     keypoints, visible = np.zeros((count, 2)), np.zeros(count, dtype=bool)
@@ -129,7 +125,7 @@ def _joints(points: list[object], count: int) -> tuple[np.ndarray, np.ndarray]:
     return keypoints, visible
 
 
-def _field(struct: object, name: str) -> Any:
+def _field(struct: object, name: str) -> object:
     """A field of a MATLAB struct; None where the struct lacks it or it is empty."""
     value = getattr(struct, name, None) if name in getattr(struct, "_fieldnames", ()) else None
     return None if isinstance(value, np.ndarray) and value.size == 0 else value
