@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedgh_app.pose.data.augmentation import Augmentation
-from fedgh_app.pose.data.check import CheckReport, Seen
+from fedgh_app.pose.data.check import CheckReport
 from fedgh_app.pose.data.check import check as check_data
 from fedgh_app.pose.data.records import load_spec
 from fedgh_app.pose.evaluation.official_run import evaluate_run as evaluate
@@ -77,6 +77,6 @@ def check(
 
     See `fedgh_app.pose.data.check.check`; a ``root`` of None is the group's own.
     """
-    seen = None if augmentation is None else Seen(augmentation, tuple(dataset["input_size"]))
+    seen = None if augmentation is None else (augmentation, tuple(dataset["input_size"]))
     root = Path(dataset["root"]) if root is None else root
     return check_data(load_spec(dataset["spec"]), root, out=out, count=count, seen=seen, progress=progress)

@@ -3,12 +3,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from augmented import augmented_crop
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
 from fedgh_app.errors import UserError
-from fedgh_app.pose.data.crops import apply_affine, crop_matrix, invert_affine
+from fedgh_app.pose.data.crops import apply_affine, invert_affine
 from fedgh_app.pose.models.decoding import (
     Dark,
     Integral,
@@ -230,7 +231,8 @@ def test_dark_leads_back_through_crop_rotation_and_flip_within_half_a_pixel_of_t
     sizes, across, down, box_width, box_height, rotation, scale, flip, shift
 ):
     input_size, heatmap_size = sizes
-    crop = crop_matrix([37.5, -12.0, box_width, box_height], input_size[::-1], 1.25, rotation, scale, flip, shift)
+    box, size = (37.5, -12.0, box_width, box_height), input_size[::-1]
+    crop = augmented_crop(box, size, translate=shift, rotation_deg=rotation, magnification=scale, flip=flip)
     # The keypoint in the image that the crop brings to this place; then the way of training and prediction.
     place = to_input(one(*gaussian_place(heatmap_size, across, down)).double(), input_size, heatmap_size)
     keypoint = apply_affine(place[0].numpy(), invert_affine(crop))
