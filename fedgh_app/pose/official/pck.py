@@ -1,5 +1,6 @@
 """PCK, the share of keypoints within a fraction of a length: of arms the longest side of the box, of LSP the torso."""
 
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,8 @@ def score(spec: DatasetSpec, truth: Path, predictions: Path, *, side: Side = "al
     `readers.intake.reference_length`. Published numbers are of LSP's second thousand, ``side="test"``, at 0.2.
     """
     compared = compare(spec, truth, predictions, side=side, on_bad=on_bad)
-    named = LSP_GROUPS if spec.reference == "torso" else {name: (name,) for name in spec.keypoints}
+    of_lsp = spec.reference == "torso" and {*spec.keypoints}.issuperset(chain(*LSP_GROUPS.values()))
+    named = LSP_GROUPS if of_lsp else {name: (name,) for name in spec.keypoints}
     groups = {name: list(map(spec.keypoints.index, group)) for name, group in named.items()}
     rows = {}
     for threshold in spec.thresholds:

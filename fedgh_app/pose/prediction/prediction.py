@@ -244,7 +244,10 @@ def output_folder(out: Path) -> Iterator[Path]:
     check_output(out)
     try:
         with staged(out) as folder:
-            yield folder
+            try:
+                yield folder
+            except UserError as error:  # of a file in it, which is told by where it would lie in the end
+                raise UserError(str(error).replace(str(folder), str(out))) from error
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror or error}") from error
 

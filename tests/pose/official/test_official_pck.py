@@ -1,6 +1,7 @@
 """PCK of Leeds Sports Pose by hand: torso lengths, whole groups of joints, both layouts of the file."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,13 @@ def test_pck_by_hand(tmp_path: Path) -> None:
     assert (fine["head"], fine["hip"]) == (pytest.approx(75), pytest.approx(75))
     assert fine["mean"] == pytest.approx(100 * (14 - 3 * 0.5) / 14)
     assert found.people == 2
+
+
+def test_torsos_of_other_joints_are_told_joint_by_joint(tmp_path: Path) -> None:
+    other = replace(LSPET, keypoints=tuple("crown" if name == "head_top" else name for name in LSPET.keypoints))
+    joints, points = truth(tmp_path / "joints.mat", np.ones((2, 14))), np.repeat(JOINTS[None], 2, 0)
+    found = pck.score(other, joints, predictions(tmp_path / "p.json", points))
+    assert list(found.rows["PCK@0.2"]) == [*other.keypoints, "mean", "auc"]
 
 
 def test_left_and_right_are_the_persons(tmp_path: Path) -> None:

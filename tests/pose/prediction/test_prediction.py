@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -227,6 +228,18 @@ def test_an_output_that_is_a_file_or_holds_something_is_refused(tmp_path: Path, 
     assert len(list((tmp_path / "empty").iterdir())) == 3
     blocked = photos / "wide.png" / "below"
     _assert_refused(tmp_path, f"{blocked}: cannot be written", lambda: predict_all(predictor(), sources, blocked))
+
+
+def test_a_picture_that_cannot_be_written_is_told_by_its_place_in_the_end(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    out, sources = tmp_path / "out", [Source(photos / "wide.png")]
+    words = f"{out / 'wide.png'}: picture cannot be written: No space left on device"
+    _assert_refused(tmp_path, words, lambda: predict_all(predictor(), sources, out))
 
 
 def test_inputs_that_are_none_are_refused(tmp_path: Path, photos: Path) -> None:
