@@ -30,7 +30,6 @@ from fedgh_app.pose.readers import read_records
 from fedgh_app.pose.training import train
 
 INPUT_SIZE = (64, 64)
-MARGIN = 1.5
 BATCH_SIZE = 32
 AUGMENTATION = Augmentation(rotation_deg=30, scale=0.25, translate=0.05, flip_probability=0.5)
 STRONG = Augmentation(  # conf/augmentation/strong.yaml
@@ -60,7 +59,7 @@ def measure(root: Path, *, dataset: str = "arm", repeats: int = 3, limit: int = 
     try:
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            cache = open_cache(spec, root, input_size=INPUT_SIZE, margin=MARGIN, directory=Path(folder))
+            cache = open_cache(spec, root, input_size=INPUT_SIZE, directory=Path(folder))
             build = time.perf_counter() - start
             opening = _best(lambda: open_cache(spec, root, input_size=INPUT_SIZE, directory=Path(folder)), repeats)
             train = cache.indices("train")
@@ -110,7 +109,7 @@ def _without_cache(cache: CropCache, records: list[Any]) -> float:
     total = 0.0
     for start in range(0, len(records), BATCH_SIZE):
         part = records[start : start + BATCH_SIZE]
-        crops = np.stack([cut(record, INPUT_SIZE, MARGIN)[0] for record in part])
+        crops = np.stack([cut(record, INPUT_SIZE)[0] for record in part])
         positions = slice(start, start + len(part))
         fresh = CropCache(
             crops=crops,

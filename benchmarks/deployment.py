@@ -24,7 +24,7 @@ from benchmarks.loopback import Loopback, loopback
 from fedgh_app.pose.arms.generated import generate
 from fedgh_app.runs import processes, storage
 from fedgh_app.runtimes.launcher import launch
-from fedgh_app.vision.cores import usable_cores
+from fedgh_app.vision.threads import usable_cores
 
 SITES = ("site-a", "site-b", "site-c")
 OVERRIDES = [

@@ -43,7 +43,7 @@ class Measurement:
 def by_definition(
     loss: HHD, z: Tensor, teacher: Tensor, visible: Tensor, *, integral: Integral, logits: bool
 ) -> Tensor:
-    """`HHD.forward` for maps of one size."""
+    """What `HHD` computes, for maps of one size."""
     height, width = z.shape[-2:]
     total, count = z.sum() * 0, 0
     # Taken apart once: the gradient of z[sample, keypoint] would be a tensor as large as z for every keypoint.

@@ -33,7 +33,7 @@ from fedgh_app.config.compose import compose_config, fedgh_home
 from fedgh_app.pose.arms.generated import generate
 from fedgh_app.runs import storage
 from fedgh_app.runtimes.launcher import launch
-from fedgh_app.vision.cores import usable_cores
+from fedgh_app.vision.threads import usable_cores
 
 IMAGES_A_CLIENT = 4
 PERIOD_SECONDS = 0.2

@@ -28,8 +28,7 @@ from fedgh_app.pose.data.cache import CropCache
 from fedgh_app.pose.data.records import load_spec
 from fedgh_app.runs import storage
 from fedgh_app.runtimes.launcher import launch
-from fedgh_app.vision.cores import usable_cores
-from fedgh_app.vision.threads import limit_threads
+from fedgh_app.vision.threads import limit_threads, usable_cores
 
 OVERRIDES = ["experiment=arm_quick", "tracking=none"]
 

@@ -1,7 +1,7 @@
 """What a task is. All that differs between pose estimation and another task stands behind `Task`; the rest of the app
 knows neither keypoints nor identities.
 
-A task is one package beside ``pose/`` with a ``task.py``, and one row in `fedgh_app.vision.specs.TASKS`. A task
+A task is one package beside ``pose/`` with a ``task.py``, and one row in `fedgh_app.tasks.TASKS`. A task
 knows nothing of configs: it is handed plain values, and the parts that the config describes (`Parts`).
 """
 
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from fedgh_app.errors import UserError
 from fedgh_app.resources import Values
+from fedgh_app.tasks import TASKS, task_name
 from fedgh_app.vision.card import Card
 from fedgh_app.vision.objectives import Penalty
-from fedgh_app.vision.specs import TASKS, task_name
 from fedgh_app.vision.tally import Scores, Tally
 from fedgh_app.vision.training import Batch, Training, place, predict, train
 

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from fedgh_app.pose.data.batches import MEAN, STD
 from fedgh_app.pose.data.records import load_spec
-from fedgh_app.pose.models.confidence import peak_height
-from fedgh_app.pose.models.decoding import quarter
+from fedgh_app.pose.models.decoding import peak_height, quarter
 from fedgh_app.pose.prediction.prediction import Predictor
 
 COLOURS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)  # shoulder, elbow, wrist; RGB

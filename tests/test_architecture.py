@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedgh_app.vision.specs import TASKS
+from fedgh_app.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -59,7 +59,7 @@ LEVELS = (
     ("config",),
     OF_TASKS,
     ("task",),
-    ("vision",),
+    ("tasks", "vision"),
     ("errors", "words", "flower", "resources"),
 )
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}

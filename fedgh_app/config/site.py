@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from fedgh_app.config.choices import keeps_nothing
 from fedgh_app.errors import UserError
 from fedgh_app.resources import Values
-from fedgh_app.vision.cores import usable_cores
+from fedgh_app.vision.threads import usable_cores
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from fedgh_app.config.choices import FACTS
 from fedgh_app.config.instantiation import HYDRA_KEYS, NESTED, TARGETS, check_target
 from fedgh_app.config.settings import Settings, held_to, types_of
 from fedgh_app.errors import UserError
-from fedgh_app.vision.specs import TASKS, task_name
+from fedgh_app.tasks import TASKS, task_name
 
 Groups = Mapping[str, Sequence[str]]
 

@@ -4,13 +4,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedgh_app.pose.data.augmentation import Augmentation
-from fedgh_app.pose.data.check import CheckReport, Seen
+from fedgh_app.pose.data.check import CheckReport
 from fedgh_app.pose.data.check import check as check_data
 from fedgh_app.pose.data.records import load_spec
 from fedgh_app.pose.evaluation.official_run import evaluate_run as evaluate
 from fedgh_app.pose.official import score
-from fedgh_app.pose.prediction.prediction import Counts, asked_boxes, check_output, find_sources, predict_all
-from fedgh_app.pose.prediction.trained import export, predictor
+from fedgh_app.pose.prediction.export import export
+from fedgh_app.pose.prediction.prediction import (
+    Counts,
+    asked_boxes,
+    check_output,
+    find_sources,
+    predict_all,
+    predictor_of,
+)
 from fedgh_app.task import Trained, Values
 
 __all__ = ["check", "evaluate", "export", "predict", "score"]
@@ -52,7 +59,7 @@ def predict(
     check_output(out)
     sources = find_sources(inputs)
     given = asked_boxes(sources, boxes, box, min_box_score)
-    found = predictor(run, decoding=decoding, flip_test=flip_test, batch_size=batch_size)
+    found = predictor_of(run, decoding=decoding, flip_test=flip_test, batch_size=batch_size)
     info = {"made_by": "fedgh predict", "model": model, "boxes": None if boxes is None else str(boxes)}
     return predict_all(found, sources, out, boxes=given, min_score=min_score, info=info, progress=progress)
 
@@ -70,6 +77,6 @@ def check(
 
     See `fedgh_app.pose.data.check.check`; a ``root`` of None is the group's own.
     """
-    seen = None if augmentation is None else Seen(augmentation, tuple(dataset["input_size"]))
+    seen = None if augmentation is None else (augmentation, tuple(dataset["input_size"]))
     root = Path(dataset["root"]) if root is None else root
     return check_data(load_spec(dataset["spec"]), root, out=out, count=count, seen=seen, progress=progress)

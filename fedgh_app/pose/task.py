@@ -115,11 +115,11 @@ class PoseTask(Task):
             directory=directory,
         )
 
-    def model_arguments(self, spec: Spec) -> dict[str, Any]:
+    def model_arguments(self, spec: Spec) -> dict[str, int]:
         """A map for each keypoint."""
         return {"num_keypoints": len(spec.predicts)}
 
-    def other_arguments(self, spec: Spec) -> dict[str, Any]:
+    def other_arguments(self, spec: Spec) -> dict[str, int]:
         """One map more."""
         return {"num_keypoints": len(spec.predicts) + 1}
 
@@ -158,9 +158,9 @@ class PoseTask(Task):
         """PCK, its area, heatmap accuracy."""
         return scores(tally)
 
-    def result(self, scores: Measurements, clients: Mapping[str, float | None]) -> dict[str, Any]:
+    def result(self, scores: Measurements, clients: Mapping[str, float | None]) -> dict[str, object]:
         """``pck``, ``per_keypoint``, ``auc``, ``heatmap_accuracy``, ``clients_pck``."""
-        more = {"heatmap_accuracy": scores.more.get("heatmap_accuracy"), "auc": scores.more.get("auc")}
+        more = {name: scores.more.get(name) for name in ("heatmap_accuracy", "auc")}
         return {"pck": scores.score, "per_keypoint": scores.parts, **more, "clients_pck": dict(clients)}
 
     def draw(self, learner: Learner, examples: Examples, file: Path) -> None:

@@ -73,7 +73,7 @@ def evaluate(
     integral = getattr(model, "integral", None)
     device = torch.device(device)
     place(model, device)
-    columns: dict[str, list[Tensor]] = {}
+    found: list[dict[str, Tensor]] = []
     total = torch.zeros((), dtype=torch.float64, device=device)
     counted = torch.zeros((), dtype=torch.int64, device=device)
     for batch in batches:
@@ -85,31 +85,27 @@ def evaluate(
         total += batch_total
         counted += batch_counted
         error = torch.linalg.vector_norm(prediction.coordinates - keypoints, dim=-1)
-        found = {
-            "distance": error / batch.reference_length.to(device)[:, None],
-            "visible": visible,
-            "heatmap_hit": heatmap_hits(prediction.maps, keypoints, visible, input_size, integral),
-            "coordinates": prediction.coordinates,
-            "scores": prediction.scores,
-            "index": batch.index,
-        }
-        for name, value in found.items():
-            columns.setdefault(name, []).append(value)
-    if not columns:
+        found.append(
+            {
+                "distance": error / batch.reference_length.to(device)[:, None],
+                "visible": visible,
+                "heatmap_hit": heatmap_hits(prediction.maps, keypoints, visible, input_size, integral),
+                "coordinates": prediction.coordinates,
+                "scores": prediction.scores,
+                "index": batch.index,
+            }
+        )
+    if not found:
         raise UserError("evaluation: found 0 examples, expected at least 1")
-    arrays: dict[str, np.ndarray] = {name: torch.cat(values).cpu().numpy() for name, values in columns.items()}
+    arrays = {name: torch.cat([batch[name] for batch in found]).cpu().numpy() for name in found[0]}
     count = int(counted)
     return Evaluation(**arrays, loss=total.item() / count if count else float("nan"), loss_terms=count)
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a model makes of B images.
-
-    Attributes:
-        maps: (B, J, h, w) float32, of the images as they are.
-        coordinates: (B, J, 2) in input pixels.
-        scores: (B, J), by the decoder's own measure.
+    """What a model makes of B images: `maps` (B, J, h, w) float32 of the images as they are, `coordinates` (B, J, 2) in
+    input pixels, and `scores` (B, J) by the decoder's own measure.
     """
 
     maps: Tensor
@@ -127,12 +123,8 @@ def find_keypoints(
 ) -> Prediction:
     """Keypoints of normalised images (B, 3, H, W), without gradients; the model's mode stays.
 
-    Args:
-        model, images: the network, and what it is shown.
-        decode: how the maps are read; see `decoding.decoder`.
-        device: where the model runs.
-        flip_permutation: for a flip test: the order (J,) of the keypoints in a mirrored image. The coordinates are then
-            of the images and of their mirror images together, see `decoding.flip_tested`, at twice the cost.
+    With ``flip_permutation``, the order (J,) of the keypoints in a mirrored image, the coordinates are of the images
+    and of their mirror images together, see `decoding.flip_tested`, at twice the cost.
     """
     maps = predict(model, images, device=device)
     if flip_permutation is None:

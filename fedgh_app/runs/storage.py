@@ -15,8 +15,7 @@ from safetensors import SafetensorError
 from fedgh_app.errors import UserError, first_line
 from fedgh_app.resources import Values
 from fedgh_app.runs.directory import CHECKPOINTS, CONFIG, MODEL
-from fedgh_app.vision.files import replacing, synchronise
-from fedgh_app.vision.json import plain, write_json
+from fedgh_app.vision.files import plain, replacing, synchronise, write_json
 from fedgh_app.vision.tensors import read_tensors, write_tensors
 
 

@@ -7,7 +7,7 @@ from importlib import metadata
 from typing import Any
 
 from fedgh_app.resources import INSTALLED, ROOT
-from fedgh_app.vision.cores import usable_cores
+from fedgh_app.vision.threads import usable_cores
 
 PACKAGES = ("fedgh", "flwr", "ray", "torch", "torchvision", "numpy", "opencv-python-headless", "torchjd")
 

@@ -7,7 +7,7 @@ from fedgh_app.config.settings import Runtime
 from fedgh_app.runtimes.flwr_run import run_on
 from fedgh_app.runtimes.progress import Display
 from fedgh_app.runtimes.superlink import private_superlink
-from fedgh_app.vision.cores import usable_cores
+from fedgh_app.vision.threads import usable_cores
 
 
 def simulate(

@@ -24,8 +24,7 @@ from fedgh_app.server.exchange import Exchange
 from fedgh_app.server.federation import Federation
 from fedgh_app.server.persistence import result_of, take_up
 from fedgh_app.server.registration import register
-from fedgh_app.vision.cores import usable_cores
-from fedgh_app.vision.threads import limit_threads
+from fedgh_app.vision.threads import limit_threads, usable_cores
 
 
 def federate(

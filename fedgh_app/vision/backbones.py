@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedgh_app.errors import UserError
+from fedgh_app.errors import UserError, first_line
 
 # Of torchvision's families: what a forward pass goes through before the pooling. All end at 1/32 of the input.
 RESNET = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
@@ -42,11 +42,8 @@ FEWEST_CHANNELS = 4
 def build_backbone(name: str) -> tuple[nn.Module, int, int]:
     """A backbone with random weights, its number of output channels, and its stride.
 
-    Args:
-        name: one of `TORCHVISION`, or ``timm:`` and the name of a model of timm.
-
-    Raises:
-        UserError: there is no such backbone, timm is not installed, or its model is no feature extractor as needed.
+    ``name`` is one of `TORCHVISION`, or ``timm:`` and the name of a model of timm. Raises UserError where there is no
+    such backbone, timm is not installed, or its model is no feature extractor as needed.
     """
     if str(name).startswith(TIMM):
         made = _timm(str(name))
@@ -66,18 +63,16 @@ def load_weights(backbone: nn.Module, name: str, weights: str) -> None:
     What else a checkpoint holds (a classifier, a head) is unused. Raises UserError where it cannot be read or lacks
     something.
     """
-    state = _checkpoint(weights, name)
-    own = backbone.state_dict()
     # A checkpoint of a whole PoseNet names the same layers below "backbone.", timm joins some names by "_" to extract
     # features: "blocks.0" and "blocks_0" are the same layer.
-    found = {_plain(key.removeprefix("backbone.")): value for key, value in state.items()}
+    found = {_plain(key.removeprefix("backbone.")): value for key, value in _checkpoint(weights, name).items()}
     chosen = {}
-    for key, value in own.items():
+    for key, value in backbone.state_dict().items():
         given = found.get(_plain(key))
-        if given is None:
-            if not key.endswith("num_batches_tracked"):  # absent from checkpoints older than PyTorch 0.4.1
-                raise UserError(f"{weights}: found no entry {key!r}, expected every layer of {name}")
+        if given is None and key.endswith("num_batches_tracked"):  # absent from checkpoints older than PyTorch 0.4.1
             given = value
+        if given is None:
+            raise UserError(f"{weights}: found no entry {key!r}, expected every layer of {name}")
         if given.shape != value.shape:
             raise UserError(
                 f"{weights}: found shape {tuple(given.shape)} for {key!r}, expected {tuple(value.shape)};"
@@ -148,9 +143,8 @@ def _timm(name: str) -> tuple[nn.Module, int, int]:
         with torch.inference_mode():
             _, channels, height, width = backbone.eval()(torch.zeros(1, 3, side, side)).shape
     except Exception as error:  # each model has its own way to refuse
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise UserError(
-            f"model.backbone={name}: gives no feature maps of inputs of any size ({reason});"
+            f"model.backbone={name}: gives no feature maps of inputs of any size ({first_line(error).rstrip('.')});"
             " expected a convolutional model or alike"
         ) from None
     stride = side // height

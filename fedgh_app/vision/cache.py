@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from fedgh_app.errors import UserError
-from fedgh_app.vision.cores import usable_cores
+from fedgh_app.vision.threads import usable_cores
 
 # Crops in flight between the decoding threads and the file: bounds the builder's memory.
 BLOCK = 256
@@ -29,14 +29,13 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def fingerprint(settings: Sequence[Any], annotations: Path, images: Path) -> str:
+def fingerprint(settings: Sequence[object], annotations: Path, images: Path) -> str:
     """Hash of all that crops depend on: settings, annotation file, each image's name, size and time."""
     try:
         state = annotations.stat()
     except OSError as error:
         raise UserError(f"{annotations}: annotation file is missing") from error
-    digest = hashlib.sha256()
-    digest.update(json.dumps([*settings, state.st_size, state.st_mtime_ns]).encode())
+    digest = hashlib.sha256(json.dumps([*settings, state.st_size, state.st_mtime_ns]).encode())
     digest.update(_sha(str(annotations), state.st_size, state.st_mtime_ns, state.st_ino))
     for line in sorted(_listing(images, "")):
         digest.update(line)
@@ -69,17 +68,10 @@ def _listing(folder: Path, prefix: str) -> Iterator[bytes]:
 
 
 def opened(directory: Path, name: str, build: Callable[[Path], None]) -> Path:
-    """The folder of the cache ``name`` below ``directory``, built where it is not whole.
+    """The folder of the cache ``name`` below ``directory``, filled by ``build`` where it is not whole.
 
-    Processes that ask at once wait for one of them to build it. It appears whole or not at all.
-
-    Args:
-        directory: where caches lie; made if need be.
-        name: of all that the cache depends on, so that other data or settings make another one.
-        build: fills a folder, ending with `write`.
-
-    Raises:
-        UserError: the cache cannot be kept there.
+    Processes that ask at once wait for one of them to build it. It appears whole or not at all. Its name tells all that
+    it depends on, so that other data or settings make another one. Raises UserError where it cannot be kept there.
     """
     path = directory / name
     try:
@@ -153,15 +145,12 @@ def write_crops(part: Path, crops: Iterator[np.ndarray]) -> None:
 
 
 def write_columns(
-    part: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Sequence[str]], meta: Mapping[str, Any]
+    part: Path, arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Sequence[str]], meta: Mapping[str, object]
 ) -> None:
     """Write what stands beside the crops, and what makes the cache whole.
 
-    Args:
-        part: the folder.
-        arrays: each (N, …).
-        attributes: each (N) words; empty where an example lacks it.
-        meta: ``shape`` of the crops, (N, H, W, 3), and what else the task wants to know again; JSON-able.
+    Arrays are (N, …), attributes (N) words, empty where an example lacks it; ``meta`` has the ``shape`` of the crops,
+    (N, H, W, 3), and what else the task wants to know again, as JSON can hold it.
     """
     # By number: an attribute's name need not be a file's.
     named = {f"attribute{place}": np.array(attributes[name]) for place, name in enumerate(sorted(attributes))}

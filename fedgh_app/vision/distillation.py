@@ -38,7 +38,7 @@ def soft_targets(
         states: of the clients' models. One that lacks some of the model's keys, because they stay on its client, is
             completed by the model's own values.
         batches: N examples in the same order each time they are walked through, once for each state; without labels.
-        output, device: what is distilled, and where.
+        output: what is distilled.
         batch_statistics: see `evaluation_mode`.
 
     Returns:

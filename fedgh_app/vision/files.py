@@ -1,11 +1,15 @@
-"""Files and folders that are there whole or not at all: written beside their place, then renamed into it."""
+"""Files (JSON too) and folders, there whole or not at all: written beside their place, then renamed into it."""
 
+import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+from pydantic import BaseModel
 
 UMASK = os.umask(0o022)
 os.umask(UMASK)
@@ -64,3 +68,22 @@ def staged(root: Path) -> Iterator[Path]:
             stage.replace(root)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def plain(value: object) -> object:
+    """``value`` as JSON can hold it: arrays as lists, numbers as Python's own, NaN and infinities as null."""
+    if isinstance(value, BaseModel):
+        value = dict(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # an array, a tensor, a number of NumPy's
+        return plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write ``content`` as JSON, atomically."""
+    with replacing(path) as draft:
+        draft.write_text(json.dumps(plain(content), indent=1) + "\n")

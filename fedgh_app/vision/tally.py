@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
 # The bound of a sum that no other sum bounds: how many examples were tested.
@@ -26,22 +26,19 @@ class Tally:
         return {f"{kind}/{part}": value for part, sums in self.sums.items() for kind, value in sums.items()}
 
     @classmethod
-    def from_scalars(cls, scalars: Mapping[str, float], kinds: Iterable[str]) -> Tally:
+    def from_scalars(cls, scalars: Mapping[str, float], kinds: Container[str]) -> Tally:
         """Undo `as_scalars` for sums of these kinds; other keys are passed over."""
-        known = set(kinds)
         sums: dict[str, dict[str, float]] = {}
         for key, value in scalars.items():
             kind, _, part = key.partition("/")
-            if part and kind in known:
+            if part and kind in kinds:
                 sums.setdefault(part, {})[kind] = value
         return cls(sums)
 
     def fault(self, bounds: Mapping[str, str], examples: float) -> str | None:
         """Which sum no evaluation of so many examples gives, in one line; None where all are possible.
 
-        Args:
-            bounds: of each kind the kind that it never exceeds, or `EXAMPLES`.
-            examples: how many were tested.
+        ``bounds`` has of each kind the kind that it never exceeds, or `EXAMPLES`.
         """
         for part, sums in self.sums.items():
             for kind, bound in bounds.items():

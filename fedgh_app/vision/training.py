@@ -75,12 +75,10 @@ def train(
     """Train ``model`` in place.
 
     Args:
-        model, device: the model, and where it is trained.
         batches: of an epoch, or a function from the epoch's number, 0 ... epochs - 1, to them: a set of batches whose
             order is a function of its seed comes in the same order each time it is walked through.
         loss: what is reported.
         optimizer: already built over the parameters of ``model``.
-        epochs: passes over the batches.
         penalty: a term of the parameters that the local objective adds to the loss of each batch, such as FedProx's.
             It is not part of the reported loss, which so stays comparable between objectives.
         guide: ``(images, outputs, batch) -> scalar``: a term of what the model makes of the images, such as a
@@ -96,40 +94,24 @@ def train(
     steps = examples = 0
     for epoch in range(epochs):
         for batch in batches(epoch) if callable(batches) else batches:
-            value, outputs = _step(model, batch, loss, optimizer, device, penalty, guide)
-            total += value * len(outputs)
+            images = image_layout(batch.images, device)
+            outputs = outputs_of(model, images, device)
+            value = loss(outputs, batch)
+            objective = value if penalty is None else value + penalty(model)
+            if guide is not None:
+                objective = objective + guide(images, outputs, batch)
+            optimizer.zero_grad(set_to_none=True)
+            objective.backward()
+            optimizer.step()
+            total += value.detach() * len(outputs)
             if squared_losses:
-                squares += loss.per_example(outputs, batch).double().square().sum()
+                squares += loss.per_example(outputs.detach(), batch).double().square().sum()
             steps += 1
             examples += len(outputs)
     if examples == 0:
         raise UserError(f"training: found 0 examples in {epochs} epochs, expected at least 1")
     rms = math.sqrt(squares.item() / examples) if squared_losses else None
     return Training(total.item() / examples, steps, examples, rms)
-
-
-def _step(
-    model: nn.Module,
-    batch: B,
-    loss: Loss[B],
-    optimizer: torch.optim.Optimizer,
-    device: torch.device,
-    penalty: Callable[[nn.Module], Tensor] | None,
-    guide: Callable[[Tensor, Tensor, B], Tensor] | None,
-) -> tuple[Tensor, Tensor]:
-    """One step of the optimizer; the batch's loss before it, and the outputs."""
-    images = image_layout(batch.images, device)
-    with _mixed_precision(device):
-        outputs = model(images)
-    outputs = outputs.float()
-    value = loss(outputs, batch)
-    objective = value if penalty is None else value + penalty(model)
-    if guide is not None:
-        objective = objective + guide(images, outputs, batch)
-    optimizer.zero_grad(set_to_none=True)
-    objective.backward()
-    optimizer.step()
-    return value.detach(), outputs.detach()
 
 
 def predict(

@@ -32,7 +32,7 @@ from fedgh_app.grids.inprocess import InProcessGrid
 from fedgh_app.pose.data.records import load_spec
 from fedgh_app.resources import ROOT
 from fedgh_app.runs.storage import save_config, save_model
-from fedgh_app.vision.cores import usable_cores
+from fedgh_app.vision.threads import usable_cores
 
 BASE = [*TINY, "partition=site", "model=shufflenet_v2", "model.backbone=shufflenet_v2_x0_5", "model.head_width=8"]
 FEDBN = "sharing=fedbn"

@@ -8,8 +8,8 @@ from fedgh_app.assembly.client import ClientAssembly
 from fedgh_app.config.compose import compose_config
 from fedgh_app.config.instantiation import instantiate
 from fedgh_app.errors import UserError
+from fedgh_app.tasks import TASKS
 from fedgh_app.vision.sharing import FedPav
-from fedgh_app.vision.specs import TASKS
 
 
 @pytest.mark.parametrize("target", ["strategies.fedgh.SCHEMES", "strategies.updates.Sequence", "strategies.Nothing"])

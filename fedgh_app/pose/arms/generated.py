@@ -10,18 +10,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from fedgh_app.errors import UserError
-from fedgh_app.pose.arms.coco_folder import IMAGES, annotation, image, is_written, write_annotations
+from fedgh_app.pose.arms.coco_folder import ArmImage, triples, write_folder
 from fedgh_app.pose.arms.render import Image, Rendering, render
 from fedgh_app.pose.arms.scene import POSTURES, VIEWPOINTS, sample_scene
-from fedgh_app.vision.cores import usable_cores
-from fedgh_app.vision.files import staged
+from fedgh_app.vision.threads import usable_cores
 
 VERSION = 1  # raise it when the pictures or the labels change
 JPEG_QUALITY = 92
@@ -52,57 +50,49 @@ def generate(
     if min(image_size) < 32:
         raise UserError(f"image_size: {image_size[0]}x{image_size[1]}; expected at least 32x32 px")
     program, size = "fedgh data arm", list(image_size)
-    made_by = {"program": program, "version": VERSION, "seed": seed, "count": count, "image_size": size}
-    if is_written(root, made_by):
-        return root
-    with staged(root) as stage:
-        (stage / IMAGES).mkdir()
-        entries: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        for chunk in _chunks(stage / IMAGES, count, seed, image_size, workers or usable_cores()):
-            entries += chunk
-            if progress is not None:
-                progress(len(entries), count)
-        write_annotations(
-            stage,
-            info={
-                "description": "Generated: one subject, a robot manipulator over the arm, four viewpoints",
-                "version": str(VERSION),
-                "contributor": program,
-                "made_by": made_by,
-            },
-            licence={"name": "CC0 1.0", "url": "https://creativecommons.org/publicdomain/zero/1.0/"},
-            images=[entry for entry, _ in entries],
-            annotations=[entry for _, entry in entries],
-        )
-    return root
+    return write_folder(
+        root,
+        {"program": program, "version": VERSION, "seed": seed, "count": count, "image_size": size},
+        lambda folder: _write_images(folder, count, seed, image_size, workers or usable_cores(), progress),
+        info={
+            "description": "Generated: one subject, a robot manipulator over the arm, four viewpoints",
+            "version": str(VERSION),
+            "contributor": program,
+        },
+        licence={"name": "CC0 1.0", "url": "https://creativecommons.org/publicdomain/zero/1.0/"},
+    )
 
 
-def viewpoint_of(index: int) -> str:
-    """Viewpoints take turns, so any count of images holds them in equal shares."""
-    return VIEWPOINTS[index % 4]
+def kind_of(index: int) -> dict[str, str]:
+    """Viewpoint, posture and split of image `index`.
 
-
-def posture_of(index: int) -> str:
-    """Postures alternate within each viewpoint."""
-    return POSTURES[index // 4 % 2]
-
-
-def split_of(index: int) -> str:
-    """Every fifth round of viewpoints and postures is held out, so the test images are balanced over both."""
-    return "test" if index // 8 % 5 == 4 else "train"
+    Viewpoints take turns, so any count of images holds them in equal shares; postures alternate within each. Every
+    fifth round of both is held out, so the test images are balanced over them.
+    """
+    split = "test" if index // 8 % 5 == 4 else "train"
+    return {"viewpoint": VIEWPOINTS[index % 4], "posture": POSTURES[index // 4 % 2], "split": split}
 
 
 def draw(index: int, *, seed: int, image_size: tuple[int, int]) -> Rendering:
     """Image `index` of the data set of this seed, with its joints and masks."""
-    rng = np.random.default_rng([seed, index])
-    return render(sample_scene(rng, viewpoint_of(index), posture_of(index), image_size), rng)
+    rng, kind = np.random.default_rng([seed, index]), kind_of(index)
+    return render(sample_scene(rng, kind["viewpoint"], kind["posture"], image_size), rng)
 
 
-def _chunks(
-    folder: Path, count: int, seed: int, image_size: tuple[int, int], workers: int
-) -> Iterator[list[tuple[dict[str, Any], dict[str, Any]]]]:
+def _write_images(
+    folder: Path, count: int, seed: int, image_size: tuple[int, int], workers: int, progress: Progress | None
+) -> Iterator[ArmImage]:
+    write = partial(_write_chunk, folder=folder, seed=seed, image_size=image_size)
     parts = [range(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK)]
-    write = partial(_write_images, folder=folder, seed=seed, image_size=image_size)
+    done = 0
+    for chunk in _in_order(write, parts, workers):
+        yield from chunk
+        done += len(chunk)
+        if progress is not None:
+            progress(done, count)
+
+
+def _in_order(write: Callable[[range], list[ArmImage]], parts: list[range], workers: int) -> Iterator[list[ArmImage]]:
     workers = min(workers, len(parts) // 2)  # starting a process costs about as much as one chunk
     if workers < 2:
         with threadpool_limits(1):
@@ -119,27 +109,17 @@ def _single_thread() -> None:
     threadpool_limits(1)
 
 
-def _write_images(
-    indices: range, *, folder: Path, seed: int, image_size: tuple[int, int]
-) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    entries = []
+def _write_chunk(indices: range, *, folder: Path, seed: int, image_size: tuple[int, int]) -> list[ArmImage]:
+    written = []
     for index in indices:
         rendering = draw(index, seed=seed, image_size=image_size)
         name = f"{index + 1:06d}.jpg"
         write_jpeg(folder / name, rendering.image, JPEG_QUALITY)
-        kind = {"viewpoint": viewpoint_of(index), "posture": posture_of(index), "split": split_of(index)}
-        entries.append((image(index + 1, name, image_size, **kind), _annotation(index, rendering)))
-    return entries
-
-
-def _annotation(index: int, rendering: Rendering) -> dict[str, Any]:
-    """The COCO annotation; the box holds the whole arm with its hand, also where the robot hides it."""
-    rows, columns = np.flatnonzero(rendering.limb.any(1)), np.flatnonzero(rendering.limb.any(0))
-    box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
-    keypoints: list[float] = []
-    for (x, y), hidden in zip(rendering.joints, rendering.hidden, strict=True):
-        keypoints += [round(float(x), 2), round(float(y), 2), 1 if hidden else 2]
-    return annotation(index + 1, keypoints, [int(side) for side in box], int(rendering.limb.sum()))
+        keypoints = triples(rendering.joints, (2 - rendering.hidden).tolist(), decimals=2)
+        # The box holds the whole arm with its hand, also where the robot hides it.
+        box, area = cv2.boundingRect(rendering.limb.astype(np.uint8)), int(rendering.limb.sum())
+        written.append(ArmImage(name, image_size, keypoints, box, area, kind_of(index)))
+    return written
 
 
 def write_jpeg(path: Path, image: Image, quality: int) -> None:

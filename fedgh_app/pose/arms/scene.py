@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
+Radius = float | tuple[float, float]  # of both ends of a solid, or of each
 
 VIEWPOINTS = ("front", "left", "right", "top")
 POSTURES = ("upright", "extended")
@@ -98,7 +99,6 @@ class Scene:
     """All that one image shows. `joints` (3, 3): shoulder, elbow, wrist in world metres."""
 
     viewpoint: str
-    posture: str
     joints: Floats
     solids: Solids
     camera: Camera
@@ -110,7 +110,8 @@ class Scene:
 def sample_scene(rng: np.random.Generator, viewpoint: str, posture: str, size: tuple[int, int]) -> Scene:
     """Draw a scene of the given viewpoint and posture for an image of `size` (w, h)."""
     parts = _Parts()
-    turn = _yaw(np.radians(rng.uniform(-10, 10)))
+    yaw = np.radians(rng.uniform(-10, 10))
+    turn = np.array([[np.cos(yaw), -np.sin(yaw), 0.0], [np.sin(yaw), np.cos(yaw), 0.0], [0.0, 0.0, 1.0]])
     sway = np.append(rng.uniform(-0.03, 0.03, 2), rng.uniform(-0.02, 0.02))
     joints = _arm_joints(rng, posture) @ turn.T + sway
     _add_arm(parts, joints, rng)
@@ -119,7 +120,7 @@ def sample_scene(rng: np.random.Generator, viewpoint: str, posture: str, size: t
     wall_colours = np.clip(_WALLS + rng.uniform(-0.12, 0.12, (6, 1)) + rng.uniform(-0.05, 0.05, (6, 3)), 0.05, 0.95)
     camera, light = _camera(rng, VIEWS[viewpoint], size), _light(rng)
     patches = tuple(_patch(rng) for _ in range(rng.integers(8, 15)))
-    return Scene(viewpoint, posture, joints, parts.solids(), camera, light, wall_colours, patches)
+    return Scene(viewpoint, joints, parts.solids(), camera, light, wall_colours, patches)
 
 
 # The room's -x, +x, -y, +y, floor and ceiling: each camera looks at other walls.
@@ -142,13 +143,7 @@ class _Parts:
         self.rows: list[tuple[Floats, Floats, tuple[float, float], ArrayLike, float, int]] = []
 
     def add(
-        self,
-        start: ArrayLike,
-        end: ArrayLike,
-        radius: float | tuple[float, float],
-        colour: ArrayLike,
-        part: int,
-        gloss: float = 0.1,
+        self, start: ArrayLike, end: ArrayLike, radius: Radius, colour: ArrayLike, part: int, gloss: float = 0.1
     ) -> None:
         radii = radius if isinstance(radius, tuple) else (radius, radius)
         self.rows.append((np.asarray(start, float), np.asarray(end, float), radii, colour, gloss, part))
@@ -198,7 +193,7 @@ def _add_arm(parts: _Parts, joints: Floats, rng: np.random.Generator) -> None:
 
 
 def _add_body(parts: _Parts, turn: Floats, sway: Floats, rng: np.random.Generator) -> None:
-    def put(start: ArrayLike, end: ArrayLike, radius: float | tuple[float, float], colour: ArrayLike) -> None:
+    def put(start: ArrayLike, end: ArrayLike, radius: Radius, colour: ArrayLike) -> None:
         parts.add(turn @ np.asarray(start) + sway, turn @ np.asarray(end) + sway, radius, colour, BODY)
 
     put((-0.09, 0.0, 1.31), (0.09, 0.0, 1.31), 0.128, SHIRT)
@@ -293,11 +288,6 @@ def _patch(rng: np.random.Generator) -> Patch:
     wall = int(rng.integers(0, 5))  # not the ceiling: no camera sees it
     low = np.array([rng.uniform(-2.4, 2.0), rng.uniform(0.0, 1.9)]) if wall < 4 else rng.uniform(-2.4, 2.0, 2)
     return Patch(wall, low, low + rng.uniform(0.15, 0.9, 2), rng.uniform(0.1, 0.9) + rng.uniform(-0.2, 0.2, 3))
-
-
-def _yaw(angle: float) -> Floats:
-    c, s = np.cos(angle), np.sin(angle)
-    return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
 def _unit(vector: Floats) -> Floats:

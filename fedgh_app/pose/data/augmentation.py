@@ -73,41 +73,29 @@ class Augmentation:
         """Whether pixels may change their place."""
         return any((self.rotation_deg, self.scale, self.translate, self.flip_probability, self.half_body_probability))
 
-    def draw(
-        self, cache: CropCache, index: np.ndarray, input_size: tuple[int, int], generator: np.random.Generator
-    ) -> Drawn:
-        """Draw for the cache's records `index` (N,), whose input has the size (h, w).
+    def draw(self, cache: CropCache, index: np.ndarray, generator: np.random.Generator) -> Drawn:
+        """Draw for the cache's records `index` (N,).
 
         What is off draws nothing, and each draws what it needs for all samples: so changing a strength changes
         no other draw.
         """
         rotation, scale, shift_x, shift_y = generator.uniform(-1, 1, (4, len(index)))
         flips = generator.uniform(size=len(index)) < self.flip_probability
-        height, width = input_size
+        height, width = cache.input_size
         crop_height, crop_width = cache.crops.shape[1:3]
-        cached_height, cached_width = cache.input_size
-        # The input shows the middle of a crop, and all of it where its aspect ratio is not the cache's.
-        centre = np.array([(crop_width - 1) / 2, (crop_height - 1) / 2])
-        zoom = np.full(len(index), min(width / cached_width, height / cached_height))
+        centre, zoom = np.array([(crop_width - 1) / 2, (crop_height - 1) / 2]), np.ones(len(index))
         if self.half_body_probability:
-            centre, zoom = self._half_bodies(cache, index, input_size, centre, zoom, generator)
+            centre, zoom = self._half_bodies(cache, index, centre, generator)
         x, y = (width - 1) / 2 + self.translate * width * shift_x, (height - 1) / 2 + self.translate * height * shift_y
         zoom, turn = zoom * (1 + self.scale * scale), self.rotation_deg * rotation
         target = np.stack([x, y], axis=-1)
         matrices = cropping.similarity_matrix(centre, target, magnification=zoom, rotation_deg=turn, flip=flips)
-        occluders = self._occluders(len(index), input_size, generator) if self.occlusion_probability else None
+        occluders = self._occluders(len(index), cache.input_size, generator) if self.occlusion_probability else None
         jitters = any((self.brightness, self.contrast, self.saturation, self.hue))
-        tints = self._tints(len(index), generator) if jitters else None
-        return Drawn(matrices, flips, occluders, tints)
+        return Drawn(matrices, flips, occluders, self._tints(len(index), generator) if jitters else None)
 
     def _half_bodies(
-        self,
-        cache: CropCache,
-        index: np.ndarray,
-        input_size: tuple[int, int],
-        centre: np.ndarray,
-        zoom: np.ndarray,
-        generator: np.random.Generator,
+        self, cache: CropCache, index: np.ndarray, centre: np.ndarray, generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         """Centre (N, 2) in the crop and magnification (N,) of each sample, of those reduced to a half its own."""
         wanted, side = generator.uniform(size=(2, len(index)))
@@ -120,8 +108,8 @@ class Augmentation:
         half[~reduced] = True  # no half: all joints, of which nothing is used
         points = np.where(half[..., None], keypoints, np.nan)
         extent = np.maximum(np.nanmax(points, axis=1) - np.nanmin(points, axis=1), 1.0)
-        closer = (np.array(input_size[::-1]) / (HALF_MARGIN * extent)).min(1).clip(zoom, HALF_ZOOM * zoom)
-        return np.where(reduced[:, None], np.nanmean(points, axis=1), centre), np.where(reduced, closer, zoom)
+        closer = (np.array(cache.input_size[::-1]) / (HALF_MARGIN * extent)).min(1).clip(1.0, HALF_ZOOM)
+        return np.where(reduced[:, None], np.nanmean(points, axis=1), centre), np.where(reduced, closer, 1.0)
 
     def _occluders(self, count: int, input_size: tuple[int, int], generator: np.random.Generator) -> Occluders:
         present, *drawn = generator.uniform(size=(7, count))

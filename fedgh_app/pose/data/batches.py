@@ -43,16 +43,9 @@ class Batches:
     draws the n-th epoch, and a new object with the same seed repeats them all. Draws belong to a place in the
     epoch's order, so the batch size does not change them.
 
-    Args:
-        cache: where the crops are.
-        indices: which records, as positions in the cache.
-        batch_size: samples in a batch, B.
-        input_size: (h, w) of the network's input; None takes the cache's own.
-        augmentation: None for none. A keypoint that it pushes out of the input is marked invisible, as there is
-            nothing to learn from it; one that it hides is not.
-        seed: of the order and the augmentation.
-        shuffle: whether the order is random, as in training. A last batch of one sample then joins the one
-            before: batch normalisation has no variance in a single sample at the deepest 1 x 1 maps.
+    A keypoint that the augmentation pushes out of the input is marked invisible, as there is nothing to learn from it;
+    one that it hides is not. With `shuffle` the order is random, as in training; a last batch of one sample then joins
+    the one before: batch normalisation has no variance in a single sample at the deepest 1 x 1 maps.
     """
 
     def __init__(
@@ -61,7 +54,6 @@ class Batches:
         indices: Sequence[int] | np.ndarray,
         *,
         batch_size: int,
-        input_size: tuple[int, int] | None = None,
         augmentation: Augmentation | None = None,
         seed: int,
         shuffle: bool,
@@ -73,7 +65,6 @@ class Batches:
         if self.indices.size and (self.indices.min() < 0 or self.indices.max() >= len(cache)):
             raise ValueError(f"indices reach from {self.indices.min()} to {self.indices.max()} of {len(cache)}")
         self.batch_size = batch_size
-        self.input_size = cache.input_size if input_size is None else input_size
         self.augmentation = Augmentation() if augmentation is None else augmentation
         self.seed, self.shuffle, self._passes = seed, shuffle, 0
         self._bounds = self._batch_bounds()
@@ -82,17 +73,13 @@ class Batches:
         return len(self._bounds)
 
     def __iter__(self) -> Iterator[Batch]:
-        number, self._passes = self._passes, self._passes + 1
-        return self.epoch(number)
-
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of epoch `number`, counted from 0, however often this object was iterated before."""
         # Negative seeds are folded in; a seed sequence takes none.
-        generator = np.random.default_rng([self.seed % 2**64, number])
+        generator = np.random.default_rng([self.seed % 2**64, self._passes])
+        self._passes += 1
         count = len(self.indices)
         order = generator.permutation(count) if self.shuffle else np.arange(count)
         index = self.indices[order]
-        drawn = self.augmentation.draw(self.cache, index, self.input_size, generator)
+        drawn = self.augmentation.draw(self.cache, index, generator)
         return (self._batch(index[start:stop], drawn, start) for start, stop in self._bounds)
 
     def _batch_bounds(self) -> list[tuple[int, int]]:
@@ -104,7 +91,6 @@ class Batches:
 
     def _batch(self, index: np.ndarray, drawn: Drawn, start: int) -> Batch:
         cache = self.cache
-        height, width = self.input_size
         matrices, flips = (each[start : start + len(index)] for each in (drawn.matrices, drawn.flips))
         keypoints = cropping.apply_affine(cache.keypoints[index], matrices)
         visible = cache.visible[index]
@@ -113,8 +99,7 @@ class Batches:
             keypoints[flips] = keypoints[flips][:, permutation]
             visible[flips] = visible[flips][:, permutation]
         if self.augmentation.moves:
-            edge = np.array([width, height]) - 0.5
-            visible &= ((keypoints >= -0.5) & (keypoints <= edge)).all(axis=-1)
+            visible &= cropping.inside(keypoints, cache.input_size)
         lengths = cache.reference_length[index] * cropping.magnification(matrices)
         pixels = self._pixels(index, matrices)
         drawn.paint(pixels, start)
@@ -128,9 +113,9 @@ class Batches:
 
     def _pixels(self, index: np.ndarray, matrices: np.ndarray) -> np.ndarray:
         """Inputs (B, h, w, 3) uint8."""
-        height, width = self.input_size
+        height, width = self.cache.input_size
         crops = np.asarray(self.cache.crops)  # a plain view: indexing a memmap costs more than the warp
-        if not self.augmentation.moves and self.input_size == self.cache.input_size:
+        if not self.augmentation.moves:
             top, left = (crops.shape[1] - height) // 2, (crops.shape[2] - width) // 2
             return crops[:, top : top + height, left : left + width][index]
         pixels = np.empty((len(index), height, width, 3), dtype=np.uint8)

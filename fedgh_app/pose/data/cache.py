@@ -7,14 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 
 from fedgh_app.errors import UserError
 from fedgh_app.pose.data import crops as cropping
 from fedgh_app.pose.data.records import BadRecord, DatasetSpec, OnBad, PoseRecord
-from fedgh_app.pose.data.split import split_records
+from fedgh_app.pose.data.split import Split, split_records
 from fedgh_app.pose.readers import annotation_file, read_records
 from fedgh_app.vision import cache
 from fedgh_app.vision.images import read_image
@@ -53,7 +52,7 @@ class CropCache:
     def __len__(self) -> int:
         return len(self.crops)
 
-    def indices(self, split: Literal["train", "test"]) -> np.ndarray:
+    def indices(self, split: Split) -> np.ndarray:
         """Positions of the records of one side of the split, ascending (n,) int64."""
         return np.flatnonzero(self.split == split)
 
@@ -63,48 +62,43 @@ def open_cache(
     root: Path,
     *,
     input_size: tuple[int, int],
-    margin: float = MARGIN,
     on_bad: OnBad = "raise",
     directory: Path,
 ) -> CropCache:
     """The crop cache of the data under `root`, built below `directory` if it is not there.
 
-    `input_size` is (h, w); crops are about `margin` times that. The cache's name is a hash of all it depends on, so
-    changed data or settings make another one. Processes that ask at once wait for one of them to build it.
+    `input_size` is (h, w). The cache's name is a hash of all it depends on, so changed data or settings make another
+    one. Processes that ask at once wait for one of them to build it.
     """
     if len(input_size) != 2 or min(input_size) < 1:
         raise UserError(f"input_size={tuple(input_size)}, expected (height, width) in pixels, at least 1")
-    if not 1 <= margin <= 4:
-        raise UserError(f"margin={margin}, expected 1 to 4")
     root, directory = Path(root).absolute(), Path(directory).absolute()
-    if not root.is_dir():
-        raise UserError(f"dataset.root={root}: no such folder; to get the data: {spec.obtain}")
-    name = fingerprint(spec, root, input_size, margin)
-    path = cache.opened(directory, name, lambda part: _build(part, spec, root, input_size, margin, on_bad))
+    name = fingerprint(spec, root, input_size)
+    path = cache.opened(directory, name, lambda part: _build(part, spec, root, input_size, on_bad))
     found = _load(path, (path / cache.META).stat().st_ino, spec)
     if found.bad and on_bad == "raise":
         raise UserError(str(found.bad[0]))
     return found
 
 
-def crop_size(input_size: tuple[int, int], margin: float) -> tuple[int, int]:
-    """(H', W') near `margin` times `input_size`, as much on both sides, so that the plain input is a slice of it."""
-    height, width = (side + 2 * round((margin - 1) * side / 2) for side in input_size)
+def crop_size(input_size: tuple[int, int]) -> tuple[int, int]:
+    """(H', W') near `MARGIN` times `input_size`, as much on both sides, so that the plain input is a slice of it."""
+    height, width = (side + 2 * round((MARGIN - 1) * side / 2) for side in input_size)
     return height, width
 
 
-def fingerprint(spec: DatasetSpec, root: Path, input_size: tuple[int, int], margin: float) -> str:
+def fingerprint(spec: DatasetSpec, root: Path, input_size: tuple[int, int]) -> str:
     """Hash of all that crops depend on."""
     annotations, _ = annotation_file(spec, root)
-    settings = [VERSION, asdict(spec), str(root), list(input_size), margin]
+    settings = [VERSION, asdict(spec), str(root), list(input_size), MARGIN]
     return cache.fingerprint(settings, annotations, root / "images")
 
 
-def cut(record: PoseRecord, input_size: tuple[int, int], margin: float) -> tuple[np.ndarray, np.ndarray]:
+def cut(record: PoseRecord, input_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Decode a record's image and crop it: (H', W', 3) uint8 and the map (2, 3) from image to crop."""
     image = read_image(record.image)
     check_image(record, image)
-    return cut_box(image, record.box, input_size, margin)
+    return _cut_box(image, record.box, input_size)
 
 
 def check_image(record: PoseRecord, image: np.ndarray) -> None:
@@ -124,13 +118,11 @@ def is_outside(box: np.ndarray, width: int, height: int) -> bool:
     return bool(x >= width or y >= height or x + box_width <= 0 or y + box_height <= 0)
 
 
-def cut_box(
-    image: np.ndarray, box: np.ndarray, input_size: tuple[int, int], margin: float = MARGIN
-) -> tuple[np.ndarray, np.ndarray]:
+def _cut_box(image: np.ndarray, box: np.ndarray, input_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Crop of an image (H, W, 3) around a box: (H', W', 3) uint8 and the map (2, 3) from image to crop."""
     h, w = input_size
     matrix = cropping.crop_matrix(box, (w, h))
-    crop_height, crop_width = crop_size(input_size, margin)
+    crop_height, crop_width = crop_size(input_size)
     matrix[:, 2] += ((crop_width - w) / 2, (crop_height - h) / 2)
     return cropping.crop_image(image, matrix, (crop_width, crop_height)), matrix
 
@@ -142,7 +134,7 @@ def network_input(image: np.ndarray, box: np.ndarray, input_size: tuple[int, int
     averaged over other blocks of pixels, and so differ in its last bits.
     """
     h, w = input_size
-    crop, matrix = cut_box(image, box, input_size)
+    crop, matrix = _cut_box(image, box, input_size)
     top, left = (crop.shape[0] - h) // 2, (crop.shape[1] - w) // 2
     matrix[:, 2] -= (left, top)
     return crop[top : top + h, left : left + w], matrix
@@ -150,7 +142,7 @@ def network_input(image: np.ndarray, box: np.ndarray, input_size: tuple[int, int
 
 def cut_records(records: Sequence[PoseRecord], spec: DatasetSpec, input_size: tuple[int, int]) -> CropCache:
     """Crops of a few records, at least one, in memory and on no side of a split; UserError for a bad record."""
-    cuts = [cut(record, input_size, MARGIN) for record in records]
+    cuts = [cut(record, input_size) for record in records]
     return CropCache(
         crops=np.stack([crop for crop, _ in cuts]),
         **_arrays(records, np.stack([matrix for _, matrix in cuts]), [""] * len(records)),
@@ -162,9 +154,7 @@ def cut_records(records: Sequence[PoseRecord], spec: DatasetSpec, input_size: tu
     )
 
 
-def _build(
-    part: Path, spec: DatasetSpec, root: Path, input_size: tuple[int, int], margin: float, on_bad: OnBad
-) -> None:
+def _build(part: Path, spec: DatasetSpec, root: Path, input_size: tuple[int, int], on_bad: OnBad) -> None:
     """Fill the folder ``part`` with the cache."""
     records, bad = read_records(spec, root, on_bad=on_bad)
     split_records(records, spec)  # before the slow part: a contradiction in the file is found at once
@@ -172,7 +162,7 @@ def _build(
     matrices: list[np.ndarray] = []
 
     def crops() -> Iterator[np.ndarray]:
-        for record, result in cache.in_order(records, lambda record: cut(record, input_size, margin)):
+        for record, result in cache.in_order(records, lambda record: cut(record, input_size)):
             if not isinstance(result, UserError):
                 kept.append(record)
                 matrices.append(result[1])
@@ -186,7 +176,7 @@ def _build(
     if not kept:
         raise UserError(f"{root}: no usable pose of data set {spec.name} ({len(bad)} bad records)")
     names = {key for record in kept for key in record.attributes}
-    shape = [len(kept), *crop_size(input_size, margin), 3]
+    shape = [len(kept), *crop_size(input_size), 3]
     cache.write_columns(
         part,
         _arrays(kept, np.stack(matrices), split_records(kept, spec)),
@@ -195,7 +185,7 @@ def _build(
     )
 
 
-def _arrays(records: Sequence[PoseRecord], matrices: np.ndarray, split: Sequence[str]) -> dict[str, Any]:
+def _arrays(records: Sequence[PoseRecord], matrices: np.ndarray, split: Sequence[str]) -> dict[str, np.ndarray]:
     """What stands beside the crops, by name, of records whose crops were cut by `matrices` (N, 2, 3)."""
     keypoints = np.stack([record.keypoints for record in records])
     lengths = np.array([record.reference_length for record in records])

@@ -3,13 +3,12 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -17,26 +16,22 @@ from fedgh_app.errors import UserError
 from fedgh_app.pose.data.augmentation import Augmentation
 from fedgh_app.pose.data.batches import MEAN, STD, Batches
 from fedgh_app.pose.data.cache import cut_records
-from fedgh_app.pose.data.crops import apply_affine, crop_matrix
+from fedgh_app.pose.data.crops import apply_affine, crop_matrix, inside
 from fedgh_app.pose.data.records import BadRecord, DatasetSpec, PoseRecord
-from fedgh_app.pose.data.split import split_of, split_records
+from fedgh_app.pose.data.split import split_records
 from fedgh_app.pose.prediction.drawing import Image, contact_sheet, draw_skeleton
 from fedgh_app.pose.readers import annotation_file, read_records
 from fedgh_app.vision.cache import in_order
 from fedgh_app.vision.images import read_image, write_image
 
 TILE = 288  # px, side of a picture on the contact sheet
+COLUMNS = 6  # of pictures on it
 AROUND = 1.7  # a picture shows this many times the annotated box
 MOST_VALUES = 12  # an attribute with more values than this is listed by its commonest
 MOST_BAD = 20  # lines of trouble in the printed report
 
-
-@dataclass(frozen=True)
-class Seen:
-    """How training sees a data set: inputs of `input_size` = (h, w) pixels under an `augmentation`."""
-
-    augmentation: Augmentation
-    input_size: tuple[int, int]
+# How training sees a data set: the augmentation, and the size (h, w) of the inputs in pixels.
+Seen = tuple[Augmentation, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -64,13 +59,12 @@ class CheckReport:
         table.add_column(justify="right")
         table.add_row("images", "", str(self.images))
         table.add_row("annotations", "", str(self.annotations))
-        sections: list[tuple[str, Mapping[str, int]]] = [("split", self.splits)]
-        sections += [*self.attributes.items(), ("visible", self.visible)]
-        for title, counts in sections:
+        most = max(MOST_VALUES, len(self.visible))
+        for title, counts in (("split", self.splits), *self.attributes.items(), ("visible", self.visible)):
             table.add_section()
-            for row, (value, number) in enumerate(list(counts.items())[: max(MOST_VALUES, len(self.visible))]):
+            for row, (value, number) in enumerate(list(counts.items())[:most]):
                 table.add_row(title if row == 0 else "", value, str(number))
-            if len(counts) > max(MOST_VALUES, len(self.visible)):
+            if len(counts) > most:
                 table.add_row("", f"... {len(counts)} values in all", "")
         lines: list[RenderableType] = [table]
         if self.bad:
@@ -85,11 +79,6 @@ class CheckReport:
             lines.append(Text(f"contact sheet: {self.sheet}"))
         return Group(*lines)
 
-    def __str__(self) -> str:
-        written = StringIO()
-        Console(file=written, width=110, color_system=None, soft_wrap=True).print(self)
-        return written.getvalue()
-
 
 def check(
     spec: DatasetSpec,
@@ -97,7 +86,6 @@ def check(
     *,
     out: Path,
     count: int = 24,
-    columns: int = 6,
     seen: Seen | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
@@ -110,13 +98,13 @@ def check(
     records, bad = read_records(spec, root, on_bad="skip")
     files = sorted({record.image for record in records})
     sizes, broken = _decode(files, progress)
-    bad = [*bad, *broken]
+    bad += broken
     records = [record for record in records if record.image in sizes]
     try:
         splits: Sequence[str] = split_records(records, spec)
     except UserError as error:
         bad.append(BadRecord(annotation_file(spec, root)[0], str(error)))
-        splits = [split_of(record, spec) for record in records]
+        splits = [split for record in records for split in split_records([record], spec)]
     visible = np.array([record.visible for record in records], bool).reshape(len(records), spec.num_keypoints)
     return CheckReport(
         name=spec.name,
@@ -128,7 +116,7 @@ def check(
         visible=dict(zip(spec.keypoints, visible.sum(axis=0).tolist(), strict=True)),
         bad=tuple(bad),
         odd=tuple(_odd(records, sizes, spec)),
-        sheet=_sheet(_spread(records, count), spec, columns, out, seen),
+        sheet=_sheet(_spread(records, count), spec, out, seen),
     )
 
 
@@ -162,7 +150,7 @@ def _attributes(records: Sequence[PoseRecord]) -> dict[str, dict[str, int]]:
 
 def _odd(records: Sequence[PoseRecord], sizes: Mapping[Path, tuple[int, int]], spec: DatasetSpec) -> list[str]:
     lines = []
-    outside = [r for r in records if not _inside(r.keypoints[r.visible], sizes[r.image])]
+    outside = [r for r in records if not inside(r.keypoints[r.visible], sizes[r.image][::-1]).all()]
     if outside:
         lines.append(f"{len(outside)} records with a visible joint outside of the image, first {outside[0].image}")
     resized = [r for r in records if r.image_size is not None and tuple(r.image_size) != sizes[r.image]]
@@ -177,10 +165,6 @@ def _odd(records: Sequence[PoseRecord], sizes: Mapping[Path, tuple[int, int]], s
     return lines
 
 
-def _inside(points: NDArray[np.float32], size: tuple[int, int]) -> bool:
-    return bool(((points >= -0.5) & (points <= np.array(size) - 0.5)).all())
-
-
 def _spread(records: Sequence[PoseRecord], count: int) -> list[PoseRecord]:
     """`count` records, in equal shares of each combination of attribute values, evenly spaced in each."""
     few = {name for name, values in _attributes(records).items() if len(values) <= MOST_VALUES}
@@ -189,21 +173,16 @@ def _spread(records: Sequence[PoseRecord], count: int) -> list[PoseRecord]:
         key = tuple(record.attributes.get(name, "") for name in sorted(few - {"split"}))
         groups.setdefault(key, []).append(record)
     ordered = [groups[key] for key in sorted(groups)]
-    shares = [0] * len(ordered)
-    left = min(count, len(records))
-    while left > 0:
-        for number, group in enumerate(ordered):
-            if left > 0 and shares[number] < len(group):
-                shares[number] += 1
-                left -= 1
+    turns = sorted((turn, place) for place, group in enumerate(ordered) for turn in range(len(group)))
+    shares = Counter(place for _, place in turns[:count])
     return [
-        group[(2 * k + 1) * len(group) // (2 * share)]
-        for group, share in zip(ordered, shares, strict=True)
-        for k in range(share)
+        group[(2 * k + 1) * len(group) // (2 * shares[place])]
+        for place, group in enumerate(ordered)
+        for k in range(shares[place])
     ]
 
 
-def _sheet(records: Sequence[PoseRecord], spec: DatasetSpec, columns: int, out: Path, seen: Seen | None) -> Path | None:
+def _sheet(records: Sequence[PoseRecord], spec: DatasetSpec, out: Path, seen: Seen | None) -> Path | None:
     """Draw the records and write the sheet; None if there are none."""
     if not records:
         return None
@@ -211,7 +190,7 @@ def _sheet(records: Sequence[PoseRecord], spec: DatasetSpec, columns: int, out: 
     said = ([f"{name}={value}" for name, value in sorted(r.attributes.items())] for r in records)
     captions = [" ".join([r.image.stem, *words]) for r, words in zip(records, said, strict=True)]
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_image(out, contact_sheet(tiles, columns, captions, largest=TILE))
+    write_image(out, contact_sheet(tiles, COLUMNS, captions, largest=TILE))
     return out
 
 
@@ -226,8 +205,9 @@ def _tile(record: PoseRecord, spec: DatasetSpec) -> Image:
 
 def _inputs(records: Sequence[PoseRecord], spec: DatasetSpec, seen: Seen) -> list[Image]:
     """Each record as an epoch shows it to the network, with its skeleton."""
-    cache, count = cut_records(records, spec, seen.input_size), len(records)
-    (batch,) = Batches(cache, range(count), batch_size=count, augmentation=seen.augmentation, seed=0, shuffle=False)
+    (augmentation, input_size), count = seen, len(records)
+    cache = cut_records(records, spec, input_size)
+    (batch,) = Batches(cache, range(count), batch_size=count, augmentation=augmentation, seed=0, shuffle=False)
     pixels = ((batch.images.permute(0, 2, 3, 1).numpy() * STD + MEAN) * 255).round().clip(0, 255).astype(np.uint8)
     samples = zip(pixels[..., ::-1], batch.keypoints.numpy(), batch.visible.numpy(), strict=True)
     return [draw_skeleton(image, points, visible, spec, shortest=TILE) for image, points, visible in samples]

@@ -42,27 +42,17 @@ def similarity_matrix(
     return np.concatenate([linear, offset[..., None]], axis=-1)
 
 
-def crop_matrix(
-    box: np.ndarray | Sequence[float],
-    size: tuple[int, int],
-    padding: float = PADDING,
-    rotation_deg: float = 0.0,
-    scale: float = 1.0,
-    flip: bool = False,
-    translate: tuple[float, float] = (0.0, 0.0),
-) -> np.ndarray:
+def crop_matrix(box: np.ndarray | Sequence[float], size: tuple[int, int], padding: float = PADDING) -> np.ndarray:
     """Affine map (2, 3) from image pixels to a crop of `size` = (width, height) pixels around `box`.
 
     The box (x, y, width, height) is enlarged by `padding` and then, on one axis, to the crop's aspect ratio,
-    so nothing is distorted. `scale` above 1 shows the person larger. `translate` moves the picture by a
-    fraction of the crop's width and height; it comes last, so right stays right whatever the rotation.
+    so nothing is distorted.
     """
     x, y, box_width, box_height = (float(value) for value in box)
     width, height = size
-    magnification = scale * min(width / (padding * box_width), height / (padding * box_height))
-    centre = np.array([x + box_width / 2, y + box_height / 2])
-    middle = np.array([(width - 1) / 2 + translate[0] * width, (height - 1) / 2 + translate[1] * height])
-    return similarity_matrix(centre, middle, magnification=magnification, rotation_deg=rotation_deg, flip=flip)
+    magnification = min(width / (padding * box_width), height / (padding * box_height))
+    centre, middle = (x + box_width / 2, y + box_height / 2), ((width - 1) / 2, (height - 1) / 2)
+    return similarity_matrix(np.array(centre), np.array(middle), magnification=magnification)
 
 
 def apply_affine(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -71,6 +61,11 @@ def apply_affine(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     if points.ndim == 1:
         return matrix[..., :2] @ points + matrix[..., 2]
     return points @ np.swapaxes(matrix[..., :2], -1, -2) + matrix[..., None, :, 2]
+
+
+def inside(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Which of the points (..., 2) lie in an image of `size` = (height, width)."""
+    return np.asarray(((points >= -0.5) & (points <= np.array(size[::-1]) - 0.5)).all(axis=-1))
 
 
 def invert_affine(matrix: np.ndarray) -> np.ndarray:

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
 from fedgh_app.errors import UserError
-from fedgh_app.vision.specs import DATASETS, read_spec
+from fedgh_app.tasks import DATASETS, read_spec
 
 Metric = Literal["pck", "pckh"]
 Reference = Literal["box", "torso", "head"]
@@ -49,11 +49,6 @@ class DatasetSpec:
     def num_keypoints(self) -> int:
         """J."""
         return len(self.keypoints)
-
-    @property
-    def keypoint_index(self) -> dict[str, int]:
-        """Index of each keypoint by its name."""
-        return {name: index for index, name in enumerate(self.keypoints)}
 
     @property
     def headline(self) -> str:
@@ -108,10 +103,6 @@ class BadRecord:
 def load_spec(name: str, directory: Path = DATASETS) -> DatasetSpec:
     """Read `<directory>/<name>.yaml`; anything wrong in it is one `UserError`."""
     path, values = read_spec(name, directory)
-    return _spec(path, name, values)
-
-
-def _spec(path: Path, name: str, values: dict[str, Any]) -> DatasetSpec:
     expected = {entry.name for entry in fields(DatasetSpec)} - {"name"} | {"task"}
     if set(values) | {"upper_body"} != expected:
         missing, extra = sorted(expected - {*values, "upper_body"}), sorted(map(str, set(values) - expected))

@@ -3,17 +3,13 @@
 import dataclasses
 import shlex
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from fedgh_app.errors import UserError
+from fedgh_app.errors import UserError, abbreviated
 from fedgh_app.pose import official
 from fedgh_app.pose.data.records import DatasetSpec, load_spec
 from fedgh_app.pose.data.split import on_side
-from fedgh_app.pose.evaluation import error_pictures
 from fedgh_app.pose.evaluation.people import (
     Errors,
     Progress,
@@ -25,16 +21,14 @@ from fedgh_app.pose.evaluation.people import (
     predict_people,
     read_detections,
 )
+from fedgh_app.pose.evaluation.pictures import draw_errors
 from fedgh_app.pose.official import Score, Side
 from fedgh_app.pose.official.coco import images_of
 from fedgh_app.pose.official.results import Result, write_results
-from fedgh_app.pose.prediction.prediction import check_output
-from fedgh_app.pose.prediction.trained import predictor
+from fedgh_app.pose.prediction.prediction import check_output, output_folder, predictor_of
 from fedgh_app.pose.readers import annotation_file, read_records
 from fedgh_app.task import Trained, Values
-from fedgh_app.vision.files import staged
-from fedgh_app.vision.images import write_image
-from fedgh_app.vision.json import write_json
+from fedgh_app.vision.files import write_json
 
 PREDICTIONS = "predictions.json"
 # Of two predictions whose OKS is beyond this, the worse goes; Simple Baselines' value.
@@ -43,19 +37,13 @@ OKS_NMS = 0.9
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """An official evaluation of a run.
-
-    Attributes:
-        score: what the protocol says.
-        about: how it was made, for `as_json`.
-        again: the command that scores the written predictions; None where nothing was written.
-    """
+    """An official evaluation of a run."""
 
     score: Score
-    about: dict[str, Any]
-    again: str | None = None
+    about: dict[str, object]  # how it was made, for `as_json`
+    again: str | None = None  # the command that scores the written predictions; None where nothing was written
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """What ``evaluation.json`` holds."""
         return {**self.about, "title": self.score.title, "rule": self.score.rule, "scores": self.score.as_json()}
 
@@ -70,10 +58,9 @@ def evaluate_run(
     out: Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Predict the people of a data set and score the predictions.
+    """Predict the people of a data set by a run's model, and score the predictions.
 
     Args:
-        run: whose model.
         values: the run's config, with those groups replaced that say on what and how: ``dataset``, ``evaluate``.
         side: which side of the data set's fixed split.
         detections: COCO detections to look in; None for the annotated boxes.
@@ -86,6 +73,7 @@ def evaluate_run(
             protocol that does not match people.
     """
     official.check_side(side)
+    run = dataclasses.replace(run, values=values)
     oks_nms = OKS_NMS if oks_nms is None else oks_nms
     if not 0 < oks_nms <= 1:
         raise UserError(f"--oks-nms {oks_nms}: expected a number above 0, at most 1")
@@ -100,9 +88,10 @@ def evaluate_run(
         )
     root, on_bad = Path(dataset["root"]).expanduser().resolve(), dataset["on_bad"]
     truth = annotation_file(spec, root)[0]
-    results, errors = _predicted(run, values, spec, root, side, detections, oks_nms, progress)
-    about = _about(run, values, truth, side, detections, oks_nms)
-    with _folder(out) as folder:
+    results, errors = _predicted(run, spec, root, side, detections, oks_nms, progress)
+    about = _about(run, truth, side, detections, oks_nms)
+    with tempfile.TemporaryDirectory() if out is None else output_folder(out) as named:
+        folder = Path(named)
         write_results(folder / PREDICTIONS, results)
         score = official.protocol_of(spec)(spec, truth, folder / PREDICTIONS, side=side, on_bad=on_bad)
         if out is None:
@@ -113,25 +102,23 @@ def evaluate_run(
         write_json(folder / "evaluation.json", evaluation.as_json())
         if errors is not None:
             model = f" {run.file.stem}" * (run.file.stem != "model")  # where it is not the run's only one
-            title = f"{run.directory.resolve().name}{model} on {spec.name}, {side}"
-            _draw(errors, spec, folder, title)
+            draw_errors(errors, spec, folder, f"{run.directory.resolve().name}{model} on {spec.name}, {side}")
         return evaluation
 
 
-def _about(
-    run: Trained, values: Values, truth: Path, side: Side, detections: Path | None, oks_nms: float
-) -> dict[str, Any]:
+def _about(run: Trained, truth: Path, side: Side, detections: Path | None, oks_nms: float) -> dict[str, object]:
     """How an evaluation was made."""
+    evaluate = run.values["evaluate"]
     return {
         "run": str(run.directory),
         "model": str(run.file.relative_to(run.directory)),
         "rounds": int(run.metadata.get("rounds", 0)),
-        "dataset": values["dataset"]["spec"],
+        "dataset": run.values["dataset"]["spec"],
         "truth": str(truth),
         "split": side,
         "boxes": "annotated" if detections is None else str(detections),
-        "decoding": "integral" if getattr(run.model, "integral", None) else values["evaluate"]["decoding"],
-        "flip_test": bool(values["evaluate"]["flip_test"]),
+        "decoding": "integral" if getattr(run.model, "integral", None) else evaluate["decoding"],
+        "flip_test": bool(evaluate["flip_test"]),
         "person_score": "mean confidence of the keypoints" + (" x score of the detection" if detections else ""),
         "oks_nms": None if detections is None else oks_nms,
     }
@@ -145,19 +132,14 @@ def _spec(dataset: Values, run: Trained) -> DatasetSpec:
     spec = load_spec(dataset["spec"])
     if spec.keypoints != run.spec.predicts:
         raise UserError(
-            f"dataset={spec.name}: it has {_some(spec.keypoints)}, but the model of {run.directory} finds those of "
-            f"{run.spec.name}, {_some(run.spec.predicts)}; expected a data set with these"
+            f"dataset={spec.name}: its keypoints are {abbreviated(spec.keypoints)}, but the model of {run.directory} "
+            f"finds those of {run.spec.name}, {abbreviated(run.spec.predicts)}; expected a data set with these"
         )
     return spec
 
 
-def _some(names: Sequence[str]) -> str:
-    return f"{len(names)} keypoints ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-
-
 def _predicted(
     run: Trained,
-    values: Values,
     spec: DatasetSpec,
     root: Path,
     side: Side,
@@ -166,11 +148,11 @@ def _predicted(
     progress: Progress | None,
 ) -> tuple[list[Result], Errors | None]:
     """Predictions of the people on one side of the split, in their own boxes or in those detected, and their errors."""
-    on_bad = values["dataset"]["on_bad"]
+    on_bad = run.values["dataset"]["on_bad"]
     records, _ = read_records(spec, root, on_bad=on_bad)
     asked = on_side(records, spec, side)
     truth = annotation_file(spec, root)[0]
-    ready = predictor(dataclasses.replace(run, values=values), batch_size=4 * values["batch_size"])
+    ready = predictor_of(run, batch_size=4 * run.values["batch_size"])
     if detections is not None:
         boxes = read_detections(detections, images_of(spec, truth, root, side="all"))
         images = images_of(spec, truth, root, side=side)
@@ -184,22 +166,3 @@ def _predicted(
     if not found:
         raise UserError(f"{root}: none of the images of {len(asked)} people can be used; see fedgh data check")
     return people_results(found), errors_of(found)
-
-
-def _draw(errors: Errors, spec: DatasetSpec, folder: Path, title: str) -> None:
-    error_pictures.error_histograms(errors, spec, title).savefig(folder / "errors.png")
-    write_image(folder / "worst.png", error_pictures.worst_predictions(errors, spec))
-
-
-@contextmanager
-def _folder(out: Path | None) -> Iterator[Path]:
-    """Where results are written: in ``out`` once all is well, or nowhere that stays."""
-    if out is None:
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
-        return
-    try:
-        with staged(out) as folder:
-            yield folder
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from error

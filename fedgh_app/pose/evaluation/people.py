@@ -12,9 +12,9 @@ from fedgh_app.pose.data.records import PoseRecord
 from fedgh_app.pose.official.coco import suppress
 from fedgh_app.pose.official.people import distances
 from fedgh_app.pose.official.results import Result
-from fedgh_app.pose.prediction.boxes import PERSON, Box
+from fedgh_app.pose.prediction.boxes import PERSON, Box, box_of
 from fedgh_app.pose.prediction.prediction import Frame, Person, Predictor, Source
-from fedgh_app.pose.readers.intake import BadEntry, numbers, read_json
+from fedgh_app.pose.readers.intake import read_json
 from fedgh_app.vision.images import read_image
 
 Progress = Callable[[int, int], None]
@@ -104,23 +104,15 @@ def read_detections(path: Path, images: Container[int | str]) -> dict[int | str,
     found: dict[int | str, list[Box]] = {}
     for place, entry in enumerate(content):
         where = f"{path}: entry {place}"
-        if not isinstance(entry, dict) or not {"image_id", "category_id", "bbox", "score"} <= set(entry):
+        keys = ("image_id", "category_id", "bbox", "score")
+        if not isinstance(entry, dict) or any(entry.get(key) is None for key in keys):
             raise UserError(f"{where}: {expected}")
         if entry["category_id"] != PERSON:
             continue
         name = entry["image_id"]
         if type(name) not in (int, str) or name not in images:
             raise UserError(f"{where}: found image_id {name!r}, expected an image of the data set")
-        try:
-            sides, score = numbers(entry["bbox"], (4,), "bbox"), float(numbers(entry["score"], (), "score"))
-        except BadEntry as error:
-            raise UserError(f"{where}: {error}") from None
-        if not np.isfinite([*sides, score]).all() or sides[2:].min() <= 0:
-            raise UserError(
-                f"{where}: found bbox {sides.tolist()} with score {score}, "
-                "expected x, y, width, height, the last two above 0, and a finite score"
-            )
-        found.setdefault(name, []).append(Box(sides.astype(np.float32), score))
+        found.setdefault(name, []).append(box_of(entry["bbox"], where, entry["score"]))
     if not found:
         raise UserError(f"{path}: found no person (category_id {PERSON}), expected at least one")
     return found

@@ -20,13 +20,7 @@ BOUNDS = {
 
 
 def tally(evaluation: Evaluation, keypoints: Sequence[str], threshold: float) -> Tally:
-    """Count an evaluation.
-
-    Args:
-        evaluation: predictions for N examples with J keypoints.
-        keypoints: the J names.
-        threshold: PCK threshold, in reference lengths.
-    """
+    """Count an evaluation of keypoints of these J names, with PCK at a ``threshold`` in reference lengths."""
     if len(keypoints) != evaluation.visible.shape[1]:
         raise ValueError(f"{len(keypoints)} keypoint names for {evaluation.visible.shape[1]} keypoints")
     counts: dict[str, dict[str, float]] = {}

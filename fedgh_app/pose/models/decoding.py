@@ -1,4 +1,4 @@
-"""From the maps that a network puts out to keypoints: how each head's maps are read.
+"""From the maps that a network puts out to keypoints: how each head's maps are read, and how sure it is of them.
 
 Coordinates are those of `heatmaps`: pixel centres at integers, points (x, y), sizes (height, width).
 """
@@ -18,6 +18,8 @@ from fedgh_app.pose.models.heatmaps import REFERENCE_WIDTH, Size, peaks, size_of
 
 # Maps (B, J, h, w) and the input's size to points (B, J, 2) in input pixels and scores (B, J).
 Decode = Callable[[Tensor, Size], tuple[Tensor, Tensor]]
+# Maps (B, J, h, w), whatever they hold, to how sure the network is of each keypoint, (B, J) from 0 to 1.
+Confidence = Callable[[Tensor], Tensor]
 
 # From here on the map is (nearly) all background and its point is not told apart from it.
 MOST_BACKGROUND = 0.95
@@ -166,11 +168,16 @@ def decoder(model: nn.Module, name: str, loss: MapLoss) -> Decode:
     """How a model's maps are read: by its own `Integral`, else by ``name``, of `DECODINGS`; UserError for another."""
     if name not in DECODINGS:
         raise UserError(f"evaluate.decoding={name}: expected {', '.join(DECODINGS[:-1])} or {DECODINGS[-1]}")
-    integral: Decode | None = getattr(model, "integral", None)
-    if integral is not None:
-        return integral
     by_name: dict[str, Decode] = {"argmax": argmax, "quarter": quarter, "dark": Dark(loss.sigma, loss.logits)}
-    return by_name[name]
+    return getattr(model, "integral", None) or by_name[name]
+
+
+def confidence_of(model: nn.Module, loss: MapLoss) -> Confidence:
+    """How sure a model is of a keypoint: what its maps mean depends on what it was trained to."""
+    if not loss.logits:
+        return peak_height
+    integral = getattr(model, "integral", None)
+    return MassAtPeak(sigma=loss.sigma, beta=1.0 if integral is None else integral.beta)
 
 
 def flip_tested(decode: Decode, maps: Tensor, mirrored: Tensor, input_size: Size) -> tuple[Tensor, Tensor]:
@@ -197,3 +204,34 @@ def mirrored_back(maps: Tensor, flip_permutation: Sequence[int] | np.ndarray) ->
     w - 1 - u, and maps meet as they are.
     """
     return maps[:, torch.as_tensor(flip_permutation, device=maps.device)].flip(-1)
+
+
+def peak_height(maps: Tensor) -> Tensor:
+    """The highest value of each map, for maps trained to Gaussians of height 1."""
+    return maps.flatten(-2).amax(-1).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class MassAtPeak:
+    """Share of softmax(beta z) within two target widths of its peak, for maps z that are logits over the pixels.
+
+    The highest probability itself says little: it is small where the map has many pixels, however sure the network
+    is. A map that is its target, a Gaussian of standard deviation ``sigma`` at a width of 64, has 0.9 or more.
+
+    Attributes:
+        sigma: of the targets, in pixels of a map 64 wide.
+        beta: sharpness of the softmax.
+    """
+
+    sigma: float = 2.0
+    beta: float = 1.0
+
+    def __call__(self, maps: Tensor) -> Tensor:
+        """Confidences (B, J) of logits (B, J, h, w)."""
+        height, width = size_of(maps)
+        mass = (self.beta * maps).flatten(-2).softmax(-1).unflatten(-1, (height, width))
+        x, y = peaks(maps)[0].unbind(-1)
+        reach = max(1.0, 2 * self.sigma * width / REFERENCE_WIDTH)
+        columns = (torch.arange(width, device=maps.device) - x[..., None]).abs() <= reach
+        rows = (torch.arange(height, device=maps.device) - y[..., None]).abs() <= reach
+        return (mass * columns[..., None, :] * rows[..., :, None]).sum((-2, -1))

@@ -42,13 +42,9 @@ def render_gaussian(
 ) -> Tensor:
     """Target heatmaps: unnormalised Gaussians of height 1 (Xiao et al., ECCV 2018, section 3).
 
-    The centre is the keypoint, not rounded to a pixel: the map says where between two pixels it lies.
-
-    Args:
-        keypoints: (B, J, 2) in input pixels.
-        visible: (B, J) bool. The map of a keypoint without a target (see `supervised`) is zero.
-        input_size, heatmap_size: of the input, and of the maps (B, J, h, w).
-        sigma: standard deviation in pixels of a map 64 wide; on a map of width w it is ``sigma * w / 64``.
+    The centre is the keypoint, not rounded to a pixel: the map says where between two pixels it lies. The map of one
+    without a target (see `supervised`) is zero. ``keypoints`` (B, J, 2) are in input pixels, ``visible`` (B, J) bool.
+    ``sigma`` is the standard deviation in pixels of a map 64 wide; on a map of width w it is ``sigma * w / 64``.
     """
     counted = supervised(keypoints, visible, input_size, heatmap_size, sigma)
     along_x, along_y = squared_distances(keypoints, counted, input_size, heatmap_size)

@@ -18,14 +18,15 @@ from fedgh_app.pose.models.heatmaps import Size, peaks, size_of
 from fedgh_app.vision.training import evaluation_mode, outputs_of
 
 
-class HHD(nn.Module):
+@dataclass(frozen=True)
+class HHD:
     """Du, Li, Zhao, He and Yu, "Heterogeneous heatmap distillation framework based on unbiased alignment for
     lightweight human pose estimation", Image and Vision Computing 2024.
 
     Both maps are normalised, each by its own rule; a window is cut from the teacher's map around its peak t, and from
     the student's around the point where its peak must lie for what it decodes to be t; the two windows are compared.
 
-    Args:
+    Attributes:
         weight: on the whole term, beside the student's own loss.
         loss: ``l1`` or ``l2``: absolute or squared differences.
         window: height and width of the window as a share of the map's, in (0, 1].
@@ -38,26 +39,22 @@ class HHD(nn.Module):
             window's centre, 0 where that is outside too. Off: such a cell is 0.
     """
 
-    def __init__(
-        self,
-        weight: float = 1.0,
-        loss: Literal["l1", "l2"] = "l1",
-        window: float = 0.5,
-        normalise: bool = True,
-        unbiased_crop: bool = True,
-        mirror: bool = True,
-    ) -> None:
-        super().__init__()
-        if not 0 <= weight < math.inf:
-            raise UserError(f"teacher.weight={weight}: expected a number of at least 0")
-        if loss not in ("l1", "l2"):
-            raise UserError(f"teacher.loss={loss}: expected l1 or l2")
-        if not 0 < window <= 1:
-            raise UserError(f"teacher.window={window}: expected a share of the map's size above 0, at most 1")
-        self.weight, self.loss, self.window = float(weight), loss, float(window)
-        self.normalise, self.unbiased_crop, self.mirror = normalise, unbiased_crop, mirror
+    weight: float = 1.0
+    loss: Literal["l1", "l2"] = "l1"
+    window: float = 0.5
+    normalise: bool = True
+    unbiased_crop: bool = True
+    mirror: bool = True
 
-    def forward(self, z: Tensor, teacher: Tensor, visible: Tensor, *, integral: Integral, logits: bool) -> Tensor:
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < math.inf:
+            raise UserError(f"teacher.weight={self.weight}: expected a number of at least 0")
+        if self.loss not in ("l1", "l2"):
+            raise UserError(f"teacher.loss={self.loss}: expected l1 or l2")
+        if not 0 < self.window <= 1:
+            raise UserError(f"teacher.window={self.window}: expected a share of the map's size above 0, at most 1")
+
+    def __call__(self, z: Tensor, teacher: Tensor, visible: Tensor, *, integral: Integral, logits: bool) -> Tensor:
         """The weighted mean over visible keypoints, a scalar with a gradient for ``z`` alone; 0 where there are none.
 
         With ``normalise`` a teacher's map without any positive value, which no rule brings to sum 1, counts as well

@@ -70,13 +70,9 @@ class HeatmapLoss(nn.Module):
         return -along_x / (2 * variance), -along_y / (2 * variance)
 
     def forward(self, heatmaps: Tensor, keypoints: Tensor, visible: Tensor, input_size: Size) -> Tensor:
-        """Scalar loss; 0, with zero gradients, where no keypoint of the batch has a target.
+        """Scalar loss of maps (B, J, h, w); 0, with zero gradients, where no keypoint of the batch has a target.
 
-        Args:
-            heatmaps: (B, J, h, w), as the network puts them out.
-            keypoints: (B, J, 2) in pixels of the input.
-            visible: (B, J) bool.
-            input_size: height and width of the input.
+        ``keypoints`` (B, J, 2) are in pixels of the input, ``visible`` (B, J) bool.
         """
         total, count = self.total(heatmaps, keypoints, visible, input_size)
         return total / count.clamp(min=1)

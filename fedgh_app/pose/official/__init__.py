@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedgh_app.pose.data.records import DatasetSpec, OnBad, load_spec
-from fedgh_app.pose.official import coco, lsp, mpii, pck
+from fedgh_app.pose.official import coco, mpii, pck
 from fedgh_app.pose.official.scores import Score, Side, check_side
-from fedgh_app.vision.specs import ALSO_CALLED
+from fedgh_app.tasks import ALSO_CALLED
 
 __all__ = ["Score", "Side", "check_side", "protocol_of", "score"]
 
@@ -17,7 +17,7 @@ def protocol_of(spec: DatasetSpec) -> Scorer:
     """COCO's has its own; the others go by the reference length, so a data set of one's own has one too."""
     if spec.name == "coco":
         return coco.score
-    return {"head": mpii.score, "torso": lsp.score, "box": pck.score}[spec.reference]
+    return mpii.score if spec.reference == "head" else pck.score
 
 
 def score(dataset: str, truth: Path, predictions: Path, *, side: Side = "all", on_bad: OnBad = "raise") -> Score:

@@ -35,22 +35,18 @@ def score(spec: DatasetSpec, truth: Path, predictions: Path, *, side: Side = "al
         UserError: a file is not as expected, or a prediction is of an image that the truth does not have.
     """
     data, bad = _read_truth(spec, truth, on_bad)
-    images = {image["id"]: image for image in data["images"]}
+    images = {image["id"] for image in data["images"]}
     asked = [image["id"] for image in _on_side(spec, truth, data["images"], side)]
     if not asked:
         raise UserError(f"{truth}: found no image in split {side}, expected at least one; see --split")
     results = read_results(predictions, spec)
     for place, result in enumerate(results):
+        where = f"{predictions}: entry {place}"
         if result.image_id not in images:
-            raise UserError(
-                f"{predictions}: entry {place}: found image_id {result.image_id!r}, expected an image of {truth}"
-            )
+            raise UserError(f"{where}: found image_id {result.image_id!r}, expected an image of {truth}")
         if result.category_id != PERSON:
-            raise UserError(
-                f"{predictions}: entry {place}: found category_id {result.category_id}, expected {PERSON} (person)"
-            )
-    found = _evaluate(data, results, asked)
-    counted = set(asked)
+            raise UserError(f"{where}: found category_id {result.category_id}, expected {PERSON} (person)")
+    found, counted = _evaluate(data, results, asked), set(asked)
     annotated = [person for person in data["annotations"] if not person["iscrowd"] and person["num_keypoints"] > 0]
     people = sum(person["image_id"] in counted for person in annotated)
     rows = {"OKS": {name: 100 * value if value >= 0 else float("nan") for name, value in found.items()}}
@@ -120,36 +116,33 @@ def _read_truth(spec: DatasetSpec, path: Path, on_bad: OnBad) -> tuple[dict[str,
             raise UserError(f"{path}: images: found {str(image)[:60]}, expected objects with an id")
     _check_categories(spec, path, data.get("categories"))
     known = {image["id"] for image in data["images"]}
-    people: list[dict[str, Any]] = []
+    people: list[dict[str, object]] = []
     bad = 0
     for place, entry in enumerate(data["annotations"]):
         if isinstance(entry, dict) and entry.get("category_id", PERSON) != PERSON:
             continue
         try:
-            person = _person(spec, entry, known)
+            # Numbered anew: COCOeval takes somebody whose id is 0 for nobody.
+            people.append({**_person(spec, entry, known), "id": len(people) + 1})
         except BadEntry as error:
             if on_bad == "raise":
                 name = entry.get("id", place) if isinstance(entry, dict) else place
                 raise UserError(f"{path}: annotation {name}: {error}") from None
             bad += 1
-            continue
-        # Numbered anew: COCOeval takes somebody whose id is 0 for nobody.
-        people.append({**person, "id": len(people) + 1})
     categories = [{"id": PERSON, "name": "person"}]
     return {"images": data["images"], "annotations": people, "categories": categories}, bad
 
 
-def _check_categories(spec: DatasetSpec, path: Path, categories: Any) -> None:
+def _check_categories(spec: DatasetSpec, path: Path, categories: object) -> None:
     for category in categories if isinstance(categories, list) else ():
         if isinstance(category, dict) and category.get("id") == PERSON:
             names = category.get("keypoints", list(spec.keypoints))
             if names != list(spec.keypoints):
-                raise UserError(
-                    f"{path}: categories: found keypoints {str(names)[:80]}, expected COCO's 17 in its order"
-                )
+                found = str(names)[:80]
+                raise UserError(f"{path}: categories: found keypoints {found}, expected COCO's 17 in its order")
 
 
-def _person(spec: DatasetSpec, entry: Any, images: Container[int | str]) -> dict[str, Any]:
+def _person(spec: DatasetSpec, entry: object, images: Container[int | str]) -> dict[str, object]:
     if not isinstance(entry, dict):
         raise BadEntry("expected an object")
     for key, shape in NUMBERS.items():
@@ -172,7 +165,8 @@ def _on_side(
         return list(images)
     # The reader takes nobody from an image that states another split than these.
     known = [image for image in images if image.get("split") in (None, "train", "test")]
-    groups = [str(image.get("file_name") if image.get("source") is None else image["source"]) for image in known]
-    named = zip(known, groups, strict=True)
-    members = [(f"{truth}: image {image['id']}", group, image.get("split")) for image, group in named]
+    members = []
+    for image in known:
+        group = str(image.get("file_name") if image.get("source") is None else image["source"])
+        members.append((f"{truth}: image {image['id']}", group, image.get("split")))
     return [image for image, split in zip(known, split_groups(members, spec), strict=True) if split == side]

@@ -15,12 +15,11 @@ from fedgh_app.pose.data.records import DatasetSpec, OnBad
 from fedgh_app.pose.evaluation.metrics import MPII_JOINTS, pckh
 from fedgh_app.pose.official.people import Compared, compare
 from fedgh_app.pose.official.scores import Score, Side
+from fedgh_app.pose.readers.intake import HEAD_BOX_FACTOR
 from fedgh_app.vision.matlab import LARGEST_ARRAY_BYTES, read_matlab
 
 Array = np.ndarray
 
-# MPII's reference length: this share of the diagonal of the head box ("SC_BIAS" of the official evaluation).
-HEAD_SHARE = 0.6
 TRUTH_KEYS = ("pos_gt_src", "jnt_missing", "headboxes_src")
 PREDICTION_KEYS = ("preds", "pos_pred_src")
 HDF5_SUFFIXES = (".h5", ".hdf5")
@@ -59,24 +58,20 @@ def read_mpii_truth(path: Path) -> tuple[Array, Array, Array]:
     for key in TRUTH_KEYS:
         if key not in arrays:
             raise UserError(f"{path}: found no {key!r}, expected {', '.join(TRUTH_KEYS)}")
-    keypoints = _numeric(path, "pos_gt_src", arrays)
+    keypoints, missing, boxes = (_numeric(path, key, arrays) for key in TRUTH_KEYS)
     if keypoints.ndim != 3 or keypoints.shape[:2] != (MPII_JOINTS, 2) or keypoints.shape[2] == 0:
         raise _wrong_shape(path, "pos_gt_src", keypoints, "(16, 2, N)")
     people = keypoints.shape[2]
-    missing = _numeric(path, "jnt_missing", arrays)
     if missing.shape != (MPII_JOINTS, people):
         raise _wrong_shape(path, "jnt_missing", missing, f"(16, {people})")
-    boxes = _numeric(path, "headboxes_src", arrays)
     if boxes.shape != (2, 2, people):
         raise _wrong_shape(path, "headboxes_src", boxes, f"(2, 2, {people})")
-    lengths = HEAD_SHARE * np.linalg.norm(boxes[1] - boxes[0], axis=0)
+    lengths = HEAD_BOX_FACTOR * np.linalg.norm(boxes[1] - boxes[0], axis=0)
     usable = np.isfinite(lengths) & (lengths > 0)
     if not usable.all():
         person = int(usable.argmin())
-        raise UserError(
-            f"{path}: found a head box of diagonal {lengths[person] / HEAD_SHARE:g} for person {person},"
-            " expected one above 0"
-        )
+        length = lengths[person] / HEAD_BOX_FACTOR
+        raise UserError(f"{path}: found a head box of diagonal {length:g} for person {person}, expected one above 0")
     visible = missing.T == 0
     keypoints = keypoints.transpose(2, 0, 1)
     if not np.isfinite(keypoints[visible]).all():

@@ -30,17 +30,11 @@ class Compared:
 def compare(
     spec: DatasetSpec, truth: Path, predictions: Path, *, side: Side = "all", on_bad: OnBad = "raise"
 ) -> Compared:
-    """Read both files and put them side by side.
+    """Read both files, ``truth`` in the data set's own format, and put them side by side.
 
-    Args:
-        spec: whose keypoints both have.
-        truth: annotation file in the data set's own format; the images need not be there.
-        predictions: COCO keypoint results.
-        side: which people are scored; predictions of others are passed over.
-        on_bad: whether a bad annotation or a person without a prediction is an error, or is left out and counted.
-
-    Raises:
-        UserError: a file is not as expected, or does not fit the other.
+    Predictions of people on the other ``side`` are passed over. A bad annotation, or a person without a prediction, is
+    a UserError, or with ``on_bad="skip"`` left out and counted; a file that is not as expected, or does not fit the
+    other, always is one.
     """
     records, bad = read_truth(spec, truth, on_bad=on_bad)
     results = read_results(predictions, spec)
@@ -87,12 +81,10 @@ def _assigned(records: Sequence[PoseRecord], results: Sequence[Result], file: Pa
                 f"{where}: found no annotation_id, expected one of {', '.join(people[:4])}: "
                 f"image {result.image_id} shows {len(people)} people"
             )
-        if person is not None and person not in people:
-            raise UserError(
-                f"{where}: found annotation_id {person!r}, expected one of image {result.image_id}: "
-                f"{', '.join(people[:4])}"
-            )
         person = people[0] if person is None else person
+        if person not in people:
+            some = ", ".join(people[:4])
+            raise UserError(f"{where}: found annotation_id {person!r}, expected one of image {result.image_id}: {some}")
         if person in found:
             raise UserError(f"{where}: found a second prediction for {person}, expected one for each person")
         found[person] = result

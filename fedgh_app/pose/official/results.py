@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from fedgh_app.errors import UserError
 from fedgh_app.pose.data.records import DatasetSpec
 
 EXPECTED = 'expected COCO keypoint results: [{"image_id", "category_id", "keypoints", "score"}, ...]'
-KINDS: dict[str, Any] = {"image_id": (int, str), "category_id": int, "keypoints": list, "score": (int, float)}
+KINDS = {"image_id": (int, str), "category_id": (int,), "keypoints": (list,), "score": (int, float)}
 DECIMALS = 4  # of a pixel and of a confidence, in a file
 
 
@@ -33,10 +32,10 @@ class Result:
     score: float
     annotation_id: str | None = None
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """The entry of a results file; the score is written in full, since it orders people."""
         triples = np.concatenate([self.keypoints, self.confidences[:, None]], axis=1)
-        entry: dict[str, Any] = {
+        entry: dict[str, object] = {
             "image_id": self.image_id,
             "category_id": self.category_id,
             "keypoints": np.round(triples.astype(float), DECIMALS).ravel().tolist(),
@@ -57,8 +56,6 @@ def read_results(path: Path, spec: DatasetSpec) -> list[Result]:
     """
     try:
         content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; {EXPECTED}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); {EXPECTED}") from None
     except (ValueError, RecursionError):
@@ -70,7 +67,7 @@ def read_results(path: Path, spec: DatasetSpec) -> list[Result]:
     return [_result(f"{path}: entry {place}", entry, spec) for place, entry in enumerate(content)]
 
 
-def _result(where: str, entry: Any, spec: DatasetSpec) -> Result:
+def _result(where: str, entry: object, spec: DatasetSpec) -> Result:
     if not isinstance(entry, dict):
         raise UserError(f"{where}: found {json.dumps(entry)[:40]}, expected an object")
     for key, kinds in KINDS.items():
@@ -86,18 +83,18 @@ def _result(where: str, entry: Any, spec: DatasetSpec) -> Result:
             f"{where}: found {len(numbers)} numbers in keypoints, expected {3 * spec.num_keypoints}: "
             f"x, y, confidence of each of the {spec.num_keypoints} keypoints of {spec.name}"
         )
-    for name, triple in zip(spec.keypoints, numbers.reshape(-1, 3), strict=True):
+    triples = numbers.reshape(-1, 3)
+    for name, triple in zip(spec.keypoints, triples, strict=True):
         if not np.isfinite(triple).all():
             raise UserError(f"{where}: found {name} at {triple.tolist()}, expected finite numbers")
     score = _numbers([entry["score"]])
     if score is None or not np.isfinite(score[0]):
         raise UserError(f"{where}: found score={str(entry['score'])[:40]}, expected a finite number")
-    triples, person = numbers.reshape(-1, 3), entry.get("annotation_id")
-    whose = None if person is None else str(person)
+    whose = None if entry.get("annotation_id") is None else str(entry["annotation_id"])
     return Result(entry["image_id"], entry["category_id"], triples[:, :2], triples[:, 2], float(score[0]), whose)
 
 
-def _numbers(values: Sequence[Any]) -> np.ndarray | None:
+def _numbers(values: Sequence[object]) -> np.ndarray | None:
     """``values`` as float64, None where one of them is no number."""
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return None

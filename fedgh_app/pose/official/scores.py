@@ -3,18 +3,15 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import StringIO
-from typing import Literal, get_args
+from typing import get_args
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from fedgh_app.errors import UserError
-
-# What is scored of a truth file: everything, or one side of the data set's fixed split.
-Side = Literal["all", "train", "test"]
+from fedgh_app.pose.data.split import Side
 
 
 def check_side(side: str) -> None:
@@ -68,8 +65,3 @@ class Score:
             table.add_row(metric, *(f"{value:.2f}" if math.isfinite(value) else "-" for value in values.values()))
         left_out = f", {self.left_out} left out" if self.left_out else ""
         return Group(table, Text(f"{self.people} people{left_out}; {self.rule}", style="dim"))
-
-    def __str__(self) -> str:
-        written = StringIO()
-        Console(file=written, width=100, color_system=None).print(self)
-        return written.getvalue()

@@ -2,9 +2,8 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,8 @@ from fedgh_app.pose.data.cache import is_outside
 from fedgh_app.pose.readers.intake import BadEntry, numbers, read_json
 
 PERSON = 1  # COCO's category; counts where a file has several
+# A file's name and, where a box is of one frame of a video alone, the frame.
+Place = tuple[str, int | None]
 # A box this many times as long as its image is a slip of units, and cutting it out would take all memory.
 LONGEST = 20
 
@@ -37,9 +38,9 @@ class Box:
 class Boxes:
     """Boxes by file name and, in videos, by frame; what stands under no frame (None) counts for every frame."""
 
-    of: Mapping[tuple[str, int | None], Sequence[Box]] = field(default_factory=dict)
+    of: Mapping[Place, Sequence[Box]]
 
-    def __getitem__(self, place: tuple[str, int | None]) -> Sequence[Box]:
+    def __getitem__(self, place: Place) -> Sequence[Box]:
         """The boxes in a file, or in one of its frames; none where nobody was found."""
         return self.of.get(place, self.of.get((place[0], None), ()))
 
@@ -47,7 +48,7 @@ class Boxes:
 def parse_box(text: str) -> Box:
     """The box in a text `x,y,width,height`."""
     try:
-        return _box([float(part) for part in text.split(",")], f"--box {text}")
+        return box_of([float(part) for part in text.split(",")], f"--box {text}")
     except ValueError:
         raise UserError(f"--box {text}: expected four numbers x,y,width,height in pixels") from None
 
@@ -73,7 +74,7 @@ def read_boxes(path: Path, names: Collection[str], min_score: float = 0.0) -> Bo
     else:
         raise UserError(f"{path}: expected COCO annotations or a list of detections, found {type(content).__name__}")
     by_id = _by_id(names)
-    kept: list[tuple[tuple[str, int | None], Any, Box]] = []
+    kept: list[tuple[Place, object, Box]] = []
     categories = set()
     for number, entry in enumerate(entries):
         where = f"{path}: entry {number}"
@@ -87,11 +88,11 @@ def read_boxes(path: Path, names: Collection[str], min_score: float = 0.0) -> Bo
             continue
         place = places.get(entry.get("image_id")) if places is not None else _named(entry, names, by_id)
         if place is not None:
-            box = _box(entry.get("bbox"), where, entry.get("score"))
+            box = box_of(entry.get("bbox"), where, entry.get("score"))
             if box.score is None or box.score >= min_score:
                 kept.append((place, entry.get("category_id"), box))
     several = len(categories) > 1
-    found: dict[tuple[str, int | None], list[Box]] = {}
+    found: dict[Place, list[Box]] = {}
     for place, category, box in kept:
         if not several or category == PERSON:
             found.setdefault(place, []).append(box)
@@ -102,10 +103,10 @@ def read_boxes(path: Path, names: Collection[str], min_score: float = 0.0) -> Bo
     return Boxes(found)
 
 
-def _places(path: Path, images: Sequence[Any], names: Collection[str]) -> dict[Any, tuple[str, int | None]]:
+def _places(path: Path, images: Sequence[object], names: Collection[str]) -> dict[object, Place]:
     """Which input each image id stands for; images that are no inputs are left out."""
-    places: dict[Any, tuple[str, int | None]] = {}
-    told: dict[tuple[str, int | None], str] = {}
+    places: dict[object, Place] = {}
+    told: dict[Place, str] = {}
     for number, image in enumerate(images):
         if not isinstance(image, dict) or not isinstance(image.get("id"), int | str):
             raise UserError(f"{path}: image {number}: expected an object with an id and a file_name")
@@ -129,7 +130,7 @@ def _by_id(names: Collection[str]) -> dict[int | str, str]:
     return {id: name for id, name in pairs if often[id] == 1}
 
 
-def _named(entry: Mapping[str, Any], names: Collection[str], by_id: Mapping[int | str, str]) -> tuple[str, None] | None:
+def _named(entry: dict[str, object], names: Collection[str], by_id: Mapping[int | str, str]) -> Place | None:
     """The input that a detection names itself."""
     if "file_name" in entry:
         name = Path(str(entry["file_name"])).name
@@ -138,7 +139,8 @@ def _named(entry: Mapping[str, Any], names: Collection[str], by_id: Mapping[int 
     return (name, None) if name in names else None
 
 
-def _box(value: Any, where: str, score: Any = None) -> Box:
+def box_of(value: object, where: str, score: object = None) -> Box:
+    """x, y, width, height and a detector's score as a box; a UserError that names `where` if they are none."""
     try:
         sides = numbers(value, (4,), "bbox").astype(np.float32)
         sure = None if score is None else float(numbers(score, (), "score"))

@@ -25,15 +25,15 @@ FRACTION_BITS = 4  # cv2 draws at 1/16 px
 
 
 def draw_skeleton(
-    image: Image, keypoints: ArrayLike, visible: ArrayLike | None, spec: DatasetSpec, *, shortest: int = SHORTEST
+    image: Image, keypoints: ArrayLike, visible: ArrayLike, spec: DatasetSpec, *, shortest: int = SHORTEST
 ) -> Image:
     """A copy of the image with one skeleton on it, enlarged until its shorter side has `shortest` px.
 
-    `keypoints` (J, 2) in pixels of `image`, centres at integers; `visible` (J,), None for all. Each keypoint has its
-    own colour; every line has a dark rim, so it reads on light and on dark.
+    `keypoints` (J, 2) in pixels of `image`, centres at integers; `visible` (J,). Each keypoint has its own colour;
+    every line has a dark rim, so it reads on light and on dark.
     """
     canvas, points = _enlarged(image, np.asarray(keypoints, float), shortest)
-    _draw(canvas, points, _mask(visible, spec), spec, None, line=_line(canvas))
+    _draw(canvas, points, np.asarray(visible, bool), spec, line=_line(canvas))
     return canvas
 
 
@@ -58,12 +58,12 @@ def draw_people(
         shown = scores >= min_score
         sure.append((points, shown & (scores >= FAINT), line, rim))
         if (shown & (scores < FAINT)).any():
-            _draw(faint, points, shown, spec, None, line=line, rim=rim)
+            _draw(faint, points, shown, spec, line=line, rim=rim)
             unsure = True
     if unsure:
         canvas = np.asarray(cv2.addWeighted(faint, FAINT_OPACITY, canvas, 1 - FAINT_OPACITY, 0), np.uint8)
     for points, shown, line, rim in sure:
-        _draw(canvas, points, shown, spec, None, line=line, rim=rim)
+        _draw(canvas, points, shown, spec, line=line, rim=rim)
     return canvas
 
 
@@ -72,7 +72,7 @@ def draw_comparison(
     *,
     truth: ArrayLike,
     prediction: ArrayLike,
-    visible: ArrayLike | None,
+    visible: ArrayLike,
     spec: DatasetSpec,
     shortest: int = SHORTEST,
 ) -> Image:
@@ -81,12 +81,10 @@ def draw_comparison(
     `truth` and `prediction` (J, 2) in pixels of `image`; only keypoints that are `visible` (J,) are drawn,
     since the others have no truth to compare with.
     """
-    mask = _mask(visible, spec)
-    canvas, points = _enlarged(image, np.asarray(truth, float), shortest)
-    _draw(canvas, points, mask, spec, TRUTH, line=_line(canvas), filled=False)
-    horizontal, vertical = canvas.shape[1] / image.shape[1], canvas.shape[0] / image.shape[0]
-    points = _scaled(np.asarray(prediction, float), horizontal, vertical)
-    _draw(canvas, points, mask, spec, PREDICTION, line=_line(canvas))
+    canvas, (true, found) = _enlarged(image, np.array([truth, prediction], float), shortest)
+    mask, line = np.asarray(visible, bool), _line(canvas)
+    _draw(canvas, true, mask, spec, TRUTH, line=line, filled=False)
+    _draw(canvas, found, mask, spec, PREDICTION, line=line)
     return canvas
 
 
@@ -134,23 +132,15 @@ def contact_sheet(
     return sheet
 
 
-def _mask(visible: ArrayLike | None, spec: DatasetSpec) -> NDArray[np.bool_]:
-    return np.ones(spec.num_keypoints, bool) if visible is None else np.asarray(visible, bool)
-
-
 def _enlarged(image: Image, points: NDArray[np.float64], shortest: int) -> tuple[Image, NDArray[np.float64]]:
-    """A copy at least `shortest` px a side and the points on it."""
+    """A copy at least `shortest` px a side and the points (..., 2) on it."""
     factor = max(1.0, shortest / min(image.shape[:2]))
     if factor == 1.0:
         return image.copy(), points
     size = (round(image.shape[1] * factor), round(image.shape[0] * factor))
     larger = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC), np.uint8)
-    return larger, _scaled(points, size[0] / image.shape[1], size[1] / image.shape[0])
-
-
-def _scaled(points: NDArray[np.float64], horizontal: float, vertical: float) -> NDArray[np.float64]:
-    """Points of a resized image: the edges of an image, not its outermost pixel centres, keep their place."""
-    return (points + 0.5) * [horizontal, vertical] - 0.5
+    # The edges of an image, not its outermost pixel centres, keep their place.
+    return larger, (points + 0.5) * [size[0] / image.shape[1], size[1] / image.shape[0]] - 0.5
 
 
 def _line(canvas: Image) -> int:
@@ -163,7 +153,7 @@ def _draw(
     points: NDArray[np.float64],
     visible: NDArray[np.bool_],
     spec: DatasetSpec,
-    colour: Colour | None,
+    colour: Colour | None = None,
     *,
     line: int,
     rim: int = 2,

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from fedgh_app.errors import UserError
 from fedgh_app.pose.data.batches import MEAN, STD
 from fedgh_app.pose.data.crops import PADDING
-from fedgh_app.pose.models.confidence import Confidence
-from fedgh_app.pose.models.decoding import Decode
+from fedgh_app.pose.models.decoding import Confidence, Decode
 from fedgh_app.pose.models.heatmaps import Size
-from fedgh_app.pose.prediction.prediction import Predictor
+from fedgh_app.pose.prediction.prediction import Predictor, predictor_of
+from fedgh_app.task import Trained
 from fedgh_app.vision.files import replacing
 
 INPUT, OUTPUTS = "images", ("keypoints", "maps")
@@ -64,7 +64,16 @@ class KeypointNet(nn.Module):
         return torch.cat([points, self.confidence(maps)[..., None]], -1)
 
 
-def export(predictor: Predictor, path: Path, about: Mapping[str, str]) -> Agreement:
+def export(run: Trained, path: Path, *, decoding: str | None = None) -> Agreement:
+    """Write a run's model to an ONNX file, with what says where it comes from; see `write`."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"--out {path}: expected a file in a folder that exists")
+    about = {"dataset": run.spec.title, "licence": run.spec.licence, "source": run.spec.source}
+    about |= {"run": run.directory.resolve().name, "rounds": str(run.metadata.get("rounds", ""))}
+    return write(predictor_of(run, decoding=decoding, flip_test=False), path, about)
+
+
+def write(predictor: Predictor, path: Path, about: Mapping[str, str]) -> Agreement:
     """Write the predictor's network with its decoding to the ONNX file `path`, once it was seen to agree with PyTorch.
 
     Args:

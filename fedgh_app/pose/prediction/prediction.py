@@ -1,5 +1,6 @@
 """Keypoints of people in any images and videos: drawn on them, and written as COCO JSON."""
 
+import functools
 import itertools
 import json
 import shutil
@@ -8,9 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-import cv2
 import numpy as np
 import torch
 from torch import nn
@@ -20,15 +20,16 @@ from fedgh_app.pose.data import crops as cropping
 from fedgh_app.pose.data.batches import normalised
 from fedgh_app.pose.data.cache import network_input
 from fedgh_app.pose.data.records import DatasetSpec
-from fedgh_app.pose.models.confidence import Confidence
-from fedgh_app.pose.models.decoding import Decode
+from fedgh_app.pose.models.decoding import Confidence, Decode, confidence_of, decoder
 from fedgh_app.pose.prediction.boxes import Box, Boxes, parse_box, read_boxes
 from fedgh_app.pose.prediction.drawing import draw_people
 from fedgh_app.pose.prediction.videos import CODEC_NAME, Video, frames_of, open_video, writing
 from fedgh_app.pose.training import Permutation, find_keypoints
+from fedgh_app.task import Trained
 from fedgh_app.vision.files import staged
-from fedgh_app.vision.images import read_image
+from fedgh_app.vision.images import read_image, write_image
 from fedgh_app.vision.training import place
+from fedgh_app.words import count
 
 PREDICTIONS = "predictions.json"
 IMAGE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
@@ -81,28 +82,19 @@ class Counts:
     people: int
 
     def __str__(self) -> str:
-        parts = [f"{self.people} {'person' if self.people == 1 else 'people'}"]
-        if self.images:
-            parts.append(f"{self.images} image{'s' if self.images > 1 else ''}")
+        people = f"{self.people} {'person' if self.people == 1 else 'people'}"
+        places = [count(self.images, "image")] * bool(self.images)
         if self.videos:
-            parts.append(f"{self.frames - self.images} frames of {self.videos} video{'s' if self.videos > 1 else ''}")
-        return f"{parts[0]} in {' and '.join(parts[1:])}" + (f", written as {CODEC_NAME}" if self.videos else "")
+            places.append(f"{self.frames - self.images} frames of {count(self.videos, 'video')}")
+        return f"{people} in {' and '.join(places)}" + (f", written as {CODEC_NAME}" if self.videos else "")
 
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """A model and how its maps are read.
+    """A model, images (B, 3, h, w) to maps (B, J, h', w') of the J keypoints of `spec`, and how its maps are read.
 
-    Attributes:
-        model: images (B, 3, h, w) to maps (B, J, h', w').
-        spec: the data set whose J keypoints it finds.
-        input_size: (h, w) that it was trained on.
-        decode: maps to points in input pixels.
-        confidence: maps to how sure the model is of each.
-        device: where it runs.
-        batch_size: most crops in one pass.
-        flip_permutation: order (J,) of the keypoints in a mirrored image, for a flip test; see
-            `training.find_keypoints`. The confidence is that of the image as it is.
+    `input_size` is the (h, w) that it was trained on, `batch_size` the most crops in one pass. With `flip_permutation`
+    there is a flip test, see `training.find_keypoints`; the confidence is that of the image as it is.
     """
 
     model: nn.Module
@@ -150,22 +142,40 @@ class Predictor:
         return np.concatenate(points), np.concatenate(scores)
 
 
+def predictor_of(
+    run: Trained, *, decoding: str | None = None, flip_test: bool | None = None, batch_size: int = 32
+) -> Predictor:
+    """A run's model, on a GPU if there is one; ``decoding`` and ``flip_test`` as in the run where they are None."""
+    usual, spec = run.values["evaluate"], cast(DatasetSpec, run.spec)
+    height, width = run.dataset["input_size"]
+    flips = usual["flip_test"] if flip_test is None else flip_test
+    return Predictor(
+        model=run.model,
+        spec=spec,
+        input_size=(int(height), int(width)),
+        decode=decoder(run.model, decoding or usual["decoding"], run.loss),
+        confidence=confidence_of(run.model, run.loss),
+        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        batch_size=batch_size,
+        flip_permutation=spec.flip_permutation if flips else None,
+    )
+
+
 def find_sources(inputs: Iterable[Path]) -> list[Source]:
     """The images and videos among `inputs`; a folder stands for those directly in it, in the order of names.
 
     Raises UserError where there is none, where a video cannot be opened, and where two would be written as one file.
     """
-    paths = list(dict.fromkeys(path for given in inputs for path in _files(given)))
-    sources = [Source(path, open_video(path) if path.suffix.lower() in VIDEO_SUFFIXES else None) for path in paths]
-    written: dict[str, Path] = {}
-    for source in sources:
+    found: dict[str, Source] = {}
+    for path in dict.fromkeys(path for given in inputs for path in _files(given)):
+        source = Source(path, open_video(path) if path.suffix.lower() in VIDEO_SUFFIXES else None)
         key = source.picture.casefold()  # some file systems take no notice of case
-        if key in written and not source.path.samefile(written[key]):
+        if key in found and not path.samefile(found[key].path):
             raise UserError(
-                f"{written[key]} and {source.path} would both be written as {source.picture}; expected different names"
+                f"{found[key].path} and {path} would both be written as {source.picture}; expected different names"
             )
-        written[key] = source.path
-    return list({source.picture.casefold(): source for source in sources}.values())
+        found[key] = source
+    return list(found.values())
 
 
 def asked_boxes(
@@ -188,14 +198,13 @@ def predict_all(
     *,
     boxes: Boxes | None = None,
     min_score: float = 0.0,
-    info: Mapping[str, Any] | None = None,
+    info: Mapping[str, object] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Counts:
     """Predict every image and video frame and make the folder `out`: pictures with skeletons, `predictions.json`.
 
     Args:
-        predictor: the model.
-        sources: what to look at.
+        predictor, sources: the model, and what it looks at.
         out: a new or empty folder; it appears once all is done, or not at all.
         boxes: where people are; None takes each whole image as one person's box.
         min_score: keypoints with less confidence are not drawn; all of them are written.
@@ -205,23 +214,19 @@ def predict_all(
     Raises:
         UserError: an input that cannot be read to its end, a box outside its image, an `out` that cannot be written.
     """
-    check_output(out)
     total = sum(source.video.frames if source.video else 1 for source in sources)
     videos = [{"file_name": s.path.name, "written": s.picture, "frame_rate": s.video.rate} for s in sources if s.video]
     frames = people = 0
-    try:
-        with staged(out) as stage, _results(stage, predictor.spec, {**(info or {}), "videos": videos}) as add:
-            predicted = predictor(_frames(sources, boxes))
-            for source, group in itertools.groupby(predicted, key=lambda pair: pair[0].source):
-                with _pictures(stage, source) as show:
-                    for frame, found in group:
-                        add(frame, found)
-                        poses = [(person.keypoints, person.scores, person.box.sides) for person in found]
-                        show(draw_people(frame.image[..., ::-1], poses, predictor.spec, min_score=min_score))
-                        frames, people = frames + 1, people + len(found)
-                        progress(frames, max(frames, total))
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from error
+    with output_folder(out) as folder, _results(folder, predictor.spec, {**(info or {}), "videos": videos}) as add:
+        predicted = predictor(_frames(sources, boxes))
+        for source, group in itertools.groupby(predicted, key=lambda pair: pair[0].source):
+            with _pictures(folder, source) as show:
+                for frame, found in group:
+                    add(frame, found)
+                    poses = [(person.keypoints, person.scores, person.box.sides) for person in found]
+                    show(draw_people(frame.image[..., ::-1], poses, predictor.spec, min_score=min_score))
+                    frames, people = frames + 1, people + len(found)
+                    progress(frames, max(frames, total))
     return Counts(images=len(sources) - len(videos), videos=len(videos), frames=frames, people=people)
 
 
@@ -231,6 +236,20 @@ def check_output(out: Path) -> None:
         raise UserError(f"--out {out}: is a file; expected a new or empty folder")
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"--out {out}: holds files already; expected a new or empty folder")
+
+
+@contextmanager
+def output_folder(out: Path) -> Iterator[Path]:
+    """What becomes the new or empty folder ``out`` when the block ends well; UserError where it cannot be written."""
+    check_output(out)
+    try:
+        with staged(out) as folder:
+            try:
+                yield folder
+            except UserError as error:  # of a file in it, which is told by where it would lie in the end
+                raise UserError(str(error).replace(str(folder), str(out))) from error
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from error
 
 
 def _files(given: Path) -> list[Path]:
@@ -253,47 +272,34 @@ def _files(given: Path) -> list[Path]:
 
 
 def _frames(sources: Iterable[Source], boxes: Boxes | None) -> Iterator[Frame]:
-    """Every image and every frame of every video, with its boxes."""
+    """Every image and every frame of every video, with its boxes; without boxes each is a box itself."""
     for source in sources:
-        if source.video is None:
-            yield _frame(source, None, read_image(source.path), boxes)
-        else:
-            for number, image in enumerate(frames_of(source.video)):
-                yield _frame(source, number, image, boxes)
-
-
-def _frame(source: Source, number: int | None, image: np.ndarray, boxes: Boxes | None) -> Frame:
-    height, width = image.shape[:2]
-    if boxes is None:
-        return Frame(source, number, image, [Box(np.array([0, 0, width, height], np.float32))])
-    where = str(source.path) if number is None else f"{source.path}, frame {number}"
-    found = boxes[source.path.name, number]
-    for box in found:
-        box.check(where, width, height)
-    return Frame(source, number, image, found)
+        images: Iterable[tuple[int | None, np.ndarray]] = (
+            [(None, read_image(source.path))] if source.video is None else enumerate(frames_of(source.video))
+        )
+        for number, image in images:
+            height, width = image.shape[:2]
+            whole = [Box(np.array([0, 0, width, height], np.float32))]
+            found = whole if boxes is None else boxes[source.path.name, number]
+            for box in found:
+                box.check(str(source.path) if number is None else f"{source.path}, frame {number}", width, height)
+            yield Frame(source, number, image, found)
 
 
 @contextmanager
 def _pictures(folder: Path, source: Source) -> Iterator[Callable[[np.ndarray], None]]:
     """A function that writes one image, or appends to the video, (H, W, 3) uint8 BGR."""
     path = folder / source.picture
-    if source.video is not None:
+    if source.video is None:
+        yield functools.partial(write_image, path)
+    else:
         with writing(path, source.video.rate) as write:
             yield write
-        return
-
-    def write_image(image: np.ndarray) -> None:
-        done, data = cv2.imencode(path.suffix.lower(), image)
-        if not done:
-            raise OSError(f"OpenCV cannot encode {path.name}")
-        path.write_bytes(data.tobytes())
-
-    yield write_image
 
 
 @contextmanager
 def _results(
-    folder: Path, spec: DatasetSpec, info: Mapping[str, Any]
+    folder: Path, spec: DatasetSpec, info: Mapping[str, object]
 ) -> Iterator[Callable[[Frame, Sequence[Person]], None]]:
     """A function that adds a frame's people to `predictions.json`, of which no more than that is held in memory."""
     category = {
@@ -326,7 +332,7 @@ def _results(
         file.write("\n]}\n")
 
 
-def _annotation(person: Person) -> dict[str, Any]:
+def _annotation(person: Person) -> dict[str, object]:
     """A person in COCO's format of results: x, y, score of each keypoint in turn."""
     points = np.round(np.asarray(person.keypoints, np.float64), PIXEL_DIGITS)
     scores = np.round(np.asarray(person.scores, np.float64), SCORE_DIGITS)

@@ -1,19 +1,16 @@
 """Annotation files of several formats, all read into `PoseRecord`.
 
-A module per format yields `RawPose`, its numbers turned into 0-based pixels; `intake` then checks what every
-record must satisfy. So each format says only what is particular to it.
+A module per format turns numbers into 0-based pixels; `intake` then checks what every record must satisfy. So each
+format says only what is particular to it.
 """
 
-import functools
-from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from fedgh_app.errors import UserError
 from fedgh_app.pose.data.records import BadRecord, DatasetSpec, OnBad, PoseRecord
 from fedgh_app.pose.readers import coco, lsp, mpii
-from fedgh_app.pose.readers.intake import BadEntry, RawPose, record
-
-Reader = Callable[[DatasetSpec, Path], Iterator[RawPose | tuple[str, BadEntry]]]
+from fedgh_app.pose.readers.intake import BadEntry, Reader, record
 
 READERS: dict[str, tuple[str, Reader]] = {
     "coco": ("annotations.json", coco.read),
@@ -28,6 +25,8 @@ def annotation_file(spec: DatasetSpec, root: Path) -> tuple[Path, Reader]:
 
     MPII comes in two forms with one meaning: a folder that has only the official file is read as such.
     """
+    if not root.is_dir():
+        raise UserError(f"dataset.root={root}: no such folder; to get the data: {spec.obtain}")
     name, reader = READERS[spec.format]
     if spec.format == "mpii" and not (root / name).is_file() and (root / mpii.OFFICIAL_FILE).is_file():
         name, reader = READERS["mpii_mat"]
@@ -41,8 +40,6 @@ def read_records(spec: DatasetSpec, root: Path, *, on_bad: OnBad = "raise") -> t
     annotation file that cannot be understood as a whole always raises. Images are only looked for here, not
     decoded: that is the crop cache's part, or `fedgh data check`'s.
     """
-    if not root.is_dir():
-        raise UserError(f"dataset.root={root}: no such folder; to get the data: {spec.obtain}")
     path, reader = annotation_file(spec, root)
     return _records(spec, path, reader, root, on_bad)
 
@@ -54,7 +51,7 @@ def read_truth(spec: DatasetSpec, path: Path, *, on_bad: OnBad = "raise") -> tup
     """
     _, reader = READERS["mpii_mat" if spec.format == "mpii" and path.suffix.lower() == ".mat" else spec.format]
     if reader is lsp.read:
-        reader = functools.partial(lsp.read, hidden_count=True)
+        reader = partial(lsp.read, hidden_count=True)
     return _records(spec, path, reader, None, on_bad)
 
 
@@ -66,23 +63,18 @@ def _records(
     records: list[PoseRecord] = []
     bad: list[BadRecord] = []
     seen: set[str] = set()
-    for item in reader(spec, path):
-        file = path
-        if isinstance(item, RawPose):
-            try:
-                pose = record(item, spec, root)
-                if pose.id in seen:
-                    raise BadEntry(f"id {pose.id} stands twice")
-                seen.add(pose.id)
-                records.append(pose)
-                continue
-            except BadEntry as error:
-                where, reason = item.where, str(error)
-                if root is not None and reason == "image is missing":
-                    file = root / "images" / item.file_name
+    for where, read in reader(spec, path):
+        try:
+            pose = record(read(), spec, root)
+            if pose.id in seen:
+                raise BadEntry(f"id {pose.id} stands twice")
+        except BadEntry as error:
+            missing = error.missing is not None
+            entry = f"{error} ({where} of {path.name})" if missing else f"{where}: {error}"
+            bad.append(BadRecord(error.missing or path, entry))
+            if on_bad == "raise":
+                raise UserError(str(bad[-1])) from error
         else:
-            where, reason = item[0], str(item[1])
-        bad.append(BadRecord(file, f"{where}: {reason}" if file is path else f"{reason} ({where} of {path.name})"))
-        if on_bad == "raise":
-            raise UserError(str(bad[-1]))
+            seen.add(pose.id)
+            records.append(pose)
     return records, bad

@@ -1,22 +1,20 @@
 """COCO-keypoint JSON (Lin et al., ECCV 2014; cocodataset.org, "Data format", keypoint detection)."""
 
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fedgh_app.errors import UserError
 from fedgh_app.pose.data.records import DatasetSpec
-from fedgh_app.pose.readers.intake import BadEntry, RawPose, numbers, read_json
+from fedgh_app.pose.readers.intake import BadEntry, Entries, RawPose, numbers, read_json
 
-STANDARD_IMAGE_KEYS = frozenset(
-    ("id", "file_name", "width", "height", "license", "coco_url", "flickr_url", "date_captured")
-)
-OUR_IMAGE_KEYS = frozenset(("split", "source"))
+# Of an image entry: COCO's own keys, and ours that are no attributes.
+COCO_KEYS = {"id", "file_name", "width", "height", "license", "coco_url", "flickr_url", "date_captured"}
+OUR_KEYS = {"split", "source"}
 
 
-def read(spec: DatasetSpec, path: Path) -> Iterator[RawPose | tuple[str, BadEntry]]:
+def read(spec: DatasetSpec, path: Path) -> Entries:
     """Annotations of `path` in the file's order.
 
     Crowds and people whose `num_keypoints` is 0 are no poses by the format's own rule, and are passed over.
@@ -29,7 +27,7 @@ def read(spec: DatasetSpec, path: Path) -> Iterator[RawPose | tuple[str, BadEntr
         if not isinstance(data.get(key), list):
             raise UserError(f"{path}: {key}: expected a list")
     columns, count = _columns(spec, path, data.get("categories"))
-    images: dict[Any, dict[str, Any]] = {}
+    images: dict[int | str, dict[str, object]] = {}
     for entry in data["images"]:
         if not isinstance(entry, dict) or not isinstance(entry.get("id"), (int, str)):
             raise UserError(f"{path}: images: expected objects with an id, found {str(entry)[:60]}")
@@ -37,20 +35,12 @@ def read(spec: DatasetSpec, path: Path) -> Iterator[RawPose | tuple[str, BadEntr
             raise UserError(f"{path}: images: id {entry['id']!r} stands twice")
         images[entry["id"]] = entry
     for position, entry in enumerate(data["annotations"]):
-        where = f"annotation {position}"
-        if not isinstance(entry, dict):
-            yield where, BadEntry("expected an object")
-            continue
-        if entry.get("iscrowd") == 1 or entry.get("num_keypoints") == 0:
-            continue
-        where = f"annotation {entry.get('id', position)}"
-        try:
-            yield _pose(entry, where, images, columns, count)
-        except BadEntry as error:
-            yield where, error
+        known = entry if isinstance(entry, dict) else {}
+        if known.get("iscrowd") != 1 and known.get("num_keypoints") != 0:
+            yield f"annotation {known.get('id', position)}", partial(_pose, entry, images, columns, count)
 
 
-def _columns(spec: DatasetSpec, path: Path, categories: Any) -> tuple[list[int], int]:
+def _columns(spec: DatasetSpec, path: Path, categories: object) -> tuple[list[int], int]:
     """Where the file keeps each of our keypoints, by name, and how many keypoints it has."""
     known = [category for category in categories if isinstance(category, dict)] if isinstance(categories, list) else []
     named = [found for category in known if isinstance(found := category.get("keypoints"), list) and found]
@@ -65,13 +55,13 @@ def _columns(spec: DatasetSpec, path: Path, categories: Any) -> tuple[list[int],
     return [names.index(name) for name in spec.keypoints], len(names)
 
 
-def _pose(
-    entry: dict[str, Any], where: str, images: dict[Any, dict[str, Any]], columns: list[int], count: int
-) -> RawPose:
+def _pose(entry: object, images: dict[int | str, dict[str, object]], columns: list[int], count: int) -> RawPose:
+    if not isinstance(entry, dict):
+        raise BadEntry("expected an object")
     image_id = entry.get("image_id")
-    image = images.get(image_id) if isinstance(image_id, (int, str)) else None
-    if image is None:
+    if not isinstance(image_id, (int, str)) or image_id not in images:
         raise BadEntry(f"image_id {image_id!r} is not among the images")
+    image = images[image_id]
     if not isinstance(entry.get("id"), (int, str)):
         raise BadEntry(f"id {entry.get('id')!r}, expected a number or a name")
     triples = numbers(entry.get("keypoints"), (-1,), "keypoints")
@@ -82,10 +72,8 @@ def _pose(
     if not np.isin(flags, (0, 1, 2)).all():
         raise BadEntry(f"keypoints: visibility {flags.tolist()}, expected 0, 1 or 2")
     width, height = image.get("width"), image.get("height")
-    known = STANDARD_IMAGE_KEYS | OUR_IMAGE_KEYS
     source, split = image.get("source"), image.get("split")
     return RawPose(
-        where=where,
         id=str(entry["id"]),
         file_name=image.get("file_name"),
         keypoints=triples[:, :2],
@@ -93,7 +81,7 @@ def _pose(
         box=numbers(entry.get("bbox"), (4,), "bbox"),
         group=None if source is None else str(source),
         split=None if split is None else str(split),
-        attributes={key: str(value) for key, value in image.items() if key not in known},
+        attributes={key: str(value) for key, value in image.items() if key not in COCO_KEYS | OUR_KEYS},
         image_size=(width, height) if type(width) is int and type(height) is int else None,
-        image_id=image["id"],
+        image_id=image_id,
     )

@@ -3,13 +3,13 @@
 import functools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import scipy.io
@@ -18,8 +18,8 @@ from fedgh_app.errors import UserError
 from fedgh_app.pose.data.records import DatasetSpec, PoseRecord
 from fedgh_app.vision.matlab import read_matlab
 
-# 0.6 x the diagonal of MPII's head box is 0.75 x the distance from upper neck to head top: measured on the
-# 2,932 validation people that have both, it holds up to rounding for 94 % (they are the box's own ends).
+# 0.6 x the diagonal of MPII's head box (its evaluation's "SC_BIAS") is 0.75 x the distance from upper neck to head top:
+# of the 2,932 validation people that have both, it holds up to rounding for 94 % (they are the box's own ends).
 HEAD_BOX_FACTOR = 0.6
 HEAD_JOINTS_FACTOR = 0.75
 # Where the reference joints are not labelled, a share of the person's longest side: 0.41 is the median of
@@ -35,20 +35,22 @@ LONGEST_TEXT = 1000
 
 
 class BadEntry(Exception):
-    """One annotation that cannot be used; the reader goes on with the next."""
+    """One annotation that cannot be used, perhaps for a `missing` file; reading goes on with the next."""
+
+    def __init__(self, reason: str, missing: Path | None = None) -> None:
+        super().__init__(reason)
+        self.missing = missing
 
 
 @dataclass(frozen=True, eq=False)
 class RawPose:
     """One annotation as a format gives it, numbers already in 0-based pixels; still to be checked.
 
-    `where` names the annotation in messages. `keypoints` (J, 2), `visible` (J,), `box` x, y, width, height,
-    `head` the head box x1, y1, x2, y2 where there is one.
+    `keypoints` (J, 2), `visible` (J,), `box` x, y, width, height, `head` the head box x1, y1, x2, y2 if there is one.
     """
 
-    where: str
     id: str
-    file_name: Any
+    file_name: object
     keypoints: np.ndarray
     visible: np.ndarray
     box: np.ndarray
@@ -58,6 +60,11 @@ class RawPose:
     attributes: Mapping[str, str] = field(default_factory=dict)
     image_size: tuple[int, int] | None = None
     image_id: int | str = ""
+
+
+# What messages call each annotation of a file, in turn, and a function that reads it or raises `BadEntry`.
+Entries = Iterator[tuple[str, Callable[[], RawPose]]]
+Reader = Callable[[DatasetSpec, Path], Entries]
 
 
 def record(raw: RawPose, spec: DatasetSpec, root: Path | None) -> PoseRecord:
@@ -98,7 +105,7 @@ def record(raw: RawPose, spec: DatasetSpec, root: Path | None) -> PoseRecord:
     )
 
 
-def image_path(root: Path, file_name: Any) -> Path:
+def image_path(root: Path, file_name: object) -> Path:
     """`<root>/images/<file_name>`, which must exist and must not lead out of that folder, by its name or by a link.
 
     The folder itself may be a link: labs keep their images on other disks.
@@ -109,12 +116,8 @@ def image_path(root: Path, file_name: Any) -> Path:
     if Path(tidy).is_absolute() or Path(tidy).parts[:1] in ((), ("..",)):
         raise BadEntry(f"image name {file_name!r} leads out of {root / 'images'}")
     path = root / "images" / tidy
-    try:
-        found = path.is_file()
-    except (OSError, ValueError):  # a name too long, or one that the file system cannot encode
-        found = False
-    if not found:
-        raise BadEntry("image is missing")
+    if not os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
+        raise BadEntry("image is missing", path)
     if not os.path.realpath(path).startswith(_resolved(root / "images")):
         raise BadEntry(f"image {file_name!r} is a link that leads out of {root / 'images'}")
     return path
@@ -134,12 +137,11 @@ def reference_length(
     Where the joints of a torso or head are not labelled, the other diagonal of the torso stands in, then a
     fixed share of the person's longest side, so that the record can still be trained on.
     """
-    index = spec.keypoint_index
 
     def distance(first: str, second: str) -> float:
-        if first not in index or second not in index:
+        if not {first, second} <= set(spec.keypoints):
             raise UserError(f"{spec.name}: reference={spec.reference} needs keypoints {first} and {second}")
-        ends = [index[first], index[second]]
+        ends = [spec.keypoints.index(first), spec.keypoints.index(second)]
         return float(np.linalg.norm(np.subtract(*keypoints[ends]))) if visible[ends].all() else 0.0
 
     longest = float(box[2:].max())
@@ -155,52 +157,63 @@ def reference_length(
     return HEAD_JOINTS_FACTOR * distance("head_top", "upper_neck") or HEAD_SHARE * longest
 
 
-def numbers(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
+def numbers(value: object, shape: tuple[int, ...], name: str) -> np.ndarray:
     """`value` as a float64 array of `shape`, -1 standing for any length; `BadEntry` for anything else."""
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:  # e.g. rows of different lengths
         raise BadEntry(f"{name}: expected numbers of shape {shape}") from error
     if array.dtype.kind not in "iuf":
-        raise BadEntry(f"{name}: expected numbers of shape {shape}, found {_short(value)}")
+        raise BadEntry(f"{name}: expected numbers of shape {shape}, found {value!r:.60}")
     if array.ndim != len(shape) or any(want not in (-1, have) for want, have in zip(shape, array.shape, strict=True)):
         raise BadEntry(f"{name}: expected shape {shape}, found {array.shape}")
     return array.astype(np.float64)
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; `UserError` naming it where there is none."""
+@contextmanager
+def _parsing(path: Path, expected: str) -> Iterator[None]:
+    """Whatever goes wrong as a `UserError` that names the file: parsers raise errors of all kinds on damaged ones."""
     try:
-        if (size := path.stat().st_size) > LARGEST_JSON:
-            raise UserError(f"{path}: found {size} bytes of JSON, expected at most {LARGEST_JSON}")
-        return json.loads(path.read_bytes())
+        yield
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UserError(f"{path}: annotation file is missing") from error
     except OSError as error:
-        raise UserError(f"{path}: annotation file cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from error
+        raise UserError(f"{path}: annotation file cannot be read: {error.strerror or error}") from error
+    except Exception as error:
+        raise UserError(f"{path}: not {expected}: {' '.join(str(error).split())}") from error
 
 
-def read_mat(path: Path, **options: Any) -> dict[str, Any]:
+def read_json(path: Path) -> object:
+    """The content of a JSON file; `UserError` naming it where there is none."""
+    with _parsing(path, "valid JSON"):
+        if (size := path.stat().st_size) > LARGEST_JSON:
+            raise UserError(f"{path}: found {size} bytes of JSON, expected at most {LARGEST_JSON}")
+        return json.loads(path.read_bytes())
+
+
+def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Those numeric arrays of a MATLAB 5 file, however damaged, that are asked for; `UserError` where it is not one."""
+    with _parsing(path, "a readable MATLAB file"):
+        return read_matlab(path.read_bytes(), names)
+
+
+def read_mat(path: Path, **options: bool) -> dict[str, object]:
     """The variables of a MATLAB file up to version 7; `UserError` naming it where there are none.
 
     SciPy's parser, which alone reads structures, crashes its whole process on some damaged files. So it runs in a
     process of its own.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: annotation file is missing")
-    try:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_limit_memory) as parser:
-            return dict(parser.submit(scipy.io.loadmat, str(path), **options).result())
-    except BrokenProcessPool as error:
-        raise UserError(f"{path}: damaged MATLAB file, whose parser crashed") from error
-    except NotImplementedError as error:
-        raise UserError(f"{path}: MATLAB 7.3 file; expected one saved with -v7 or older") from error
-    except OSError as error:
-        raise UserError(f"{path}: annotation file cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # scipy's parser raises nearly every built-in error on damaged files
-        raise UserError(f"{path}: not a readable MATLAB file: {' '.join(str(error).split())}") from error
+    with _parsing(path, "a readable MATLAB file"):
+        path.stat()  # no process for a file that is not there
+        try:
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_limit_memory) as parser:
+                return dict(parser.submit(scipy.io.loadmat, str(path), **options).result())
+        except BrokenProcessPool as error:
+            raise UserError(f"{path}: damaged MATLAB file, whose parser crashed") from error
+        except NotImplementedError as error:
+            raise UserError(f"{path}: MATLAB 7.3 file; expected one saved with -v7 or older") from error
 
 
 def _limit_memory() -> None:
@@ -210,20 +223,3 @@ def _limit_memory() -> None:
     except ImportError:  # not POSIX
         return
     resource.setrlimit(resource.RLIMIT_AS, (PARSER_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
-
-
-def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Those numeric arrays of a MATLAB 5 file, however damaged, that are asked for; `UserError` where it is not one."""
-    try:
-        return read_matlab(path.read_bytes(), names)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: annotation file is missing") from error
-    except OSError as error:
-        raise UserError(f"{path}: annotation file cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # a damaged file makes the decompressor and the unpackers raise errors of their own
-        raise UserError(f"{path}: not a readable MATLAB file: {' '.join(str(error).split())}") from error
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,14 +1,13 @@
 """Leeds Sports Pose and its extended set, `joints.mat` (Johnson and Everingham, BMVC 2010 and CVPR 2011)."""
 
-from collections.abc import Iterator
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from fedgh_app.errors import UserError
 from fedgh_app.pose.data.records import DatasetSpec
-from fedgh_app.pose.readers.intake import BadEntry, RawPose, read_arrays
+from fedgh_app.pose.readers.intake import BadEntry, Entries, RawPose, read_arrays
 
 # Hands, feet and hair reach beyond the joints, by about a tenth of the person's longest side.
 BOX_MARGIN = 0.1
@@ -16,7 +15,7 @@ BOX_MARGIN = 0.1
 LSP_PEOPLE = 2000
 
 
-def read(spec: DatasetSpec, path: Path, *, hidden_count: bool = False) -> Iterator[RawPose | tuple[str, BadEntry]]:
+def read(spec: DatasetSpec, path: Path, *, hidden_count: bool = False) -> Entries:
     """People of `joints.mat`, one an image `im%04d.jpg` (LSP) or `im%05d.jpg` (LSPET).
 
     The two sets store the same numbers in two layouts, and the third number means opposite things: LSPET, (J, 3, N),
@@ -40,27 +39,22 @@ def read(spec: DatasetSpec, path: Path, *, hidden_count: bool = False) -> Iterat
         raise UserError(f"{path}: joints: expected shape ({count}, 3, N) or (3, {count}, N), found {shape}")
     digits = 5 if (path.parent / "images" / "im00001.jpg").is_file() or joints.shape[0] == count else 4
     halves = joints.shape == (3, count, LSP_PEOPLE)
-    for position in range(len(points)):
-        where = f"person {position + 1}"
-        try:
-            pose = _pose(where, position, digits, points[position], visible[position])
-            yield replace(pose, split="test" if position >= LSP_PEOPLE // 2 else "train") if halves else pose
-        except BadEntry as error:
-            yield where, error
+    for number, person in enumerate(zip(points, visible, strict=True), start=1):
+        split = ("test" if number > LSP_PEOPLE // 2 else "train") if halves else None
+        yield f"person {number}", partial(_pose, number, f"im{number:0{digits}d}.jpg", *person, split)
 
 
-def _pose(where: str, position: int, digits: int, points: np.ndarray, visible: np.ndarray) -> RawPose:
+def _pose(number: int, name: str, points: np.ndarray, visible: np.ndarray, split: str | None) -> RawPose:
     if not np.isin(points[:, 2], (0, 1)).all():
         raise BadEntry(f"joints: third number {points[:, 2].tolist()}, expected 0 or 1")
-    name = f"im{position + 1:0{digits}d}.jpg"
     return RawPose(
-        where=where,
         id=Path(name).stem,
         file_name=name,
         keypoints=points[:, :2],
         visible=visible,
         box=_box(points[visible, :2]),
-        image_id=position + 1,
+        split=split,
+        image_id=number,
     )
 
 

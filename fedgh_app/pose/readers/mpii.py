@@ -1,6 +1,6 @@
 """MPII Human Pose (Andriluka et al., CVPR 2014): Simple Baselines' JSON and the official MATLAB file."""
 
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from fedgh_app.errors import UserError
 from fedgh_app.pose.data.records import DatasetSpec
-from fedgh_app.pose.readers.intake import BadEntry, RawPose, numbers, read_json, read_mat
+from fedgh_app.pose.readers.intake import BadEntry, Entries, RawPose, numbers, read_json, read_mat
 
 # `scale` is the person's height over 200 px. `center` lies in the person's upper part; moved down by 15 px per unit of
 # scale, a square of that height around it holds the legs too (Simple Baselines, lib/dataset/mpii.py).
@@ -26,36 +26,33 @@ def person_box(centre: np.ndarray, scale: float) -> np.ndarray:
     return np.array([middle[0] - side / 2, middle[1] - side / 2, side, side])
 
 
-def read_simple(spec: DatasetSpec, path: Path) -> Iterator[RawPose | tuple[str, BadEntry]]:
+def read_simple(spec: DatasetSpec, path: Path) -> Entries:
     """People of a Simple Baselines JSON list; MATLAB's 1-based pixels become 0-based."""
     data = read_json(path)
     if not isinstance(data, list):
         raise UserError(f"{path}: expected a list of people, found a {type(data).__name__}")
     people: dict[str, int] = {}
     for position, entry in enumerate(data):
-        where = f"person {position}"
-        if not isinstance(entry, dict):
-            yield where, BadEntry("expected an object")
-            continue
-        name = entry.get("image")
+        name = entry.get("image") if isinstance(entry, dict) else None
         rank = people[str(name)] = people.get(str(name), -1) + 1
-        try:
-            shape = (spec.num_keypoints, 2)
-            scale = float(numbers(entry.get("scale"), (), "scale"))
-            yield RawPose(
-                where=where,
-                id=f"{name}#{rank}",
-                file_name=name,
-                keypoints=numbers(entry.get("joints"), shape, "joints") - 1,
-                visible=numbers(entry.get("joints_vis"), shape[:1], "joints_vis") > 0,
-                box=person_box(numbers(entry.get("center"), (2,), "center"), scale),
-                image_id=str(name),
-            )
-        except BadEntry as error:
-            yield where, error
+        yield f"person {position}", partial(_simple, entry, f"{name}#{rank}", spec.num_keypoints)
 
 
-def read_official(spec: DatasetSpec, path: Path) -> Iterator[RawPose | tuple[str, BadEntry]]:
+def _simple(entry: object, name: str, count: int) -> RawPose:
+    if not isinstance(entry, dict):
+        raise BadEntry("expected an object")
+    scale = float(numbers(entry.get("scale"), (), "scale"))
+    return RawPose(
+        id=name,
+        file_name=entry.get("image"),
+        keypoints=numbers(entry.get("joints"), (count, 2), "joints") - 1,
+        visible=numbers(entry.get("joints_vis"), (count,), "joints_vis") > 0,
+        box=person_box(numbers(entry.get("center"), (2,), "center"), scale),
+        image_id=str(entry.get("image")),
+    )
+
+
+def read_official(spec: DatasetSpec, path: Path) -> Entries:
     """People of `mpii_human_pose_v1_u12_1.mat`.
 
     RELEASE.annolist(i) has image.name, vididx and annorect, one element a person; many people lack annopoints (the test
@@ -70,38 +67,46 @@ def read_official(spec: DatasetSpec, path: Path) -> Iterator[RawPose | tuple[str
     single = _cells(_field(release, "single_person"), len(images))
     acts = _elements(_field(release, "act"))
     for position, image in enumerate(images):
-        name = _field(_field(image, "image"), "name")
-        video = _field(image, "vididx")
         act = _field(acts[position], "cat_name") if len(acts) == len(images) else None
+        # img_train = 0 is the official test set, whose joints were never published.
+        split = "test" if len(train) == len(images) and np.array_equal(train[position], 0) else None
         for rank, person in enumerate(_elements(_field(image, "annorect"))):
             points = _elements(_field(_field(person, "annopoints"), "point"))
-            if not points:
-                continue
-            where = f"annolist({position + 1}).annorect({rank + 1})"
             attributes = {} if act is None else {"category": str(act)}
             if single is not None:
                 attributes["single_person"] = "yes" if rank + 1 in single[position] else "no"
-            try:
-                keypoints, visible = _joints(points, spec.num_keypoints)
-                yield RawPose(
-                    where=where,
-                    id=f"{name}#{rank}",
-                    file_name=None if name is None else str(name),
-                    keypoints=keypoints - 1,
-                    visible=visible,
-                    box=_person_box(person),
-                    head=_head(person),
-                    group=None if video is None else f"video {video}",
-                    # img_train = 0 is the official test set, whose joints were never published.
-                    split="test" if len(train) == len(images) and np.array_equal(train[position], 0) else None,
-                    attributes=attributes,
-                    image_id=str(name),
-                )
-            except BadEntry as error:
-                yield where, error
+            if points:
+                read = partial(_official, image, rank, person, points, spec.num_keypoints, split, attributes)
+                yield f"annolist({position + 1}).annorect({rank + 1})", read
 
 
-def _person_box(person: Any) -> np.ndarray:
+def _official(
+    image: object,
+    rank: int,
+    person: object,
+    points: list[object],
+    count: int,
+    split: str | None,
+    attributes: dict[str, str],
+) -> RawPose:
+    name, video = _field(_field(image, "image"), "name"), _field(image, "vididx")
+    keypoints, visible = _joints(points, count)
+    head = [_field(person, key) for key in ("x1", "y1", "x2", "y2")]
+    return RawPose(
+        id=f"{name}#{rank}",
+        file_name=None if name is None else str(name),
+        keypoints=keypoints - 1,
+        visible=visible,
+        box=_person_box(person),
+        head=None if any(corner is None for corner in head) else numbers(head, (4,), "head box"),
+        group=None if video is None else f"video {video}",
+        split=split,
+        attributes=attributes,
+        image_id=str(name),
+    )
+
+
+def _person_box(person: object) -> np.ndarray:
     position, scale = _field(person, "objpos"), _field(person, "scale")
     if position is None or scale is None:
         raise BadEntry("objpos or scale is missing")
@@ -109,12 +114,7 @@ def _person_box(person: Any) -> np.ndarray:
     return person_box(centre, float(numbers(scale, (), "scale")))
 
 
-def _head(person: Any) -> np.ndarray | None:
-    corners = [_field(person, key) for key in ("x1", "y1", "x2", "y2")]
-    return None if any(corner is None for corner in corners) else numbers(corners, (4,), "head box")
-
-
-def _joints(points: list[Any], count: int) -> tuple[np.ndarray, np.ndarray]:
+def _joints(points: list[object], count: int) -> tuple[np.ndarray, np.ndarray]:
     """1-based keypoints (J, 2) and which of them are there (J,); `id` counts from 0."""
     keypoints, visible = np.zeros((count, 2)), np.zeros(count, dtype=bool)
     for point in points:
@@ -125,20 +125,20 @@ def _joints(points: list[Any], count: int) -> tuple[np.ndarray, np.ndarray]:
     return keypoints, visible
 
 
-def _field(struct: Any, name: str) -> Any:
+def _field(struct: object, name: str) -> object:
     """A field of a MATLAB struct; None where the struct lacks it or it is empty."""
     value = getattr(struct, name, None) if name in getattr(struct, "_fieldnames", ()) else None
     return None if isinstance(value, np.ndarray) and value.size == 0 else value
 
 
-def _elements(value: Any) -> list[Any]:
+def _elements(value: object) -> list[Any]:
     """A struct or number array as a list: `squeeze_me` makes a single element a bare value."""
     if value is None:
         return []
     return list(value.ravel()) if isinstance(value, np.ndarray) else [value]
 
 
-def _cells(value: Any, count: int) -> list[set[float]] | None:
+def _cells(value: object, count: int) -> list[set[float]] | None:
     """RELEASE.single_person: for each image the 1-based numbers of the people who stand apart."""
     cells = [value] if count == 1 else _elements(value)
     if value is None or len(cells) != count:

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from fedgh_app.errors import UserError
-from fedgh_app.pose.arms import generated as arm
-from fedgh_app.pose.arms.generated import draw, generate
+from fedgh_app.pose.arms.generated import draw, generate, kind_of
 from fedgh_app.pose.arms.render import _distance
 from fedgh_app.pose.arms.scene import FOREARM, POSTURES, UPPER_ARM, VIEWPOINTS, Camera, sample_scene
 from fedgh_app.pose.data.records import load_spec
@@ -60,7 +59,7 @@ def test_another_seed_gives_other_images(folder: Path, tmp_path: Path) -> None:
 
 
 def test_viewpoints_postures_and_splits_are_balanced() -> None:
-    labels = [(arm.viewpoint_of(i), arm.posture_of(i), arm.split_of(i)) for i in range(2060)]
+    labels = [tuple(kind_of(i).values()) for i in range(2060)]
     assert Counter(view for view, _, _ in labels) == dict.fromkeys(VIEWPOINTS, 515)
     postures = Counter((view, posture) for view, posture, _ in labels)
     assert all(postures[view, "upright"] == 258 and postures[view, "extended"] == 257 for view in VIEWPOINTS)

@@ -90,9 +90,9 @@ def test_reader_groups_both_arms_of_a_photograph(lspet: Path, tmp_path: Path) ->
 def test_arms_with_a_missing_joint_are_left_out() -> None:
     joints = _person([(60, 50), (80, 52), (100, 54)], [(50, 50), (45, 70), (48, 90)])
     joints[7, 2] = 0
-    assert [arm.side for arm in arms_of("x", joints)] == ["left"]
+    assert list(arms_of(joints)) == ["left"]
     joints[11, 0] = np.nan
-    assert list(arms_of("x", joints)) == []
+    assert arms_of(joints) == {}
 
 
 def test_same_cut_is_left_alone_and_other_folders_are_refused(lspet: Path, tmp_path: Path) -> None:

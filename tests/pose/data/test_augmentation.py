@@ -61,7 +61,7 @@ def test_what_is_off_draws_nothing() -> None:
     cache, index = people(), np.arange(20)
     geometry = Augmentation(rotation_deg=30, scale=0.25, translate=0.05, flip_probability=0.5)
     generator, expected = np.random.default_rng(1), np.random.default_rng(1)
-    drawn = geometry.draw(cache, index, (64, 64), generator)
+    drawn = geometry.draw(cache, index, generator)
     expected.uniform(-1, 1, (4, 20))
     flips = expected.uniform(size=20) < 0.5
     assert generator.random() == expected.random()
@@ -69,7 +69,7 @@ def test_what_is_off_draws_nothing() -> None:
     np.testing.assert_array_equal(drawn.flips, flips)
     # And what comes later leaves alone what came before.
     more = replace(geometry, occlusion_probability=0.5, hue=0.1)
-    again = more.draw(cache, index, (64, 64), np.random.default_rng(1))
+    again = more.draw(cache, index, np.random.default_rng(1))
     np.testing.assert_array_equal(again.matrices, drawn.matrices)
 
 

@@ -58,14 +58,13 @@ def test_without_augmentation_the_middle_of_the_crop(tmp_path: Path) -> None:
     assert len(batches) == 2
 
 
-@pytest.mark.parametrize("input_size", [None, (64, 64), (32, 40)])
-def test_augmented_dots_lie_on_their_keypoints(tmp_path: Path, input_size: tuple[int, int] | None) -> None:
+def test_augmented_dots_lie_on_their_keypoints(tmp_path: Path) -> None:
     cache = dots(tmp_path, 24)
     asked = replace(STANDARD, translate=0.02)
-    batches = Batches(cache, range(24), batch_size=5, input_size=input_size, augmentation=asked, seed=3, shuffle=True)
+    batches = Batches(cache, range(24), batch_size=5, augmentation=asked, seed=3, shuffle=True)
     got = gather(batches)
     height, width = got["images"].shape[2:]
-    assert (height, width) == (input_size or (48, 64))
+    assert (height, width) == (48, 64)
     images = (got["images"].transpose(0, 2, 3, 1) * STD + MEAN).clip(0, 1)
     columns, rows = np.meshgrid(np.arange(width), np.arange(height))
     rim = 12 * width // 64  # four standard deviations of a dot
@@ -138,8 +137,6 @@ def test_a_pass_is_a_function_of_seed_and_number(tmp_path: Path) -> None:
     for name, values in gather(second).items():
         np.testing.assert_array_equal(values, one[name])
     assert not np.array_equal(one["index"], two["index"])  # the next epoch is another one
-    again = torch.cat([batch.images for batch in second.epoch(0)]).numpy()
-    np.testing.assert_array_equal(again, one["images"])
     other = gather(Batches(cache, range(10), seed=6, **options))
     assert not np.array_equal(other["keypoints"], one["keypoints"])
     larger = gather(Batches(cache, range(10), seed=5, **options | {"batch_size": 10}))

@@ -12,7 +12,7 @@ from rich.console import Console
 from fedgh_app.errors import UserError
 from fedgh_app.pose.arms.generated import generate
 from fedgh_app.pose.data.augmentation import Augmentation
-from fedgh_app.pose.data.check import TILE, Seen, _spread, _surroundings, check
+from fedgh_app.pose.data.check import COLUMNS, TILE, CheckReport, _spread, _surroundings, check
 from fedgh_app.pose.data.records import PoseRecord, load_spec
 
 ARM = load_spec("arm")
@@ -34,6 +34,13 @@ def _edit(root: Path, change) -> None:
     (root / "annotations.json").write_text(json.dumps(content))
 
 
+def printed(report: CheckReport) -> str:
+    """As the command line prints it."""
+    written = StringIO()
+    Console(file=written, width=110, soft_wrap=True).print(report)
+    return written.getvalue()
+
+
 def test_a_good_data_set(data: Path, tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     report = check(
@@ -41,7 +48,6 @@ def test_a_good_data_set(data: Path, tmp_path: Path) -> None:
         data,
         out=tmp_path / "new" / "sheet.png",
         count=8,
-        columns=4,
         progress=lambda *at: calls.append(at),
     )
     assert not report.bad and not report.odd
@@ -52,13 +58,10 @@ def test_a_good_data_set(data: Path, tmp_path: Path) -> None:
     assert calls == [(k, 40) for k in range(1, 41)]
     assert report.sheet is not None
     sheet = cv2.imread(str(report.sheet))
-    assert sheet.shape[1] == 8 + 4 * (TILE + 8) and sheet.shape[0] > 2 * TILE
-    written = StringIO()
-    Console(file=written, width=110).print(report)  # as the command line does
-    printed = written.getvalue()
-    assert "CheckReport(" not in printed and "│ viewpoint" in printed and "no bad records" in printed
-    text = str(report)
-    for word in ("40", "viewpoint", "upright", "wrist", "no bad records"):
+    assert sheet.shape[1] == 8 + COLUMNS * (TILE + 8) and sheet.shape[0] > 2 * TILE
+    text = printed(report)
+    assert "CheckReport(" not in text
+    for word in ("40", "│ viewpoint", "upright", "wrist", "no bad records"):
         assert word in text
 
 
@@ -66,8 +69,8 @@ def test_the_sheet_can_show_what_training_sees(data: Path, tmp_path: Path) -> No
     sheets = {}
     for name, seen in (
         ("annotated", None),
-        ("plain", Seen(Augmentation(), (32, 32))),
-        ("noise", Seen(Augmentation(occlusion_probability=1.0, occlusion_size=1.0), (32, 32))),
+        ("plain", (Augmentation(), (32, 32))),
+        ("noise", (Augmentation(occlusion_probability=1.0, occlusion_size=1.0), (32, 32))),
     ):
         report = check(ARM, data, out=tmp_path / f"{name}.png", count=1, seen=seen)
         assert not report.bad
@@ -101,7 +104,7 @@ def test_broken_data_are_listed_with_their_file(data: Path, tmp_path: Path) -> N
     assert report.annotations == 36
     assert any("000010.jpg" in line and "65" in line for line in report.odd)
     assert any("outside" in line and "000011.jpg" in line for line in report.odd)
-    text = str(report)
+    text = printed(report)
     assert "4 bad records" in text and "000003.jpg" in text and "note:" in text
 
 
@@ -120,7 +123,7 @@ def test_nothing_usable_gives_no_sheet(data: Path, tmp_path: Path) -> None:
         path.write_bytes(b"")
     report = check(ARM, data, out=tmp_path / "sheet.png")
     assert report.sheet is None and not (tmp_path / "sheet.png").exists()
-    assert len(report.bad) == 40 and "and 20 more" in str(report)
+    assert len(report.bad) == 40 and "and 20 more" in printed(report)
 
 
 def test_no_data_set_at_all(tmp_path: Path) -> None:

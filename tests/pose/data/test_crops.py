@@ -1,6 +1,7 @@
 import cv2
 import numpy as np
 import pytest
+from augmented import augmented_crop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,18 +43,18 @@ def test_flip_is_the_exact_mirror_of_the_crop() -> None:
     image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
     box = (30, 20, 40, 40)  # padding 1 and size 40: no interpolation at all
     plain = crop_image(image, crop_matrix(box, (41, 41), padding=41 / 40), (41, 41))
-    mirrored = crop_image(image, crop_matrix(box, (41, 41), padding=41 / 40, flip=True), (41, 41))
+    mirrored = crop_image(image, augmented_crop(box, (41, 41), padding=41 / 40, flip=True), (41, 41))
     np.testing.assert_array_equal(mirrored, plain[:, ::-1])
     np.testing.assert_array_equal(plain, image[20:61, 30:71])
 
 
 def test_rotation_is_clockwise_and_scale_enlarges() -> None:
     right = np.array([110.0, 60.0])  # ten pixels to the right of the box's centre
-    turned = apply_affine(right, crop_matrix((60, 40, 80, 40), (50, 50), rotation_deg=90))
+    turned = apply_affine(right, augmented_crop((60, 40, 80, 40), (50, 50), rotation_deg=90))
     np.testing.assert_allclose(turned, [24.5, 24.5 + 5], atol=1e-9)  # now below it: y points down
-    larger = apply_affine(right, crop_matrix((60, 40, 80, 40), (50, 50), scale=2))
+    larger = apply_affine(right, augmented_crop((60, 40, 80, 40), (50, 50), magnification=2))
     np.testing.assert_allclose(larger, [24.5 + 10, 24.5])
-    moved = apply_affine(right, crop_matrix((60, 40, 80, 40), (50, 50), flip=True, translate=(0.1, -0.2)))
+    moved = apply_affine(right, augmented_crop((60, 40, 80, 40), (50, 50), flip=True, translate=(0.1, -0.2)))
     np.testing.assert_allclose(moved, [24.5 - 5 + 5, 24.5 - 10])
 
 
@@ -78,7 +79,7 @@ def test_pixels_and_keypoints_move_alike(
 ) -> None:
     """A dot's centroid in the crop is its mapped centre, also where area averaging comes first."""
     box = (100, 80, 100, 80)
-    matrix = crop_matrix(box, size, rotation_deg=rotation, scale=scale, flip=flip)
+    matrix = augmented_crop(box, size, rotation_deg=rotation, magnification=scale, flip=flip)
     centre = np.array([150 + x, 120 + y])
     sigma = 2.0 / float(magnification(matrix))  # two pixels in the crop
     image = draw_dot(300, 240, centre[0], centre[1], sigma)
@@ -116,8 +117,8 @@ def test_outside_of_the_image_is_black(box: tuple[int, int, int, int]) -> None:
 @given(angle=angles, scale=scales, flip=st.booleans(), other=angles)
 def test_affine_algebra(angle: float, scale: float, flip: bool, other: float) -> None:
     points = np.random.default_rng(3).normal(size=(5, 2)) * 40
-    first = crop_matrix((10, 20, 30, 40), (64, 48), rotation_deg=angle, scale=scale, flip=flip)
-    second = crop_matrix((1, 2, 50, 40), (32, 32), rotation_deg=other)
+    first = augmented_crop((10, 20, 30, 40), (64, 48), rotation_deg=angle, magnification=scale, flip=flip)
+    second = augmented_crop((1, 2, 50, 40), (32, 32), rotation_deg=other)
     there = apply_affine(points, first)
     np.testing.assert_allclose(apply_affine(there, invert_affine(first)), points, atol=1e-8)
     np.testing.assert_allclose(apply_affine(points, compose(second, first)), apply_affine(there, second), atol=1e-8)

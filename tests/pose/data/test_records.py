@@ -7,7 +7,7 @@ import yaml
 from fedgh_app.errors import UserError
 from fedgh_app.pose.data.records import load_spec
 from fedgh_app.resources import DATASETS
-from fedgh_app.vision.specs import spec_names
+from fedgh_app.tasks import spec_names
 
 
 def test_described_data_sets() -> None:

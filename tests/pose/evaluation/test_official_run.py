@@ -88,7 +88,11 @@ def test_a_model_of_several_goes_by_its_file(toy: list[str], tmp_path: Path) -> 
 
 def test_what_does_not_fit_is_one_line(arm_run: Trained, tmp_path: Path) -> None:
     cases: list[tuple[list[str], dict[str, Any], str]] = [
-        (["dataset=lspet"], {}, "dataset=lspet: it has 14 keypoints .* finds those of arm, 3 keypoints"),
+        (
+            ["dataset=lspet"],
+            {},
+            "right_ankle, .*, and 9 more, .* finds those of arm, shoulder, elbow, wrist",
+        ),
         (["dataset=arm_lspet"], {}, "several data sets; expected one of them: arm or lspet"),
         (["seed=1"], {}, "seed=1: an evaluation does not depend on it"),
         (["evaluate.decoding=dork"], {}, "dork"),
@@ -175,7 +179,7 @@ def detections(folder: Path, *entries: tuple[int, list[float], float], category:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is drawn: it takes longer than all the rest."""
-    monkeypatch.setattr("fedgh_app.pose.evaluation.official_run._draw", lambda *_: None)
+    monkeypatch.setattr("fedgh_app.pose.evaluation.official_run.draw_errors", lambda *_: None)
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -223,9 +227,13 @@ def test_bad_detections_are_one_line(coco_run: Trained, tmp_path: Path) -> None:
         (detections(tmp_path, (9, box, 1)).read_text(), "entry 0: found image_id 9"),
         (detections(tmp_path, (1, box[:3], 1)).read_text(), r"entry 0: bbox: expected shape \(4,\)"),
         (detections(tmp_path, (1, [1.0, 1, 0, 5], 1)).read_text(), "the last two above 0"),
-        (detections(tmp_path, (1, box, float("nan"))).read_text(), "finite score"),
+        (detections(tmp_path, (1, box, float("nan"))).read_text(), "score nan, expected a finite number"),
         (detections(tmp_path, (1, [500.0, 1, 5, 5], 1)).read_text(), r"1\.jpg: box 500,1,5,5"),
         (detections(tmp_path, (1, box, 1), category=2).read_text(), "found no person"),
+        (
+            '[{"image_id": 1, "category_id": 1, "bbox": [1], "score": null}]',
+            "entry 0: expected COCO detections",
+        ),
         ('[{"image_id": 1}]', "entry 0: expected COCO detections"),
         ("{}", "found a JSON dict"),
         ("", "not valid JSON"),
@@ -249,7 +257,7 @@ def test_the_command(
     fedgh: Callable[..., int],
 ) -> None:
     run = str(arm_run.directory)
-    monkeypatch.setattr("fedgh_app.pose.evaluation.official_run._draw", lambda *_: None)
+    monkeypatch.setattr("fedgh_app.pose.evaluation.official_run.draw_errors", lambda *_: None)
     assert fedgh("evaluate", run, "evaluate.flip_test=true", "--json") == 0
     about = json.loads(capsys.readouterr().out)
     assert (about["flip_test"], about["split"], about["scores"]["people"]) == (True, "test", 16)

@@ -3,13 +3,24 @@ import math
 import numpy as np
 import pytest
 import torch
+from augmented import augmented_crop
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
 from fedgh_app.errors import UserError
-from fedgh_app.pose.data.crops import apply_affine, crop_matrix, invert_affine
-from fedgh_app.pose.models.decoding import Dark, Integral, argmax, decoder, flip_tested, mirrored_back, quarter
+from fedgh_app.pose.data.crops import apply_affine, invert_affine
+from fedgh_app.pose.models.decoding import (
+    Dark,
+    Integral,
+    MassAtPeak,
+    argmax,
+    decoder,
+    flip_tested,
+    mirrored_back,
+    peak_height,
+    quarter,
+)
 from fedgh_app.pose.models.heatmaps import peaks, render_gaussian, to_heatmap, to_input
 from fedgh_app.pose.models.losses import HeatmapCrossEntropy, HeatmapMSE
 
@@ -220,7 +231,8 @@ def test_dark_leads_back_through_crop_rotation_and_flip_within_half_a_pixel_of_t
     sizes, across, down, box_width, box_height, rotation, scale, flip, shift
 ):
     input_size, heatmap_size = sizes
-    crop = crop_matrix([37.5, -12.0, box_width, box_height], input_size[::-1], 1.25, rotation, scale, flip, shift)
+    box, size = (37.5, -12.0, box_width, box_height), input_size[::-1]
+    crop = augmented_crop(box, size, translate=shift, rotation_deg=rotation, magnification=scale, flip=flip)
     # The keypoint in the image that the crop brings to this place; then the way of training and prediction.
     place = to_input(one(*gaussian_place(heatmap_size, across, down)).double(), input_size, heatmap_size)
     keypoint = apply_affine(place[0].numpy(), invert_affine(crop))
@@ -349,3 +361,33 @@ def test_of_an_integral_head_the_flip_test_averages_points():
     mean = maps.flatten(-2).softmax(-1).mean(0, keepdim=True).unflatten(-1, (5, 6))
     found, _ = flip_tested(Integral(debiased=False), maps[:1], maps[1:], (20, 24))
     torch.testing.assert_close(found, Integral(debiased=False)(mean.log(), (20, 24))[0])
+
+
+def log_target(x: float, y: float) -> torch.Tensor:
+    """Maps whose softmax is the normalised target of a keypoint at (x, y) of a 64 x 64 input."""
+    target = render_gaussian(one(x, y), SEEN, (64, 64), (64, 64))
+    return target.clamp(min=1e-30).log()
+
+
+def test_a_map_that_is_its_target_is_sure_and_a_flat_one_has_the_share_of_the_window() -> None:
+    sure = MassAtPeak(sigma=2.0)
+    along = [math.exp(-(pixel**2) / 8) for pixel in range(-20, 21)]  # deviation 2, so that the window is 9 pixels wide
+    assert abs(sure(log_target(30, 20)).item() - (sum(along[16:25]) / sum(along)) ** 2) < 1e-5
+    flat = sure(torch.zeros(1, 1, 64, 64))
+    assert abs(flat.item() - 5 * 5 / 64**2) < 1e-6  # the first pixel is the peak, so the window is cut at the corner
+
+
+def test_two_equal_peaks_share_the_mass_and_beta_decides_between_unequal_ones() -> None:
+    two = torch.logaddexp(log_target(12, 12), log_target(50, 50))
+    alone = MassAtPeak()(log_target(12, 12))
+    assert torch.allclose(MassAtPeak()(two), alone / 2, atol=1e-3)
+    maps = torch.full((1, 1, 16, 16), -50.0)
+    maps[..., 3, 3], maps[..., 12, 12] = 0.0, 1.0
+    for beta in (0.5, 4.0):
+        expected = 1 / (1 + math.exp(-beta))
+        assert abs(MassAtPeak(beta=beta)(maps).item() - expected) < 1e-6
+
+
+def test_the_height_of_a_gaussian_is_its_confidence() -> None:
+    maps = torch.tensor([[[[0.1, 0.6], [0.2, 0.0]], [[-1.0, -2.0], [-3.0, -1.5]], [[0.5, 1.3], [0.0, 0.0]]]])
+    assert torch.equal(peak_height(maps), torch.tensor([[0.6, 0.0, 1.0]]))

@@ -17,6 +17,7 @@ from fedgh_app.pose.prediction.drawing import (
 
 ARM = load_spec("arm")
 POINTS = np.array([[20.0, 20.0], [60.0, 20.0], [60.0, 70.0]])
+ALL = [True] * 3
 
 
 def _plain(value: int, size: int = 100) -> np.ndarray:
@@ -25,7 +26,7 @@ def _plain(value: int, size: int = 100) -> np.ndarray:
 
 @pytest.mark.parametrize("ground", [0, 128, 255])
 def test_joints_and_limbs_are_seen_on_every_ground(ground: int) -> None:
-    drawn = draw_skeleton(_plain(ground), POINTS, None, ARM, shortest=100)
+    drawn = draw_skeleton(_plain(ground), POINTS, ALL, ARM, shortest=100)
     colours = keypoint_colours(3)
     for (x, y), colour in zip(POINTS.astype(int), colours, strict=True):
         assert tuple(drawn[y, x]) == colour
@@ -37,7 +38,7 @@ def test_joints_and_limbs_are_seen_on_every_ground(ground: int) -> None:
 
 def test_the_given_image_is_not_touched() -> None:
     image = _plain(10)
-    draw_skeleton(image, POINTS, None, ARM, shortest=100)
+    draw_skeleton(image, POINTS, ALL, ARM, shortest=100)
     assert (image == 10).all()
 
 
@@ -61,7 +62,7 @@ def test_enlarging_keeps_joints_on_their_pixels(x: int, y: int, factor: int) -> 
 
 
 def test_comparison_shows_truth_hollow_and_prediction_filled() -> None:
-    drawn = draw_comparison(_plain(0, 200), truth=POINTS, prediction=POINTS + 100, visible=None, spec=ARM, shortest=200)
+    drawn = draw_comparison(_plain(0, 200), truth=POINTS, prediction=POINTS + 100, visible=ALL, spec=ARM, shortest=200)
     assert tuple(drawn[45, 60]) == TRUTH and tuple(drawn[145, 160]) == PREDICTION
     assert tuple(drawn[120, 120]) == PREDICTION
     ring = drawn[20, 5:20].max(axis=1)  # from left of the shoulder's ring to its middle

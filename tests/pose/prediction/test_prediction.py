@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -13,11 +14,14 @@ import torch
 from dots import Dots, dotted, predictor, write
 from pycocotools.coco import COCO
 from torch import Tensor
+from written_run import write_run
 
 from fedgh_app.errors import UserError
+from fedgh_app.pose.data.batches import Batches
+from fedgh_app.pose.data.cache import open_cache
+from fedgh_app.pose.data.crops import apply_affine, invert_affine, similarity_matrix
 from fedgh_app.pose.data.records import load_spec
-from fedgh_app.pose.models.confidence import peak_height
-from fedgh_app.pose.models.decoding import quarter
+from fedgh_app.pose.models.decoding import Dark, MassAtPeak, argmax, decoder, peak_height, quarter
 from fedgh_app.pose.prediction.boxes import Box, Boxes
 from fedgh_app.pose.prediction.prediction import (
     Frame,
@@ -26,7 +30,10 @@ from fedgh_app.pose.prediction.prediction import (
     asked_boxes,
     find_sources,
     predict_all,
+    predictor_of,
 )
+from fedgh_app.pose.training import evaluate
+from fedgh_app.runs.opening import load_run
 
 ARM = load_spec("arm")
 
@@ -223,6 +230,18 @@ def test_an_output_that_is_a_file_or_holds_something_is_refused(tmp_path: Path, 
     _assert_refused(tmp_path, f"{blocked}: cannot be written", lambda: predict_all(predictor(), sources, blocked))
 
 
+def test_a_picture_that_cannot_be_written_is_told_by_its_place_in_the_end(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    out, sources = tmp_path / "out", [Source(photos / "wide.png")]
+    words = f"{out / 'wide.png'}: picture cannot be written: No space left on device"
+    _assert_refused(tmp_path, words, lambda: predict_all(predictor(), sources, out))
+
+
 def test_inputs_that_are_none_are_refused(tmp_path: Path, photos: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()
@@ -246,3 +265,84 @@ def test_one_box_for_many_inputs_is_refused(photos: Path) -> None:
         asked_boxes(find_sources([photos]), None, ["1,2,3,4"])
     with pytest.raises(UserError, match="found together with --boxes"):
         asked_boxes([Source(photos / "wide.png")], photos / "b.json", ["1,2,3,4"])
+
+
+def test_with_the_boxes_of_a_data_set_predictions_are_those_of_its_evaluation(
+    toy: list[str], home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], fedgh: Callable[..., int]
+) -> None:
+    root, run = home / "data" / "arm", tmp_path / "run"
+    write_run(run, [*toy, "evaluate.decoding=dark", "evaluate.flip_test=true"])
+    inputs, boxes = str(root / "images"), str(root / "annotations.json")
+    out = tmp_path / "out"
+    assert fedgh("predict", str(run), inputs, "--boxes", boxes, "--out", str(out)) == 0
+    assert f"80 people in 80 images in {out}" in capsys.readouterr().out
+    content = json.loads((out / "predictions.json").read_text())
+    names = {image["id"]: image["file_name"] for image in content["images"]}
+    predicted = {names[entry["image_id"]]: np.reshape(entry["keypoints"], (-1, 3)) for entry in content["annotations"]}
+    opened = load_run(run)
+    cache = open_cache(opened.spec, root, input_size=(32, 32), directory=tmp_path / "cache")
+    batches = Batches(cache, np.arange(80), batch_size=80, seed=0, shuffle=False)
+    found = evaluate(
+        opened.model,
+        batches,
+        opened.loss,
+        decode=decoder(opened.model, "dark", opened.loss),
+        flip_permutation=cache.spec.flip_permutation,
+    )
+    # A crop of the cache has the input in its middle: (96 - 64) / 2 on a side at a margin of 1.5.
+    offset = (cache.crops.shape[1] - 32) / 2
+    to_crop = similarity_matrix(np.zeros(2), np.full(2, offset))
+    for position, name in enumerate(cache.images):
+        in_crop = apply_affine(found.coordinates[position], to_crop)
+        expected = apply_affine(in_crop, cache.to_image[position])
+        assert np.allclose(predicted[Path(name).name][:, :2], expected, atol=2e-3)
+        back = apply_affine(expected, invert_affine(cache.to_image[position]))
+        assert np.allclose(back, in_crop, atol=1e-6)
+
+
+def test_what_is_asked_for_goes_before_what_the_run_says(toy: list[str], tmp_path: Path) -> None:
+    write_run(tmp_path / "run", [*toy, "evaluate.decoding=dark", "evaluate.flip_test=true"])
+    run = load_run(tmp_path / "run")
+    assert isinstance(predictor_of(run).decode, Dark)
+    asked = predictor_of(run, decoding="argmax", flip_test=False, batch_size=3)
+    assert (asked.decode, asked.flip_permutation, asked.batch_size, asked.input_size) == (argmax, None, 3, (32, 32))
+
+
+def test_confidence_goes_by_what_the_maps_were_trained_to(toy: list[str], tmp_path: Path) -> None:
+    write_run(tmp_path / "entropy", toy)
+    write_run(tmp_path / "mse", [*toy, "loss=mse"])
+    assert predictor_of(load_run(tmp_path / "entropy")).confidence == MassAtPeak(sigma=2.0, beta=1.0)
+    assert predictor_of(load_run(tmp_path / "mse")).confidence is peak_height
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["predict", "run", "photo.jpg", "--out", "run"], "--out run: holds files already"),
+        (["predict", "run", "nowhere.jpg", "--out", "out"], "nowhere.jpg: no such file or folder"),
+        (["predict", "run", "photo.jpg", "--out", "out"], "photo.jpg: image file is empty"),
+        (["predict", "run", "photo.jpg", "--out", "out", "--box", "1,2"], "--box 1,2: expected four numbers"),
+        (["predict", "run", "photo.jpg", "--out", "out", "--boxes", "photo.jpg"], "photo.jpg: not valid JSON"),
+        (["predict", "run", "photo.jpg", "--out", "out", "--decoding", "best"], "best"),
+        (["export", "run", "--format", "tflite"], "--format tflite: no such format; expected onnx"),
+        (["export", "run", "--out", "run"], "--out run: expected a file in a folder that exists"),
+        (["export", "run", "--out", "nowhere/a.onnx"], "--out nowhere/a.onnx: expected a file in a folder that exists"),
+        (["export", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    toy: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fedgh: Callable[..., int],
+    arguments: list[str],
+    words: str,
+) -> None:
+    write_run(tmp_path / "run", toy)
+    (tmp_path / "photo.jpg").touch()
+    monkeypatch.chdir(tmp_path)
+    assert fedgh(*arguments) == 2
+    told = capsys.readouterr().err
+    assert words in told and told.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photo.jpg", "run"]

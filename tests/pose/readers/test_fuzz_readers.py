@@ -28,8 +28,8 @@ from fedgh_app.pose.prediction import videos
 from fedgh_app.pose.prediction.boxes import read_boxes
 from fedgh_app.pose.readers import mpii, read_records
 from fedgh_app.resources import DATASETS
+from fedgh_app.tasks import spec_names
 from fedgh_app.vision.images import read_image
-from fedgh_app.vision.specs import spec_names
 
 ARM, MPII, LSPET, COCO = (load_spec(name) for name in ("arm", "mpii", "lspet", "coco"))
 

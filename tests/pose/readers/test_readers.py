@@ -236,10 +236,10 @@ def test_a_link_to_the_folder_of_images_is_followed_and_one_out_of_it_is_not(tmp
 
 def test_a_folder_that_is_a_link_out_of_the_images_is_not_even_listed(tmp_path: Path) -> None:
     root = write_arm(tmp_path / "data", 2)
-    before = fingerprint(ARM, root, (32, 32), 1.5)
+    before = fingerprint(ARM, root, (32, 32))
     write_image(tmp_path / "outside" / "001.jpg")
     (root / "images" / "more").symlink_to(tmp_path / "outside")
-    assert fingerprint(ARM, root, (32, 32), 1.5) == before
+    assert fingerprint(ARM, root, (32, 32)) == before
     content = arm_annotations(2)
     content["images"][1]["file_name"] = "more/001.jpg"
     (root / "annotations.json").write_text(json.dumps(content))

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from fedgh_app.task import Learner, Task
+from fedgh_app.tasks import read_spec
 from fedgh_app.vision.card import Card
-from fedgh_app.vision.specs import read_spec
 from fedgh_app.vision.tally import EXAMPLES, Scores, Tally
 
 

@@ -1,6 +1,7 @@
 """PCK of Leeds Sports Pose by hand: torso lengths, whole groups of joints, both layouts of the file."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import scipy.io
 
 from fedgh_app.errors import UserError
 from fedgh_app.pose.data.records import load_spec
-from fedgh_app.pose.official import lsp, score
+from fedgh_app.pose.official import pck, score
 
 LSPET = load_spec("lspet")
 # A torso from the left shoulder (9) at (40, 20) to the right hip (2) at (10, 60): 50 px, so 0.2 of it is 10.
@@ -48,7 +49,7 @@ def test_pck_by_hand(tmp_path: Path) -> None:
     points[0, 6, 1] += 10.5  # a wrist
     points[1, 11] += 99
     points[1, 2, 0] -= 6  # a hip, right at 0.2 and not at 0.1
-    found = lsp.score(LSPET, truth(tmp_path / "joints.mat", flags), predictions(tmp_path / "p.json", points))
+    found = pck.score(LSPET, truth(tmp_path / "joints.mat", flags), predictions(tmp_path / "p.json", points))
     coarse, fine = found.rows["PCK@0.2"], found.rows["PCK@0.1"]
     assert list(coarse) == ["head", "shoulder", "elbow", "wrist", "hip", "knee", "ankle", "mean", "auc"]
     assert coarse["wrist"] == pytest.approx(100 * (1 / 2 + 1) / 2)
@@ -59,10 +60,17 @@ def test_pck_by_hand(tmp_path: Path) -> None:
     assert found.people == 2
 
 
+def test_torsos_of_other_joints_are_told_joint_by_joint(tmp_path: Path) -> None:
+    other = replace(LSPET, keypoints=tuple("crown" if name == "head_top" else name for name in LSPET.keypoints))
+    joints, points = truth(tmp_path / "joints.mat", np.ones((2, 14))), np.repeat(JOINTS[None], 2, 0)
+    found = pck.score(other, joints, predictions(tmp_path / "p.json", points))
+    assert list(found.rows["PCK@0.2"]) == [*other.keypoints, "mean", "auc"]
+
+
 def test_left_and_right_are_the_persons(tmp_path: Path) -> None:
     swapped = JOINTS[LSPET.flip_permutation][None]
     file = truth(tmp_path / "joints.mat", np.ones((1, 14)))
-    found = lsp.score(LSPET, file, predictions(tmp_path / "p.json", swapped)).rows["PCK@0.2"]
+    found = pck.score(LSPET, file, predictions(tmp_path / "p.json", swapped)).rows["PCK@0.2"]
     assert found["head"] == 100
     assert {found[name] for name in ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")} == {0.0}
 
@@ -72,7 +80,7 @@ def test_joints_that_lsp_calls_hidden_count(tmp_path: Path) -> None:
     hidden[0, [9, 11]] = 1  # in this layout 1 is hidden: the left shoulder, so half the torso, and a wrist
     points = JOINTS[None] + np.eye(14)[11][:, None] * [0, 10.5]
     file = truth(tmp_path / "joints.mat", hidden, extended=False)
-    found = lsp.score(LSPET, file, predictions(tmp_path / "p.json", points)).rows["PCK@0.2"]
+    found = pck.score(LSPET, file, predictions(tmp_path / "p.json", points)).rows["PCK@0.2"]
     assert found["wrist"] == 50
 
 
@@ -94,7 +102,7 @@ def test_real_people(shared_data: Path, tmp_path: Path) -> None:
     points = np.zeros((len(joints), 14, 2))
     points[0] = joints[0, :, :2]
     file = shared_data / "lspet" / "joints.mat"
-    found = lsp.score(LSPET, file, predictions(tmp_path / "p.json", points)).rows["PCK@0.2"]
+    found = pck.score(LSPET, file, predictions(tmp_path / "p.json", points)).rows["PCK@0.2"]
     torso = np.linalg.norm(joints[:, 9, :2] - joints[:, 2, :2], axis=1)
     whole = (joints[:, 9, 2] == 1) & (joints[:, 2, 2] == 1)
     placed = joints[:, :, 2] == 1

@@ -9,8 +9,8 @@ from dots import dotted, predictor
 from folders import arm_annotations, write_arm
 
 from fedgh_app.pose.data.records import PoseRecord, load_spec
-from fedgh_app.pose.evaluation.error_pictures import error_histograms, mean_errors, worst_predictions
 from fedgh_app.pose.evaluation.people import Errors, errors_of, nearest_errors, predict_detections, predict_people
+from fedgh_app.pose.evaluation.pictures import error_histograms, mean_errors, worst_predictions
 from fedgh_app.pose.official.results import Result
 from fedgh_app.pose.prediction.boxes import Box
 from fedgh_app.pose.prediction.drawing import PREDICTION, TRUTH

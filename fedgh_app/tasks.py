@@ -1,4 +1,4 @@
-"""The files that say what a data set is, whatever its task: ``datasets/<name>.yaml``."""
+"""Which tasks there are, and the files that say of a data set which it is for: ``datasets/<name>.yaml``."""
 
 import difflib
 from pathlib import Path
