@@ -27,6 +27,11 @@ def values_of(group: str, choice: str) -> DictConfig:
     return OmegaConf.masked_copy(file, [key for key in file if key not in (*TERMS, *FACTS)])
 
 
+def plain_values(node: DictConfig) -> dict[str, Any]:
+    """A config, or a group of one, without what OmegaConf puts around it."""
+    return OmegaConf.to_container(node)  # type: ignore[return-value]  # a dict of it is a dict
+
+
 def keeps_nothing(config: Values) -> bool:
     """Whether clients send all of their model (``sharing=all``)."""
     return bool(config["sharing"].get("keeps") == "nothing")
