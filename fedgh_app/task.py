@@ -2,7 +2,8 @@
 knows neither keypoints nor identities.
 
 A task is one package beside ``pose/`` with a ``task.py``, and one row in `fedgh_app.vision.specs.TASKS`. A task
-knows nothing of configs: it is handed plain values, and the parts that the config describes (`Parts`).
+knows nothing of configs: it is handed plain values, and the parts that the config describes (`Parts`). What it does
+with a trained model at `fedgh predict`, `export`, `evaluate` and `score` is in its ``commands.py``, if it has one.
 """
 
 from __future__ import annotations
@@ -217,7 +218,6 @@ class Task(Protocol):
         metric: the headline's short name in tables: ``PCK``.
         builds: by config group, the modules whose classes a ``_target_`` of this task may name.
         bounds: the kinds of sums of a tally, and what bounds each; see `Tally.fault`.
-        commands: the module of what `fedgh predict`, `evaluate`, `export` and `score` do.
     """
 
     name: str
@@ -225,7 +225,6 @@ class Task(Protocol):
     metric: str
     builds: Mapping[str, tuple[str, ...]]
     bounds: Mapping[str, str]
-    commands: str = ""
 
     def check_opened(self, values: Values, file: Path) -> None:
         """Refuse (UserError) the config of a run, read from ``file``, that no model can be used by."""
