@@ -29,8 +29,7 @@ from fedgh_app.resources import Values
 from fedgh_app.runs.outcome import Outcome
 from fedgh_app.runs.records import LAUNCH, TRACKING, Launch, Tracking
 from fedgh_app.runs.result import RESULT
-from fedgh_app.runs.sweep import SWEEP, Job
-from fedgh_app.runtimes.sweep import Sweep, command
+from fedgh_app.runs.sweep import SWEEP, Job, Sweep
 from fedgh_app.words import count, plural
 
 FIGURES = "report-figures"
@@ -119,7 +118,7 @@ def _jobs(sweeps: Sequence[Sweep]) -> dict[str, Any]:
     return {
         "jobs": [job for sweep in sweeps for job in sweep.jobs],
         "unfinished": unfinished,
-        "resume_commands": [command(sweep.directory) for sweep in sweeps if sweep.jobs and unfinished],
+        "resume_commands": [sweep.command for sweep in sweeps if sweep.jobs and unfinished],
     }
 
 

@@ -14,7 +14,7 @@ from fedgh_app.vision.files import replacing
 
 
 def plain(value: Any) -> Any:
-    """``value`` as JSON can hold it: arrays as lists, numbers as Python's own, NaN and infinities as null."""
+    """``value`` as JSON can hold it: arrays as lists, numbers as Python's own, paths as text, nan and inf as null."""
     if isinstance(value, BaseModel):
         value = dict(value)
     if isinstance(value, Mapping):
@@ -25,6 +25,8 @@ def plain(value: Any) -> Any:
         return plain(value.tolist())
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, Path):
+        return str(value)
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

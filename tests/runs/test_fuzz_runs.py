@@ -44,7 +44,8 @@ from fedgh_app.runs.opening import load_run
 from fedgh_app.runs.records import LAUNCH, TRACKING
 from fedgh_app.runs.result import RESULT
 from fedgh_app.runs.resumption import resumed
-from fedgh_app.runtimes.sweep import Sweep
+from fedgh_app.runs.sweep import Sweep
+from fedgh_app.runtimes.sweep import print_status
 from fedgh_app.server import checkpoints
 
 
@@ -130,7 +131,7 @@ def test_sweeps(tmp_path: Path, count: int) -> None:
 
     def check(content: bytes) -> None:
         (tmp_path / "sweep.json").write_bytes(content)
-        told(lambda: Sweep.read(tmp_path).print_status(Console(file=StringIO())), str(tmp_path))
+        told(lambda: print_status(Sweep.read(tmp_path), Console(file=StringIO())), str(tmp_path))
 
     fuzz(check, jsons(valid), count)
 
