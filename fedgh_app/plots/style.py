@@ -16,6 +16,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 LINES = ("-", ":", "-.")  # once round the colours
 ABSENT = "#dddddd"  # where there is no value
 MOST_CLIENTS = 12  # curves or matrix rows beyond this cannot be read
+MOST_WITH_NUMBERS = 6  # clients; in a larger matrix no number has room
 MOST_NAMES = 40  # beside an axis; of more clients only some are named
 MOST_MARKED = 50  # rounds; of more, dots and bars run into each other
 MOST_INCHES = 16.0

@@ -13,7 +13,6 @@ from fedgh_app.runs.history import Round
 
 MOST_ROUNDS = 10
 MOST_IN_ROW = 5
-MOST_WITH_NUMBERS = 6  # clients; in a larger matrix no number has room
 
 
 def cosine_matrices(history: Sequence[Round], labels: Mapping[str, str], path: Path, title: str) -> None:
@@ -38,7 +37,7 @@ def cosine_matrices(history: Sequence[Round], labels: Mapping[str, str], path: P
         axes.set_facecolor(style.ABSENT)
         axes.set_title(f"round {one.round}", fontsize=9)
         _name_both_sides(axes, [named(name, labels) for name in one.strategy["clients"]])
-        if len(matrix) <= MOST_WITH_NUMBERS:
+        if len(matrix) <= style.MOST_WITH_NUMBERS:
             _write_numbers(axes, matrix, largest)
     figure.colorbar(image, ax=grid, shrink=0.8, label="cosine (negative: conflict)")
     figure.suptitle(f"{title}: cosines between client updates", fontsize=11)
@@ -51,7 +50,7 @@ def _name_both_sides(axes: Axes, names: Sequence[str]) -> None:
         axes.set_yticks([])
         axes.set_xlabel(f"{len(names)} updates", fontsize=8)
         return
-    size = 6.5 if len(names) <= MOST_WITH_NUMBERS else 5.5
+    size = 6.5 if len(names) <= style.MOST_WITH_NUMBERS else 5.5
     axes.set_xticks(range(len(names)), names, fontsize=size, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names, fontsize=size)
     axes.tick_params(length=2)

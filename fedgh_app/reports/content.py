@@ -28,8 +28,7 @@ from fedgh_app.reports.settings import (
 from fedgh_app.resources import Values
 from fedgh_app.runs.outcome import Outcome
 from fedgh_app.runs.records import LAUNCH, TRACKING, Launch, Tracking
-from fedgh_app.runs.result import RESULT
-from fedgh_app.runs.sweep import SWEEP, Job, Sweep
+from fedgh_app.runs.sweep import SWEEP, Sweep
 from fedgh_app.words import count, plural
 
 FIGURES = "report-figures"
@@ -113,18 +112,13 @@ def _jobs(sweeps: Sequence[Sweep]) -> dict[str, Any]:
         }
         for sweep in sweeps
         for job in sweep.jobs
-        if not _has_ended(sweep, job)
+        if not sweep.has_result(job)
     ]
     return {
         "jobs": [job for sweep in sweeps for job in sweep.jobs],
         "unfinished": unfinished,
         "resume_commands": [sweep.command for sweep in sweeps if sweep.jobs and unfinished],
     }
-
-
-def _has_ended(sweep: Sweep, job: Job) -> bool:
-    """Whether the job's result is among those compared, also where its run was taken up by itself."""
-    return (sweep.folder(job) / RESULT).exists()
 
 
 def _again(
@@ -170,7 +164,7 @@ def _summary(settings: Sequence[Setting], sweeps: Sequence[Sweep]) -> str:
         f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}",
         f"data set {' and '.join(sorted({str(run.values['dataset.spec']) for run in runs}))}",
     ]
-    ended = [_has_ended(sweep, job) for sweep in sweeps for job in sweep.jobs]
+    ended = [sweep.has_result(job) for sweep in sweeps for job in sweep.jobs]
     if ended:
         parts.append(f"{sum(ended)} of {count(len(ended), 'job')} completed")
     return "; ".join(parts) + "."

@@ -137,11 +137,10 @@ class Sweep(RecordFile):
             processes.end_marked(self.mark)
             self.mark = secrets.token_hex(8)
             for job in self.jobs:
-                ended = (self.folder(job) / RESULT).exists()
                 # A run that came to its end though nobody noted it; the result is the last that it writes.
-                if job.status != "completed" and ended and not (self.folder(job) / FAILURE).exists():
+                if job.status != "completed" and self.has_result(job) and not (self.folder(job) / FAILURE).exists():
                     job.status, job.reason = "completed", None
-                elif job.status == "completed" and not ended:
+                elif job.status == "completed" and not self.has_result(job):
                     job.status = "waiting"  # somebody deleted it, to have it again
                 elif job.status == "running":
                     job.status, job.reason = "interrupted", "the sweep was killed"
@@ -156,6 +155,10 @@ class Sweep(RecordFile):
     def folder(self, job: Job) -> Path:
         """The job's run directory."""
         return self.directory / str(job.number)
+
+    def has_result(self, job: Job) -> bool:
+        """Whether the job's run came to its end, also where it was taken up by itself."""
+        return (self.folder(job) / RESULT).exists()
 
     def log(self, job: Job) -> Path:
         """What the job said on stderr, attempt after attempt."""

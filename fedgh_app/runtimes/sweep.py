@@ -24,7 +24,7 @@ from fedgh_app.errors import UserError, first_line
 from fedgh_app.runs import processes, resumption
 from fedgh_app.runs.checkpoints import newest
 from fedgh_app.runs.records import LAUNCH
-from fedgh_app.runs.result import RESULT, Result
+from fedgh_app.runs.result import Result
 from fedgh_app.runs.resumption import key_of
 from fedgh_app.runs.sweep import Job, Sweep, may_change
 from fedgh_app.words import percentage, short
@@ -68,7 +68,7 @@ def run_job(sweep: Sweep, job: Job, console: Console) -> None:
 
 def print_status(sweep: Sweep, console: Console) -> None:
     """The table of all jobs."""
-    completed = [job for job in sweep.jobs if job.status == "completed" and (sweep.folder(job) / RESULT).exists()]
+    completed = [job for job in sweep.jobs if job.status == "completed" and sweep.has_result(job)]
     results = {job.number: Result.read(sweep.folder(job)) for job in completed}
     metrics = " / ".join(dict.fromkeys(short(result.metric) for result in results.values()))
     table = Table(title=f"sweep {escape(sweep.directory.name)}")
@@ -131,11 +131,11 @@ def _attempt(sweep: Sweep, job: Job, arguments: Sequence[str]) -> str | None:
             status = process.wait()
         except BaseException:
             said.quiet = True
-            _stop(process, sweep.mark)
+            processes.end(process, sweep.mark, STOP_SECONDS)
             raise
         finally:
             said.join(2.0)  # not to the end: what outlives the job may hold the pipe
-    if status == 0 and (sweep.folder(job) / RESULT).exists():
+    if status == 0 and sweep.has_result(job):
         return None
     if status < 0:
         resumption.end_processes(sweep.folder(job))
@@ -171,19 +171,3 @@ class _Said(threading.Thread):
             with contextlib.suppress(ValueError, OSError):  # the job has ended and its log is closed; the disk is full
                 self.log.write(line)
                 self.log.flush()
-
-
-def _stop(process: subprocess.Popen[bytes], mark: str) -> None:
-    """Let a job end its own processes, and end what is left after a while; a second Ctrl-C changes nothing."""
-    ignored = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
-    try:
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            processes.end_marked(mark)
-            process.wait()
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
