@@ -10,7 +10,8 @@ from rich.table import Table
 
 from fedgh_app.cli.tasks import MODULES, Options, function_of, with_options
 from fedgh_app.cli.terminal import PASS_ON, console, with_progress
-from fedgh_app.config.compose import compose_config, fedgh_home, groups
+from fedgh_app.config.choices import groups
+from fedgh_app.config.compose import compose_config, fedgh_home
 from fedgh_app.errors import UserError
 
 app = typer.Typer(help="Make, convert and check data sets.", no_args_is_help=True)

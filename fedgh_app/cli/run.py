@@ -9,7 +9,8 @@ import typer
 from rich.table import Table
 
 from fedgh_app.cli.terminal import console, fail, say
-from fedgh_app.config.compose import CONF, compose_config, expand_sweep, groups, quoted, run_name
+from fedgh_app.config.choices import CONF, groups
+from fedgh_app.config.compose import compose_config, expand_sweep, quoted, run_name
 from fedgh_app.errors import RunFailed, UserError
 from fedgh_app.runs.directory import LOG
 

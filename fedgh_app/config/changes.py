@@ -42,7 +42,7 @@ def _group(key: str, node: Values, usual: Values, config: Values) -> list[str]:
     return [f"{key}={class_of(node)}" + (f" ({named})" if named else "")]
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     return class_of(value) if isinstance(value, Mapping) else str(value)
 
 

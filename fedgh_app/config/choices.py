@@ -37,6 +37,6 @@ def keeps_nothing(config: Values) -> bool:
     return bool(config["sharing"].get("keeps") == "nothing")
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value as the command line has it."""
     return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))

@@ -133,7 +133,7 @@ def types_of(defaults: DictConfig) -> Any:
     return TypedDict("Defaults", types, total=False)  # type: ignore[operator]
 
 
-def _type(default: Any) -> Any:
+def _type(default: object) -> Any:
     if isinstance(default, DictConfig):
         return types_of(default)
     kind = list if isinstance(default, ListConfig) else type(default)
@@ -166,6 +166,6 @@ def _expected(schema: Mapping[str, Any], whole: Values) -> str:
     return str(schema.get("description") or " ".join(filter(None, [name, bounds])))
 
 
-def _kind_of(value: Any) -> str:
+def _kind_of(value: object) -> str:
     kinds = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
     return NAMES[kinds[type(value)]]

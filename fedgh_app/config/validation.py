@@ -65,7 +65,7 @@ def check_keys(base: DictConfig, parsed: Sequence[Override], groups: Groups) -> 
             path.append(part)
 
 
-def check_resolved(node: Any, path: str = "") -> None:
+def check_resolved(node: object, path: str = "") -> None:
     """Refuse (UserError) a value that became a reference as it was put together: each reading would follow it."""
     if isinstance(node, str) and "${" in node:
         raise UserError(f"{path}: found a reference in its value, expected one to another key, as ${{KEY}}")
@@ -123,7 +123,7 @@ def _check_targets(config: DictConfig) -> None:
         _check_no_target(value, str(key))
 
 
-def _checked_target(group: str, node: Any) -> Any:
+def _checked_target(group: str, node: object) -> object:
     """The node of a group without its own `_target_`, which was found to be allowed."""
     if group not in TARGETS or not isinstance(node, DictConfig):
         return node
@@ -131,13 +131,13 @@ def _checked_target(group: str, node: Any) -> Any:
     return {name: item for name, item in node.items() if name != "_target_"}
 
 
-def _checked_callback(name: str, node: Any) -> Any:
+def _checked_callback(name: str, node: object) -> object:
     if not isinstance(node, DictConfig):
         raise UserError(f"callbacks.{name}={node}: expected a _target_ and its arguments")
     return _checked_target("callbacks", node)
 
 
-def _check_no_target(node: Any, path: str) -> None:
+def _check_no_target(node: object, path: str) -> None:
     """Nothing but the groups' own `_target_` builds an object: not one in an argument, however deep."""
     if isinstance(node, DictConfig | dict):
         for key, value in node.items():

@@ -68,7 +68,7 @@ def content_of(settings: Sequence[Setting], folders: Sequence[Path], baseline: s
     }
 
 
-def _tables(settings: Sequence[Setting], rows: Sequence[Row]) -> dict[str, Any]:
+def _tables(settings: Sequence[Setting], rows: Sequence[Row]) -> dict[str, object]:
     parts, more = names_in(rows, "parts"), names_in(rows, "more")
     runs = [_line(setting, run) for setting in settings for run in setting.runs]
     return {
@@ -101,7 +101,7 @@ def _largest(spreads: Sequence[Spread | None]) -> float | None:
     return max(known) if len(known) > 1 else None
 
 
-def _jobs(sweeps: Sequence[Sweep]) -> dict[str, Any]:
+def _jobs(sweeps: Sequence[Sweep]) -> dict[str, object]:
     unfinished = [
         {
             "number": job.number,
@@ -123,7 +123,7 @@ def _jobs(sweeps: Sequence[Sweep]) -> dict[str, Any]:
 
 def _again(
     settings: Sequence[Setting], folders: Sequence[Path], sweeps: Sequence[Sweep], baseline: str | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     return {
         "shared": _shared([setting.runs[0].config for setting in settings]),
         "commands": _commands(sweeps, settings),
@@ -170,7 +170,7 @@ def _summary(settings: Sequence[Setting], sweeps: Sequence[Sweep]) -> str:
     return "; ".join(parts) + "."
 
 
-def _line(setting: Setting, run: Outcome) -> dict[str, Any]:
+def _line(setting: Setting, run: Outcome) -> dict[str, object]:
     seeds = {key: value for key, value in run.seeds().items() if key == "seed" or value != run.values["seed"]}
     tracked = Tracking.read(run.directory) if (run.directory / TRACKING).exists() else None
     url = tracked.url if tracked and (tracked.url or "").startswith("https://") else None

@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedgh_app.plots.names import counting
-from fedgh_app.plots.style import COLOURS, LINES, MOST_CLIENTS, MOST_WITH_NUMBERS
+from fedgh_app.plots.style import COLOURS, LINES, MOST_CLIENTS, MOST_WITH_NUMBERS, counting
 from fedgh_app.reports.comparison import Difference
 from fedgh_app.reports.settings import Setting
 from fedgh_app.runs.outcome import Outcome

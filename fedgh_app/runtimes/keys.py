@@ -172,14 +172,8 @@ def _certificate(
 
 
 def _key_usage(is_authority: bool) -> x509.KeyUsage:
+    encryption = ("key_encipherment", "data_encipherment", "key_agreement", "encipher_only", "decipher_only")
+    unused = dict.fromkeys(("content_commitment", *encryption), False)
     return x509.KeyUsage(
-        digital_signature=not is_authority,
-        key_cert_sign=is_authority,
-        crl_sign=is_authority,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
+        digital_signature=not is_authority, key_cert_sign=is_authority, crl_sign=is_authority, **unused
     )

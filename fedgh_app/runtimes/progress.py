@@ -94,9 +94,8 @@ def _line(ended: Round, metric: str) -> str:
     return "  ".join(parts)
 
 
-def print_result(result: Result, directory: Path, console: Console | None = None) -> None:
+def print_result(result: Result, directory: Path, console: Console) -> None:
     """The headline by part before and after, by client, and where everything lies."""
-    console = console or Console()
     console.print(_by_part(result))
     if len(result.clients_score) > 1:
         console.print(_by_client(result))

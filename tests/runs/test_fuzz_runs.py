@@ -28,7 +28,8 @@ from written_run import write_run
 from fedgh_app.assembly.server import Assembly
 from fedgh_app.client.local_state import LocalState
 from fedgh_app.client_app import app
-from fedgh_app.config.compose import compose_config, groups, join_overrides, split_overrides
+from fedgh_app.config.choices import groups
+from fedgh_app.config.compose import compose_config, join_overrides, split_overrides
 from fedgh_app.data import partition
 from fedgh_app.errors import RunFailed, UserError
 from fedgh_app.grids import packing
