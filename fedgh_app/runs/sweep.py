@@ -58,12 +58,8 @@ class Sweep(RecordFile):
     def planned(cls, directory: Path, overrides: Sequence[str], group: str | None = None) -> Sweep:
         """A new sweep, or the one that the folder holds of the same jobs, with ``overrides`` for what may change.
 
-        Args:
-            directory: the sweep's folder.
-            overrides: those of the sweep.
-            group: W&B's group of a new sweep; it stays as it is in one that goes on.
-
-        Raises UserError where the folder holds a sweep of other jobs, or runs that belong to none.
+        The ``group`` is W&B's, of a new sweep; it stays as it is in one that goes on. UserError where the folder holds
+        a sweep of other jobs, or runs that belong to none.
         """
         if (directory / SWEEP).exists():
             before = cls.read(directory)

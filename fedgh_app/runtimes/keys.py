@@ -43,14 +43,8 @@ def make_keys(out: Path, hosts: Sequence[str], sites: Sequence[str], *, days: in
     ``<site>.pub`` of each site; ``<site>/`` holds ``ca.crt`` and ``supernode.key``. Only their owner may read private
     keys.
 
-    Args:
-        out: the folder; must not exist, or be empty.
-        hosts: DNS names and IP addresses of the server; loopback is added.
-        sites: the sites' names.
-        days: how long the server's certificate is valid.
-
-    Raises:
-        UserError: a name that is none, or is used twice, or a folder that holds something.
+    The ``hosts`` are DNS names and IP addresses of the server, to which loopback is added; its certificate is valid for
+    so many ``days``. UserError for a name that is none, or is used twice, or a folder that holds something.
     """
     names = _subject_alternatives(hosts)
     for number, name in enumerate(sites):

@@ -21,15 +21,7 @@ MOST_CLIENTS = 24  # rows of the table by client
 
 
 class Display:
-    """A bar over the rounds and one line for each round that has ended.
-
-    Args:
-        directory: the run directory, whose history is followed.
-        title: what is run.
-        rounds: how many there will be.
-        metric: name of the headline.
-        quiet: show nothing.
-    """
+    """A bar over the rounds, and a line for each that has ended, as the history in the run directory tells it."""
 
     def __init__(self, directory: Path, *, title: str, rounds: int, metric: str, quiet: bool = False) -> None:
         self.directory, self.title, self.rounds, self.metric = directory, title, rounds, short(metric)

@@ -29,17 +29,11 @@ STOP_SECONDS = 15.0
 
 @dataclass
 class SuperLink:
-    """The SuperLink of a run.
+    """The SuperLink of a run."""
 
-    Attributes:
-        connection: its name in Flower's configuration.
-        environment: environment for processes that talk to it, which finds that configuration.
-        process: the SuperLink; None for one that somebody else runs.
-    """
-
-    connection: str
-    environment: dict[str, str]
-    process: subprocess.Popen[bytes] | None = None
+    connection: str  # its name in Flower's configuration
+    environment: dict[str, str]  # of processes that talk to it, in which they find that configuration
+    process: subprocess.Popen[bytes] | None = None  # None for one that somebody else runs
 
 
 @contextlib.contextmanager
