@@ -146,7 +146,7 @@ def _attempt(sweep: Sweep, job: Job, arguments: Sequence[str]) -> str | None:
 
 
 class _Said(threading.Thread):
-    """Passes on what a job says on stderr, to its log and, unless ``quiet``, the terminal; ``last`` is the last line."""
+    """Passes on what a job says on stderr to its log and, unless ``quiet``, the terminal; ``last`` is its last line."""
 
     def __init__(self, pipe: IO[bytes] | None, log: IO[bytes]) -> None:
         super().__init__(daemon=True)
