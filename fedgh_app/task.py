@@ -2,7 +2,8 @@
 knows neither keypoints nor identities.
 
 A task is one package beside ``pose/`` with a ``task.py``, and one row in `fedgh_app.tasks.TASKS`. A task
-knows nothing of configs: it is handed plain values, and the parts that the config describes (`Parts`).
+knows nothing of configs: it is handed plain values, and the parts that the config describes (`Parts`). What it does
+with a trained model at `fedgh predict`, `export`, `evaluate` and `score` is in its ``commands.py``, if it has one.
 """
 
 from __future__ import annotations
@@ -192,7 +193,6 @@ class Task(Protocol):
     metric: str  # the headline's short name in tables: ``PCK``
     builds: Mapping[str, tuple[str, ...]]  # by config group, the modules whose classes a ``_target_`` may name
     bounds: Mapping[str, str]  # the kinds of sums of a tally, and what bounds each; see `Tally.fault`
-    commands: str = ""  # the module of what `fedgh predict`, `evaluate`, `export` and `score` do
 
     def check_opened(self, values: Values, file: Path) -> None:
         """Refuse (UserError) the config of a run, read from ``file``, that no model can be used by."""

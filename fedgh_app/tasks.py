@@ -1,7 +1,9 @@
 """Which tasks there are, and the files that say of a data set which it is for: ``datasets/<name>.yaml``."""
 
 import difflib
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
@@ -43,3 +45,15 @@ def task_name(name: str) -> str:
     if values.get("task") not in TASKS:
         raise UserError(f"{path}: task={values.get('task')!r}, expected one of {', '.join(TASKS)}")
     return str(values["task"])
+
+
+def package_of(task: str) -> str:
+    """The package of a task; the module of one that is no package."""
+    return TASKS[task].rpartition(".")[0] or TASKS[task]
+
+
+def module_of(task: str, name: str) -> ModuleType | None:
+    """The module ``name`` of a task's package, for what is not to wait for torch; None where it has none."""
+    package = package_of(task)
+    there = package != TASKS[task] and importlib.util.find_spec(f"{package}.{name}")
+    return importlib.import_module(f"{package}.{name}") if there else None

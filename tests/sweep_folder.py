@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from fedgh_app.config.compose import compose_config
 from fedgh_app.runs import storage
-from fedgh_app.runtimes.sweep import Sweep
+from fedgh_app.runs.sweep import Sweep
 
 CLIENTS = {"0": "front", "1": "left", "2": "right", "3": "top"}
 SCORES = {"fedavg": (0.60, 0.62, 0.58, 0.61), "fedgh": (0.64, 0.65, 0.63, 0.66), "krum": (0.50, 0.55, 0.41, 0.52)}

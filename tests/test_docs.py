@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 
 from benchmarks import models
 from fedgh_app.config import refusals
-from fedgh_app.config.compose import CONF, compose_config, expand_sweep, groups
+from fedgh_app.config.choices import CONF, groups
+from fedgh_app.config.compose import compose_config, expand_sweep
 from fedgh_app.pose.checks import DECODINGS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from fedgh_app.client.client import LocalTraining, TaskClient
 from fedgh_app.config import instantiation
+from fedgh_app.config.choices import plain_values
 from fedgh_app.config.compose import fedgh_home
 from fedgh_app.config.instantiation import instantiate, refusing
 from fedgh_app.config.settings import Settings
@@ -46,7 +47,7 @@ class ClientAssembly:
     @functools.cached_property
     def values(self) -> Values:
         """The whole config as plain values."""
-        return OmegaConf.to_container(self.config)  # type: ignore[return-value]  # a dict of it is a dict
+        return plain_values(self.config)
 
     @functools.cached_property
     def task(self) -> Task:
@@ -78,9 +79,8 @@ class ClientAssembly:
     def data_set(self, node: DictConfig) -> DataSet:
         """A data set that is not parted."""
         spec = task_of(str(node.spec)).load_spec(str(node.spec))
-        values: Values = OmegaConf.to_container(node)  # type: ignore[assignment]  # a dict of it is a dict
         root = Path(node.root).expanduser().resolve()
-        return DataSet(task_of(spec.name), spec, root, values, fedgh_home() / "cache" / "crops")
+        return DataSet(task_of(spec.name), spec, root, plain_values(node), fedgh_home() / "cache" / "crops")
 
     def _data_set(self, name: str, node: DictConfig) -> DataSet:
         partition, count = self.config.partition, None

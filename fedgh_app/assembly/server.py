@@ -5,11 +5,12 @@ import math
 from pathlib import Path
 
 from flwr.app import Array, ArrayRecord
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 from torch.nn import Parameter
 
 from fedgh_app.assembly.client import ClientAssembly
+from fedgh_app.config.choices import plain_values
 from fedgh_app.config.instantiation import instantiate, refusing
 from fedgh_app.errors import UserError
 from fedgh_app.server.callback import Callback
@@ -125,7 +126,7 @@ class Assembly(ClientAssembly):
         """The images of a group's ``public`` data set, cropped as the run's own; opened when the federation begins."""
         node, dataset, spec = self.config[group], self.values["dataset"], self.data.first.spec
         own = {key: dataset[key] for key in ("input_size", "on_bad") if key in dataset}
-        cropped = {**OmegaConf.to_container(node.public), **own}  # type: ignore[dict-item]  # a dict of it is a dict
+        cropped = {**plain_values(node.public), **own}
         public = self.data_set(DictConfig(cropped))
         return PublicImages(
             data=public,

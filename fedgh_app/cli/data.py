@@ -1,45 +1,35 @@
 """``fedgh data``: data sets made, checked and parted."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from fedgh_app.cli.models import commands_of
+from fedgh_app.cli.tasks import MODULES, Options, function_of, with_options
 from fedgh_app.cli.terminal import PASS_ON, console, with_progress
-from fedgh_app.config.compose import compose_config, fedgh_home, groups
+from fedgh_app.config.choices import groups
+from fedgh_app.config.compose import compose_config, fedgh_home
 from fedgh_app.errors import UserError
 
 app = typer.Typer(help="Make, convert and check data sets.", no_args_is_help=True)
 
 
-@app.command("arm")
-def data_arm(
-    root: Annotated[Path | None, typer.Option(help="Where to write it. [default: $FEDGH_HOME/data/arm]")] = None,
-    count: Annotated[int, typer.Option(help="Images.")] = 2060,
-    seed: Annotated[int, typer.Option(help="Seed of everything random in it.")] = 0,
-) -> None:
-    """Generate arms under a robot manipulator: four viewpoints, two postures, COCO-keypoint JSON."""
-    from fedgh_app.pose.arms.generated import generate
+def _makes(title: str, make: Callable[..., object]) -> None:
+    """Add the command that has a task make one of its data sets."""
 
-    root = root or fedgh_home() / "data" / "arm"
-    with_progress("drawing arms", lambda progress: generate(root, count=count, seed=seed, progress=progress))
-    console.print(f"{count} images in {root}", soft_wrap=True)
+    def command(*, options: Options) -> None:
+        home = fedgh_home() / "data"
+        console.print(with_progress(title, lambda told: make(**options, home=home, progress=told)), soft_wrap=True)
+
+    app.command(make.__name__.replace("_", "-"))(with_options(command, [make]))
 
 
-@app.command("lspet-arm")
-def data_lspet_arm(
-    source: Annotated[Path, typer.Option(help="Leeds Sports Pose Extended: joints.mat and images/.")],
-    root: Annotated[Path | None, typer.Option(help="Where to write. [default: $FEDGH_HOME/data/lspet_arm]")] = None,
-) -> None:
-    """Cut single arms out of LSPET, each with the direction in which it points."""
-    from fedgh_app.pose.arms.lspet import cut
-
-    root = root or fedgh_home() / "data" / "lspet_arm"
-    with_progress("cutting arms", lambda progress: cut(source, root, progress=progress))
-    console.print(f"arms in {root}", soft_wrap=True)
+for _module in MODULES:
+    for _title, _make in getattr(_module, "MAKES", {}).items():
+        _makes(_title, _make)
 
 
 @app.command("check")
@@ -62,11 +52,10 @@ def data_check(
         names = " or ".join(map(str, config.dataset.members))
         raise UserError(f"data check {dataset}: it holds several data sets; expected one of them: {names}")
     assembly = ClientAssembly(config)
-    commands = commands_of(assembly.task)
+    check = function_of(assembly.task.name, "check")
     values, seen_under = assembly.values["dataset"], assembly.augmentation if chosen else None
     found = with_progress(
-        "reading images",
-        lambda told: commands.check(values, root, seen_under, out=out, count=count, progress=told),
+        "reading images", lambda told: check(values, root, seen_under, out=out, count=count, progress=told)
     )
     console.print(found)
     if found.bad:

@@ -1,138 +1,88 @@
 """What is done with a trained model: ``fedgh predict``, ``export`` and ``evaluate``; and ``score``, of predictions.
 
-What each does for a model of some task is in that task's own module (`Task.commands`).
+What each does for a model of some task, and with what options, that task says itself (`fedgh_app.cli.tasks`).
 """
 
-from __future__ import annotations
-
-import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fedgh_app.cli.tasks import Options, function_of, of_tasks
 from fedgh_app.cli.terminal import console, say, with_progress
 from fedgh_app.errors import UserError
+from fedgh_app.tasks import task_name
 
-if TYPE_CHECKING:
-    from fedgh_app.task import Task, Trained
+if TYPE_CHECKING:  # what is misspelt is told without waiting for torch
+    from fedgh_app.task import Trained
 
-
-def predict(
-    run: Annotated[Path, typer.Argument(help="A run directory, or one of several models in it.")],
-    inputs: Annotated[list[Path], typer.Argument(help="Images, videos, and folders that hold them.")],
-    out: Annotated[Path, typer.Option(help="New folder for pictures with skeletons and predictions.json.")],
-    boxes: Annotated[Path | None, typer.Option(help="COCO detections or annotations: where people are.")] = None,
-    box: Annotated[list[str] | None, typer.Option(help="x,y,width,height in a single input; may repeat.")] = None,
-    min_box_score: Annotated[float, typer.Option(help="Leave out detected boxes below this score.")] = 0.0,
-    min_score: Annotated[float, typer.Option(help="Draw only keypoints this sure, 0 to 1; all are written.")] = 0.0,
-    decoding: Annotated[str | None, typer.Option(help="How heatmaps are read. [default: as in the run]")] = None,
-    flip_test: Annotated[bool | None, typer.Option(help="Look at mirrored crops too. [default: as in the run]")] = None,
-    batch_size: Annotated[int, typer.Option(help="Most crops in one pass of the model.", min=1)] = 32,
-) -> None:
-    """Find the keypoints of people in images and videos: fedgh predict RUN photo.jpg clip.mp4 --out DIR."""
-    opened, commands = _opened(run)
-    counts = with_progress(
-        "predicting",
-        lambda told: commands.predict(
-            opened,
-            inputs,
-            out,
-            model=str(run),
-            boxes=boxes,
-            box=box or [],
-            min_box_score=min_box_score,
-            min_score=min_score,
-            decoding=decoding,
-            flip_test=flip_test,
-            batch_size=batch_size,
-            progress=told,
-        ),
-    )
-    say(f"{counts} in {out}")
+Run = Annotated[Path, typer.Argument(help="A run directory, or one of several models in it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+@of_tasks
+def predict(run: Run, *, options: Options) -> None:
+    """What a run's model finds in images."""
+    opened, work = _opened(run, "predict", options)
+    counts = with_progress("predicting", lambda told: work(opened, model=str(run), progress=told))
+    say(f"{counts} in {options['out']}")
+
+
+@of_tasks
 def export(
-    run: Annotated[Path, typer.Argument(help="A run directory, or one of several models in it.")],
+    run: Run,
     form: Annotated[str, typer.Option("--format", help="onnx")] = "onnx",
     out: Annotated[Path | None, typer.Option(help="File to write. [default: beside the model, model.onnx]")] = None,
-    decoding: Annotated[str | None, typer.Option(help="How heatmaps are read. [default: as in the run]")] = None,
+    *,
+    options: Options,
 ) -> None:
-    """Write a run's model as ONNX: images in, keypoints and maps out; checked against PyTorch."""
+    """A run's model in a format for elsewhere."""
     if form != "onnx":
         raise UserError(f"--format {form}: no such format; expected onnx")
     path = out or (run / "model.onnx" if run.is_dir() else run.with_suffix(".onnx"))
-    opened, commands = _opened(run)
-    agreement = commands.export(opened, path, decoding=decoding)
+    opened, work = _opened(run, "export", options)
+    agreement = work(opened, path)
     say(f"{agreement}\n{path}, {path.stat().st_size / 1e6:.1f} MB")
 
 
+@of_tasks
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run directory, or one of several models in it.")],
+    run: Run,
     overrides: Annotated[list[str] | None, typer.Argument(help="dataset=… dataset.KEY=… evaluate.KEY=…")] = None,
-    split: Annotated[
-        str, typer.Option(help="Who is scored: test, train (the data set's fixed split) or all.")
-    ] = "test",
-    detections: Annotated[
-        Path | None, typer.Option(help="COCO detections to look in, not the annotated boxes.")
-    ] = None,
-    oks_nms: Annotated[
-        float | None,
-        typer.Option(
-            help="With detections: the OKS beyond which the worse of two goes. [default: as Simple Baselines]"
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="New folder for predictions, numbers and pictures of errors.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    *,
+    options: Options,
+    as_json: AsJson = False,
 ) -> None:
-    """Score a run's model by a data set's official metric: fedgh evaluate RUN [dataset=lspet] [--out DIR]."""
+    """A run's model by a data set's official metric."""
     from fedgh_app.config.evaluation import evaluated_on
 
-    opened, commands = _opened(run)
+    opened, work = _opened(run, "evaluate", options)
     values = evaluated_on(opened.values, overrides or [])
-    asked = {"side": split, "detections": detections, "oks_nms": oks_nms, "out": out}
     if as_json:
-        print(json.dumps(commands.evaluate(opened, values, **asked).as_json(), indent=1))
+        print(json.dumps(work(opened, values).as_json(), indent=1))
         return
-    found = with_progress("predicting", lambda told: commands.evaluate(opened, values, **asked, progress=told))
+    found = with_progress("predicting", lambda told: work(opened, values, progress=told))
     console.print(found.score)
     if found.again is not None:
-        console.print(f"in {out}; to score it again: {found.again}", soft_wrap=True, highlight=False, markup=False)
+        said = f"in {options['out']}; to score it again: {found.again}"
+        console.print(said, soft_wrap=True, highlight=False, markup=False)
 
 
-def score(
-    dataset: Annotated[str, typer.Argument(help="mpii, coco, lsp, lspet, arm, lspet_arm or a data set of your own.")],
-    truth: Annotated[Path, typer.Option(help="The data set's annotation file; of MPII also a .mat with pos_gt_src.")],
-    predictions: Annotated[
-        Path, typer.Option(help="COCO keypoint results; of MPII also .mat, .h5, .npz; see the README.")
-    ],
-    split: Annotated[str, typer.Option(help="Who is scored: all, train or test (the data set's fixed split).")] = "all",
-    on_bad: Annotated[str, typer.Option(help="raise, or skip: bad annotations, and people not predicted.")] = "raise",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Score predictions by a data set's official metric."""
-    from fedgh_app.task import task_of
-
-    found = commands_of(task_of(dataset)).score(dataset, truth, predictions, side=split, on_bad=on_bad)
+@of_tasks
+def score(*, options: Options, as_json: AsJson = False) -> None:
+    """Predictions by a data set's official metric."""
+    found = function_of(task_name(options["dataset"]), "score", options)()
     if as_json:
         print(json.dumps(found.as_json(), indent=1))
     else:
         console.print(found)
 
 
-def _opened(run: Path) -> tuple[Trained, Any]:
-    """A run, and the module of what its task does with a model."""
+def _opened(run: Path, command: str, options: Options) -> "tuple[Trained, Callable[..., Any]]":
+    """A run, and what its task does with it at a command."""
     from fedgh_app.runs.opening import load_run
 
     opened = load_run(run)
-    return opened, commands_of(opened.task)
-
-
-def commands_of(task: Task) -> Any:
-    """The module of what a task does with a model and its data; UserError where it has none."""
-    if not task.commands:
-        raise UserError(f"the task {task.name} has no such command; expected a run or a data set of another task")
-    return importlib.import_module(task.commands)
+    return opened, function_of(opened.task.name, command, options)

@@ -9,7 +9,8 @@ import typer
 from rich.table import Table
 
 from fedgh_app.cli.terminal import console, fail, say
-from fedgh_app.config.compose import CONF, compose_config, expand_sweep, groups, quoted, run_name
+from fedgh_app.config.choices import CONF, groups
+from fedgh_app.config.compose import compose_config, expand_sweep, quoted, run_name
 from fedgh_app.errors import RunFailed, UserError
 from fedgh_app.runs.directory import LOG
 
@@ -69,7 +70,8 @@ def run_sweep(overrides: Sequence[str]) -> None:
     # Every job, before the first one starts.
     jobs = [] if resume else [compose_config(job) for job in expand_sweep(overrides)]
 
-    from fedgh_app.runtimes.sweep import Sweep, command
+    from fedgh_app.runs.sweep import Sweep
+    from fedgh_app.runtimes.sweep import print_status, run_job
 
     if resume:
         folder = Path(compose_config([f"resume={resume[-1]}"]).resume).expanduser().resolve()
@@ -84,14 +86,14 @@ def run_sweep(overrides: Sequence[str]) -> None:
     with sweep.held():
         try:
             for job in sweep.jobs:
-                sweep.run(job, console)
+                run_job(sweep, job, console)
         except (KeyboardInterrupt, SystemExit) as stop:
-            sweep.print_status(console)
-            fail(f"stopped; to go on: {command(sweep.directory)}", getattr(stop, "code", None) or 130)
-        sweep.print_status(console)
+            print_status(sweep, console)
+            fail(f"stopped; to go on: {sweep.command}", getattr(stop, "code", None) or 130)
+        print_status(sweep, console)
     say(f"to compare them: fedgh report {sweep.directory}")
     if not sweep.completed:
-        fail(f"not all jobs completed; to try the others again: {command(sweep.directory)}", 1)
+        fail(f"not all jobs completed; to try the others again: {sweep.command}", 1)
 
 
 def list_choices() -> None:

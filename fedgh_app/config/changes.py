@@ -4,9 +4,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from fedgh_app.config.choices import FACTS, groups
+from fedgh_app.config.choices import FACTS, groups, plain_values
 from fedgh_app.config.compose import compose_config
 from fedgh_app.resources import Values
 
@@ -44,7 +42,7 @@ def _group(key: str, node: Values, usual: Values, config: Values) -> list[str]:
     return [f"{key}={class_of(node)}" + (f" ({named})" if named else "")]
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     return class_of(value) if isinstance(value, Mapping) else str(value)
 
 
@@ -55,4 +53,4 @@ def class_of(node: Values) -> str:
 
 @functools.cache
 def _defaults() -> dict[str, Any]:
-    return OmegaConf.to_container(compose_config([]), resolve=True)  # type: ignore[return-value]  # a dict of it is a dict
+    return plain_values(compose_config([]))

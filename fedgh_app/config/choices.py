@@ -27,11 +27,16 @@ def values_of(group: str, choice: str) -> DictConfig:
     return OmegaConf.masked_copy(file, [key for key in file if key not in (*TERMS, *FACTS)])
 
 
+def plain_values(node: DictConfig) -> dict[str, Any]:
+    """A config, or a group of one, without what OmegaConf puts around it."""
+    return OmegaConf.to_container(node)  # type: ignore[return-value]  # a dict of it is a dict
+
+
 def keeps_nothing(config: Values) -> bool:
     """Whether clients send all of their model (``sharing=all``)."""
     return bool(config["sharing"].get("keeps") == "nothing")
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value as the command line has it."""
     return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))

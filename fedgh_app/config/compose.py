@@ -23,12 +23,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fedgh_app.config import choices as files
-from fedgh_app.config.choices import CONF, TERMS, groups
+from fedgh_app.config.choices import TERMS, groups
 from fedgh_app.config.refusals import Composed, chosen
 from fedgh_app.config.validation import check_config, check_keys, check_overrides, check_resolved
 from fedgh_app.errors import UserError, first_line
-
-__all__ = ["CONF", "groups"]  # beside what is defined here
 
 
 def fedgh_home() -> Path:

@@ -1,12 +1,12 @@
 """On what, and how, `fedgh evaluate` tests the model of a run."""
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from hydra.core.override_parser.types import OverrideType
 from omegaconf import OmegaConf
 
+from fedgh_app.config.choices import plain_values
 from fedgh_app.config.compose import compose_config, parse_overrides
 from fedgh_app.errors import UserError
 from fedgh_app.resources import Values
@@ -15,7 +15,7 @@ from fedgh_app.resources import Values
 DEPENDS_ON = ("dataset", "evaluate", "batch_size")
 
 
-def evaluated_on(values: Values, overrides: Sequence[str]) -> Mapping[str, Any]:
+def evaluated_on(values: Values, overrides: Sequence[str]) -> Values:
     """A run's config with values replaced that an evaluation depends on; UserError for any other, or a wrong one.
 
     Another data set is looked at in the size that the model was trained on, unless ``dataset.input_size`` is given.
@@ -41,4 +41,4 @@ def evaluated_on(values: Values, overrides: Sequence[str]) -> Mapping[str, Any]:
     for key in keys:
         if key != "dataset":
             OmegaConf.update(changed, key, OmegaConf.select(composed, key))
-    return OmegaConf.to_container(changed)  # type: ignore[return-value]  # a dict of it is a dict
+    return plain_values(changed)

@@ -45,7 +45,7 @@ NESTED = {"topology": {"edge_strategy": "strategy"}, "objective": {"server_part"
 HYDRA_KEYS = ("_target_", "_args_", "_recursive_", "_convert_", "_method_")
 
 
-def check_target(group: str, target: Any, allowed: Sequence[str] = ()) -> None:
+def check_target(group: str, target: object, allowed: Sequence[str] = ()) -> None:
     """Refuse (UserError) a ``_target_`` that is no class of the ``allowed`` modules, else of those in `TARGETS`."""
     if target is None and group in ("partition", "server_optimizer", "teacher"):
         return  # every site holds its own data, no server optimizer, no teacher: nothing to build

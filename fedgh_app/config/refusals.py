@@ -35,7 +35,7 @@ from fedgh_app.config import choices as files
 from fedgh_app.config.choices import TERMS, groups, shown, values_of
 from fedgh_app.errors import UserError
 
-Conditions = Mapping[str, Any]
+Conditions = Mapping[str, object]
 
 LIMIT = re.compile(r"< (\d+) (\w+) \+ (\d+)")
 REFERENCE = re.compile(r"\$\{(.+)\}")
@@ -112,7 +112,7 @@ class Composed:
     def _hold(self, rule: Rule, conditions: Conditions) -> bool:
         return all(self._holds(rule, key, wanted) for key, wanted in conditions.items())
 
-    def _holds(self, rule: Rule, key: str, wanted: Any) -> bool:
+    def _holds(self, rule: Rule, key: str, wanted: object) -> bool:
         value = self._value(key)
         if isinstance(wanted, list):
             return value in wanted
@@ -184,15 +184,15 @@ def _others(conditions: Conditions) -> str:
     return " or ".join(f"{key}={name}" for name in left) if len(left) < 3 else f"another {place or group}"
 
 
-def _equation(key: str, wanted: Any) -> str:
+def _equation(key: str, wanted: object) -> str:
     return f"{key} {wanted}" if LIMIT.fullmatch(str(wanted)) else f"{key}={_one_of(wanted)}"
 
 
-def _one_of(wanted: Any) -> str:
+def _one_of(wanted: object) -> str:
     return REFERENCE.sub(r"\1", " or ".join(shown(value) for value in _listed(wanted) if value is not None))
 
 
-def _listed(wanted: Any) -> list[Any]:
+def _listed(wanted: object) -> list[object]:
     return wanted if isinstance(wanted, list) else [wanted]
 
 

@@ -122,8 +122,9 @@ def held_to(kind: Any, config: DictConfig) -> Any:
     for key in fault["loc"]:
         node = _at(node, whole)
         node = node.get("properties", {}).get(key) or node["additionalProperties"]
-    value, of_type = fault["input"], fault["type"].endswith("_type")
-    other = f", not {_kind_of(value)}" if of_type and value is not None else ""
+    value, other = fault["input"], ""
+    if fault["type"].endswith("_type") and value is not None:
+        other = f", not {NAMES[TypeAdapter(type(value)).json_schema()['type']]}"
     raise UserError(f"{'.'.join(map(str, fault['loc']))}={shown(value)}: expected {_expected(node, whole)}{other}")
 
 
@@ -133,7 +134,7 @@ def types_of(defaults: DictConfig) -> Any:
     return TypedDict("Defaults", types, total=False)  # type: ignore[operator]
 
 
-def _type(default: Any) -> Any:
+def _type(default: object) -> Any:
     if isinstance(default, DictConfig):
         return types_of(default)
     kind = list if isinstance(default, ListConfig) else type(default)
@@ -164,8 +165,3 @@ def _expected(schema: Mapping[str, Any], whole: Values) -> str:
     bounds = " and ".join(f"{word} {schema[bound]}" for bound, word in BOUNDS.items() if bound in schema)
     name = NAMES.get(schema.get("type", ""), "null")
     return str(schema.get("description") or " ".join(filter(None, [name, bounds])))
-
-
-def _kind_of(value: Any) -> str:
-    kinds = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
-    return NAMES[kinds[type(value)]]

@@ -1,7 +1,6 @@
 """What a config is held to before any process starts; each error is one line that says what was expected."""
 
 import difflib
-import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from fedgh_app.config.choices import FACTS
 from fedgh_app.config.instantiation import HYDRA_KEYS, NESTED, TARGETS, check_target
 from fedgh_app.config.settings import Settings, held_to, types_of
 from fedgh_app.errors import UserError
-from fedgh_app.tasks import TASKS, task_name
+from fedgh_app.tasks import TASKS, module_of, package_of, task_name
 
 Groups = Mapping[str, Sequence[str]]
 
@@ -66,7 +65,7 @@ def check_keys(base: DictConfig, parsed: Sequence[Override], groups: Groups) -> 
             path.append(part)
 
 
-def check_resolved(node: Any, path: str = "") -> None:
+def check_resolved(node: object, path: str = "") -> None:
     """Refuse (UserError) a value that became a reference as it was put together: each reading would follow it."""
     if isinstance(node, str) and "${" in node:
         raise UserError(f"{path}: found a reference in its value, expected one to another key, as ${{KEY}}")
@@ -94,14 +93,8 @@ def _check_by_task(config: DictConfig) -> None:
     """Have the task of each data set check what only it can tell wrong (``checks.py`` in its package)."""
     members = config.dataset.get("members") or {"": config.dataset}
     for task in dict.fromkeys(task_name(str(node.spec)) for node in members.values()):
-        package = _package(task)
-        if package != TASKS[task] and importlib.util.find_spec(f"{package}.checks"):
-            importlib.import_module(f"{package}.checks").check(config)
-
-
-def _package(task: str) -> str:
-    """The package of a task; the module of one that is no package."""
-    return TASKS[task].rpartition(".")[0] or TASKS[task]
+        if checks := module_of(task, "checks"):
+            checks.check(config)
 
 
 def _check_facts(base: DictConfig, config: DictConfig) -> None:
@@ -130,21 +123,21 @@ def _check_targets(config: DictConfig) -> None:
         _check_no_target(value, str(key))
 
 
-def _checked_target(group: str, node: Any) -> Any:
+def _checked_target(group: str, node: object) -> object:
     """The node of a group without its own `_target_`, which was found to be allowed."""
     if group not in TARGETS or not isinstance(node, DictConfig):
         return node
-    check_target(group, node.get("_target_"), TARGETS[group] or [_package(task) for task in TASKS])
+    check_target(group, node.get("_target_"), TARGETS[group] or [package_of(task) for task in TASKS])
     return {name: item for name, item in node.items() if name != "_target_"}
 
 
-def _checked_callback(name: str, node: Any) -> Any:
+def _checked_callback(name: str, node: object) -> object:
     if not isinstance(node, DictConfig):
         raise UserError(f"callbacks.{name}={node}: expected a _target_ and its arguments")
     return _checked_target("callbacks", node)
 
 
-def _check_no_target(node: Any, path: str) -> None:
+def _check_no_target(node: object, path: str) -> None:
     """Nothing but the groups' own `_target_` builds an object: not one in an argument, however deep."""
     if isinstance(node, DictConfig | dict):
         for key, value in node.items():

@@ -107,7 +107,7 @@ class FederatedData:
 
     @property
     def headline(self) -> str:
-        """Name of the headline metric, such as PCK@0.2; of data sets that differ in it, each one's."""
+        """Name of the headline metric; of data sets that differ in it, each one's."""
         return ", ".join(dict.fromkeys(one.spec.headline for one in self.sets.values()))
 
     def clients_of(self, num_clients: int | None = None) -> dict[str, int]:

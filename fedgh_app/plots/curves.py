@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from fedgh_app.plots import style
-from fedgh_app.plots.names import named
 from fedgh_app.runs.history import Round
 from fedgh_app.words import plural
 
@@ -35,7 +34,7 @@ def client_curves(history: Sequence[Round], labels: Mapping[str, str], path: Pat
     curves: Curves = {}
     for one in history:
         for name, own in one.evaluate.clients.by_client.items() if one.evaluate.clients else ():
-            _add(curves, named(name, labels), one.round, own.score)
+            _add(curves, style.named(name, labels), one.round, own.score)
     if curves:
         _draw(curves, path, f"{title}: clients, own test images", metric, most=style.MOST_CLIENTS)
 

@@ -1,10 +1,12 @@
-"""How every plot looks: colours, sizes, the axis of rounds, legends."""
+"""How every plot looks: colours, sizes, the axis of rounds, legends, and what the clients are called."""
 
-from collections.abc import Mapping, Sequence, Sized
+import re
+from collections.abc import Collection, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -16,6 +18,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 LINES = ("-", ":", "-.")  # once round the colours
 ABSENT = "#dddddd"  # where there is no value
 MOST_CLIENTS = 12  # curves or matrix rows beyond this cannot be read
+MOST_WITH_NUMBERS = 6  # clients; in a larger matrix no number has room
 MOST_NAMES = 40  # beside an axis; of more clients only some are named
 MOST_MARKED = 50  # rounds; of more, dots and bars run into each other
 MOST_INCHES = 16.0
@@ -63,7 +66,7 @@ def open_frame(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def legend_beside(axes: Axes, title: str | None = None, handles: Sequence[Any] = ()) -> None:
+def legend_beside(axes: Axes, title: str | None = None, handles: Sequence[Artist] = ()) -> None:
     """A legend at the right of the axes, where it hides nothing; of very many entries the first."""
     shown = [*(handles or axes.get_legend_handles_labels()[0])]
     most = LEGEND_ROWS * LEGEND_COLUMNS
@@ -110,3 +113,20 @@ def some(count: int) -> list[int]:
     """At most `MOST_NAMES` of ``count`` places from the first on, in steps that people count in: 1, 2, 5, 10, 20, …"""
     steps = (digit * 10**power for power in range(len(str(count))) for digit in (1, 2, 5))
     return [*range(0, count, next(step for step in steps if count <= step * MOST_NAMES))]
+
+
+def client_of(label: str, clients: Collection[str]) -> str:
+    """The client that a row of the diagnostics is of; the second update of client 3 in a round goes by ``3#2``."""
+    return label if label in clients else label.rsplit("#", 1)[0]
+
+
+def named(label: str, labels: Mapping[str, str]) -> str:
+    """What people call a client, or its second update in a round."""
+    name = client_of(label, labels)
+    known = labels.get(name, name)
+    return f"{known if known != name else f'client {name}'}{label.removeprefix(name).replace('#', ' #')}"
+
+
+def counting(name: str) -> list[tuple[bool, int, str]]:
+    """A key that sorts names as people count: client 2 before client 10."""
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", name)]

@@ -12,7 +12,6 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 
 from fedgh_app.plots import style
-from fedgh_app.plots.names import client_of, counting, named
 from fedgh_app.runs.history import Round
 
 HIGHEST = 10.0  # inches
@@ -22,7 +21,7 @@ BAR = 0.2  # inches
 def staleness(history: Sequence[Round], labels: Mapping[str, str], path: Path, title: str) -> None:
     """How many aggregations late the clients' updates came by round, of two the later; above, how many were dropped."""
     ages = {
-        (client_of(label, labels), one.round): age
+        (style.client_of(label, labels), one.round): age
         for one in history
         for label, age in sorted(one.strategy.get("staleness", {}).items(), key=lambda item: item[1])
     }
@@ -53,7 +52,7 @@ def staleness(history: Sequence[Round], labels: Mapping[str, str], path: Path, t
 
 def clusters(history: Sequence[Round], labels: Mapping[str, str], path: Path, title: str) -> None:
     """Which cluster each client was in, by round."""
-    names = sorted({name for one in history for name in one.clusters}, key=counting)
+    names = sorted({name for one in history for name in one.clusters}, key=style.counting)
     if not names:
         return
     membership = {
@@ -77,7 +76,7 @@ def _by_client_and_round(
     values: Mapping[tuple[str, int], float], labels: Mapping[str, str]
 ) -> tuple[list[str], list[int], np.ndarray]:
     """All clients in counting order, all rounds from the first to the last, and the (clients, rounds) table."""
-    clients = sorted({*labels, *(client for client, _ in values)}, key=counting)
+    clients = sorted({*labels, *(client for client, _ in values)}, key=style.counting)
     numbers = [number for _, number in values]
     rounds = list(range(min(numbers), max(numbers) + 1))
     table = np.full((len(clients), len(rounds)), np.nan)
@@ -105,7 +104,7 @@ def _draw_table(
     image = axes.imshow(table, aspect="auto", interpolation="nearest", extent=edges, **colours)
     axes.set_facecolor(style.ABSENT)
     places = style.some(len(clients))
-    axes.set_yticks(places, [named(clients[place], labels) for place in places], fontsize=8)
+    axes.set_yticks(places, [style.named(clients[place], labels) for place in places], fontsize=8)
     if len(clients) <= style.MOST_NAMES:  # lines between more rows or columns would hide them
         axes.set_yticks(np.arange(len(clients) + 1) - 0.5, minor=True)
     if len(rounds) <= style.MOST_MARKED:

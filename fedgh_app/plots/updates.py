@@ -8,12 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from fedgh_app.plots import style
-from fedgh_app.plots.names import client_of, counting, named
 from fedgh_app.runs.history import Round
 
 MOST_ROUNDS = 10
 MOST_IN_ROW = 5
-MOST_WITH_NUMBERS = 6  # clients; in a larger matrix no number has room
 
 
 def cosine_matrices(history: Sequence[Round], labels: Mapping[str, str], path: Path, title: str) -> None:
@@ -37,8 +35,8 @@ def cosine_matrices(history: Sequence[Round], labels: Mapping[str, str], path: P
         image = axes.imshow(matrix, vmin=-largest, vmax=largest, cmap="RdBu")
         axes.set_facecolor(style.ABSENT)
         axes.set_title(f"round {one.round}", fontsize=9)
-        _name_both_sides(axes, [named(name, labels) for name in one.strategy["clients"]])
-        if len(matrix) <= MOST_WITH_NUMBERS:
+        _name_both_sides(axes, [style.named(name, labels) for name in one.strategy["clients"]])
+        if len(matrix) <= style.MOST_WITH_NUMBERS:
             _write_numbers(axes, matrix, largest)
     figure.colorbar(image, ax=grid, shrink=0.8, label="cosine (negative: conflict)")
     figure.suptitle(f"{title}: cosines between client updates", fontsize=11)
@@ -51,7 +49,7 @@ def _name_both_sides(axes: Axes, names: Sequence[str]) -> None:
         axes.set_yticks([])
         axes.set_xlabel(f"{len(names)} updates", fontsize=8)
         return
-    size = 6.5 if len(names) <= MOST_WITH_NUMBERS else 5.5
+    size = 6.5 if len(names) <= style.MOST_WITH_NUMBERS else 5.5
     axes.set_xticks(range(len(names)), names, fontsize=size, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names, fontsize=size)
     axes.tick_params(length=2)
@@ -95,7 +93,7 @@ def _weights(measured: Sequence[Round], labels: Mapping[str, str]) -> dict[str, 
     weights: dict[str, np.ndarray] = {}
     for place, one in enumerate(measured):
         for label, value in one.strategy.get("c", {}).items():
-            of_client = weights.setdefault(client_of(label, labels), np.full(len(measured), math.nan))
+            of_client = weights.setdefault(style.client_of(label, labels), np.full(len(measured), math.nan))
             of_client[place] = value if math.isnan(of_client[place]) else of_client[place] + value
     return weights
 
@@ -107,12 +105,12 @@ def _draw_weights(
         by_round = np.array([*weights.values()]).T
         style.draw_spread(axes, dict(zip(rounds, by_round, strict=True)), highest="largest", lowest="smallest")
     else:
-        for place, name in enumerate(sorted(weights, key=counting)):
+        for place, name in enumerate(sorted(weights, key=style.counting)):
             took_part = np.isfinite(weights[name])
             # A little beside each other: equal weights would hide each other.
             at = np.array(rounds) + 0.06 * (place - (len(weights) - 1) / 2)
             look = {**style.line_of(place), **style.dots(rounds)}
-            axes.plot(at[took_part], weights[name][took_part], label=named(name, labels), **look)
+            axes.plot(at[took_part], weights[name][took_part], label=style.named(name, labels), **look)
     every = np.array([*weights.values()])
     if np.nanmin(every) < 0:
         axes.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)

@@ -89,7 +89,6 @@ class PoseTask(Task):
         "teacher": ("fedgh_app.pose.models.hhd",),
     }
     bounds: Mapping[str, str] = BOUNDS
-    commands = "fedgh_app.pose.commands"
 
     def check_opened(self, values: Values, file: Path) -> None:
         """Refuse (UserError) the config of a run without a size of images."""

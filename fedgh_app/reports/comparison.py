@@ -49,13 +49,11 @@ def difference(values: Mapping[object, float], baseline: Mapping[object, float])
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """P-values adjusted for being many, in their order: Holm, Scandinavian Journal of Statistics 6, 1979."""
-    count = len(p_values)
-    adjusted = [0.0] * count
-    largest = 0.0
-    for place, index in enumerate(sorted(range(count), key=lambda i: p_values[i])):
-        largest = max(largest, min(1.0, (count - place) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
+    order = np.argsort(p_values)
+    factors = np.arange(len(order), 0, -1)
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.maximum.accumulate(np.minimum(1.0, factors * np.take(p_values, order)))
+    return adjusted.tolist()
 
 
 def adjusted(differences: Mapping[str, Difference]) -> dict[str, Difference]:

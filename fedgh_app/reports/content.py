@@ -28,9 +28,7 @@ from fedgh_app.reports.settings import (
 from fedgh_app.resources import Values
 from fedgh_app.runs.opening import Outcome
 from fedgh_app.runs.records import LAUNCH, TRACKING, Launch, Tracking
-from fedgh_app.runs.result import RESULT
-from fedgh_app.runs.sweep import SWEEP, Job
-from fedgh_app.runtimes.sweep import Sweep, command
+from fedgh_app.runs.sweep import SWEEP, Sweep
 from fedgh_app.words import count, plural
 
 FIGURES = "report-figures"
@@ -70,7 +68,7 @@ def content_of(settings: Sequence[Setting], folders: Sequence[Path], baseline: s
     }
 
 
-def _tables(settings: Sequence[Setting], rows: Sequence[Row]) -> dict[str, Any]:
+def _tables(settings: Sequence[Setting], rows: Sequence[Row]) -> dict[str, object]:
     parts, more = names_in(rows, "parts"), names_in(rows, "more")
     runs = [_line(setting, run) for setting in settings for run in setting.runs]
     return {
@@ -103,7 +101,7 @@ def _largest(spreads: Sequence[Spread | None]) -> float | None:
     return max(known) if len(known) > 1 else None
 
 
-def _jobs(sweeps: Sequence[Sweep]) -> dict[str, Any]:
+def _jobs(sweeps: Sequence[Sweep]) -> dict[str, object]:
     unfinished = [
         {
             "number": job.number,
@@ -114,23 +112,18 @@ def _jobs(sweeps: Sequence[Sweep]) -> dict[str, Any]:
         }
         for sweep in sweeps
         for job in sweep.jobs
-        if not _has_ended(sweep, job)
+        if not sweep.has_result(job)
     ]
     return {
         "jobs": [job for sweep in sweeps for job in sweep.jobs],
         "unfinished": unfinished,
-        "resume_commands": [command(sweep.directory) for sweep in sweeps if sweep.jobs and unfinished],
+        "resume_commands": [sweep.command for sweep in sweeps if sweep.jobs and unfinished],
     }
-
-
-def _has_ended(sweep: Sweep, job: Job) -> bool:
-    """Whether the job's result is among those compared, also where its run was taken up by itself."""
-    return (sweep.folder(job) / RESULT).exists()
 
 
 def _again(
     settings: Sequence[Setting], folders: Sequence[Path], sweeps: Sequence[Sweep], baseline: str | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     return {
         "shared": _shared([setting.runs[0].config for setting in settings]),
         "commands": _commands(sweeps, settings),
@@ -171,13 +164,13 @@ def _summary(settings: Sequence[Setting], sweeps: Sequence[Sweep]) -> str:
         f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}",
         f"data set {' and '.join(sorted({str(run.values['dataset.spec']) for run in runs}))}",
     ]
-    ended = [_has_ended(sweep, job) for sweep in sweeps for job in sweep.jobs]
+    ended = [sweep.has_result(job) for sweep in sweeps for job in sweep.jobs]
     if ended:
         parts.append(f"{sum(ended)} of {count(len(ended), 'job')} completed")
     return "; ".join(parts) + "."
 
 
-def _line(setting: Setting, run: Outcome) -> dict[str, Any]:
+def _line(setting: Setting, run: Outcome) -> dict[str, object]:
     seeds = {key: value for key, value in run.seeds().items() if key == "seed" or value != run.values["seed"]}
     tracked = Tracking.read(run.directory) if (run.directory / TRACKING).exists() else None
     url = tracked.url if tracked and (tracked.url or "").startswith("https://") else None

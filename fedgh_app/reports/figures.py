@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedgh_app.plots.names import counting
-from fedgh_app.plots.style import COLOURS, LINES, MOST_CLIENTS
+from fedgh_app.plots.style import COLOURS, LINES, MOST_CLIENTS, MOST_WITH_NUMBERS, counting
 from fedgh_app.reports.comparison import Difference
 from fedgh_app.reports.settings import Setting
 from fedgh_app.runs.opening import Outcome
@@ -38,7 +37,6 @@ STYLE: Any = {
 }
 WIDTH = 5.4  # inches: text can still be read at the width of a phone
 MINUS = "\N{MINUS SIGN}"
-MOST_WITH_NUMBERS = 6  # clients; in a larger matrix no number has room
 MOST_SETTINGS = 8  # curves beyond this cannot be told apart
 
 
@@ -56,8 +54,7 @@ class Curve:
 class Cosines:
     """Cosines between clients' updates, means over rounds and runs."""
 
-    clients: tuple[str, ...]  # (K,) names, in the matrix's order
-    labels: tuple[str, ...]  # what each client holds
+    labels: tuple[str, ...]  # (K,) what each client holds, in the matrix's order
     mean: np.ndarray  # (K, K) over all rounds; NaN where two clients never trained together, and on the diagonal
     last: np.ndarray  # (K, K) of the last round alone
 
@@ -99,7 +96,7 @@ def cosines_of(setting: Setting) -> Cosines | None:
     clients = sorted(labels, key=counting)
     # A seed that deals the images anew gives client 0 something else each time.
     named = tuple(next(iter(labels[name])) if len(labels[name]) == 1 else f"client {name}" for name in clients)
-    return Cosines(tuple(clients), named, _matrix(every, clients), _matrix(last, clients))
+    return Cosines(named, _matrix(every, clients), _matrix(last, clients))
 
 
 def _pairs(strategy: Mapping[str, Any]) -> list[tuple[tuple[str, str], float]]:
@@ -139,14 +136,10 @@ def svg(figure: Figure) -> str:
     return text.getvalue()
 
 
-def _figure(width: float, height: float) -> Figure:
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def outcomes(settings: Sequence[Setting], metric: str) -> Figure:
     """Every run a dot, the mean of each setting a bar through them."""
     with matplotlib.rc_context(STYLE):
-        figure = _figure(WIDTH, 1.0 + 0.42 * len(settings))
+        figure = Figure(figsize=(WIDTH, 1.0 + 0.42 * len(settings)), layout="constrained")
         axes = figure.subplots()
         for place, setting in enumerate(settings):
             values = [100 * score for run in setting.runs if (score := run.result.score) is not None]
@@ -164,7 +157,7 @@ def outcomes(settings: Sequence[Setting], metric: str) -> Figure:
 def forest(differences: Mapping[str, Difference], baseline: str, metric: str) -> Figure:
     """Differences from the baseline with their confidence intervals."""
     with matplotlib.rc_context(STYLE):
-        figure = _figure(WIDTH, 1.1 + 0.42 * len(differences))
+        figure = Figure(figsize=(WIDTH, 1.1 + 0.42 * len(differences)), layout="constrained")
         axes = figure.subplots()
         axes.axvline(0, color=FAINT, linewidth=1.2, linestyle="--")
         for place, gained in enumerate(differences.values()):
@@ -190,7 +183,7 @@ def learning_curves(curves: Mapping[tuple[int, str], Curve], metric: str, over: 
     """Mean headline ± a standard deviation over ``rounds`` or ``seconds``, by place (for the colour) and name."""
     with matplotlib.rc_context(STYLE):
         columns = min(len(curves), max(1, 48 // (6 + max(len(_short(name)) for _, name in curves))))
-        figure = _figure(WIDTH, 3.7 + 0.2 * -(-len(curves) // columns))
+        figure = Figure(figsize=(WIDTH, 3.7 + 0.2 * -(-len(curves) // columns)), layout="constrained")
         axes = figure.subplots()
         for (place, name), curve in curves.items():
             along = getattr(curve, over)
@@ -200,11 +193,12 @@ def learning_curves(curves: Mapping[tuple[int, str], Curve], metric: str, over: 
             few: dict[str, Any] = {"marker": "o", "markersize": 3.5} if len(along) <= 30 else {}
             axes.plot(along, mean, color=colour, linestyle=line, linewidth=1.8, label=_short(name), **few)
         axes.set_ylabel(f"{metric} (%)")
-        axes.set_xlabel("round" if over == "rounds" else "seconds since the start")
-        if over == "rounds":
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_ylim(bottom=0)
-        if over == "seconds":
+        if over == "rounds":
+            axes.set_xlabel("round")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        else:
+            axes.set_xlabel("seconds since the start")
             axes.set_xlim(left=0)
         axes.grid(alpha=0.35)
         figure.legend(loc="outside lower center", ncols=columns, fontsize=9)
@@ -215,16 +209,15 @@ def cosine_matrix(cosines: Cosines, name: str, when: str, largest: float) -> Fig
     """Cosines between clients' updates: ``mean`` over the rounds, or of the ``last``; red is conflict."""
     with matplotlib.rc_context(STYLE):
         matrix = getattr(cosines, when)
-        count = len(cosines.clients)
+        count = len(cosines.labels)
         few = count <= MOST_CLIENTS
         side = 2.1 + (0.2 * count if few else 1.6)
-        figure = _figure(side + 0.7, side)
+        figure = Figure(figsize=(side + 0.7, side), layout="constrained")
         axes = figure.subplots()
         axes.spines[:].set_visible(False)
         axes.set_facecolor("#d4d7db")
-        mesh = axes.pcolormesh(
-            np.ma.masked_invalid(matrix), cmap="RdBu", vmin=-largest, vmax=largest, rasterized=not few
-        )
+        known = np.ma.masked_invalid(matrix)
+        mesh = axes.pcolormesh(known, cmap="RdBu", vmin=-largest, vmax=largest, rasterized=not few)
         axes.invert_yaxis()
         axes.set_aspect("equal")
         ticks = (np.arange(count) + 0.5).tolist() if few else []

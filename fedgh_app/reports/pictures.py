@@ -78,7 +78,7 @@ def cosine_pictures(cosines: Mapping[Setting, Cosines]) -> list[Picture]:
                 spread = f"from {values.min():z.2f} to {values.max():z.2f}".replace("-", MINUS)
                 caption = f"{spread}; {100 * (values < 0).mean():.0f} % of the pairs negative"
             figure = figures.cosine_matrix(one, setting.name, when, largest)
-            alt = f"Cosines between the updates of {len(one.clients)} clients, {setting.name}, {said}: {spread}."
+            alt = f"Cosines between the updates of {len(one.labels)} clients, {setting.name}, {said}: {spread}."
             pictures.append(_picture(f"cosines-{place}-{when}", figure, alt, caption, when))
     return pictures
 

@@ -157,14 +157,14 @@ def _name(config: Values, configs: Sequence[Values], telling: Sequence[str]) -> 
     return " ".join([kind, *extras])
 
 
-def _peers(key: str, config: Values, alike: Sequence[Values]) -> list[Mapping[str, Any]]:
+def _peers(key: str, config: Values, alike: Sequence[Values]) -> list[Values]:
     """The runs that made the same choice in the key's group: another choice has keys of its own."""
     group, _, last = key.rpartition(".")
     choices = () if last in CHOICES else tuple(f"{group}.{word}" for word in CHOICES)
     return [other for other in alike if all(other.get(choice) == config.get(choice) for choice in choices)]
 
 
-def _told(key: str, value: Any) -> str:
+def _told(key: str, value: object) -> str:
     """``objective=Prox`` or ``topology=flat`` for the choice of a group, else ``objective.mu=0.1``."""
     group, _, last = key.rpartition(".")
     return f"{group}={str(value).rsplit('.', 1)[-1]}" if group and last in CHOICES else f"{key}={value}"

@@ -13,8 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from fedgh_app.config import instantiation
-from fedgh_app.config.choices import keeps_nothing
-from fedgh_app.config.compose import groups
+from fedgh_app.config.choices import groups, keeps_nothing
 from fedgh_app.errors import UserError, abbreviated, first_line
 from fedgh_app.runs.directory import CONFIG, MODEL
 from fedgh_app.runs.history import Round, read_history

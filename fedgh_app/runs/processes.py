@@ -1,6 +1,8 @@
 """The processes of a run, told from others by a mark in their environment."""
 
 import contextlib
+import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +13,25 @@ MARK = "FEDGH_RUN_MARK"  # environment variable that every process of a run inhe
 PATIENCE_SECONDS = 7.5
 RAY_CALL = "ray::ClientAppActor.run"  # what Ray calls a process while it runs a client
 CALL_SECONDS = 0.5
+
+
+def end(process: subprocess.Popen[bytes], mark: str, patience: float) -> None:
+    """End a process, which has ``patience`` seconds to end its own, and what then carries ``mark``.
+
+    A second Ctrl-C or SIGTERM must not leave half of them running.
+    """
+    in_main = threading.current_thread() is threading.main_thread()  # no other may change what signals do
+    ignored = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if in_main else ()
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
+    try:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+        end_marked(mark)
+        process.wait()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def end_marked(mark: str) -> None:

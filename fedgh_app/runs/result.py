@@ -32,10 +32,10 @@ class Result(RecordFile):
     EXPECTED = "the result of a run"
     model_config = ConfigDict(extra="allow")
 
-    metric: str  # name of the headline, such as PCK@0.2
+    metric: str  # name of the headline, with its threshold
     part: str = "part"  # what a part is called
     score: Share  # the headline, 0 to 1; None where nothing was measured
-    parts: dict[str, Share]  # the headline of each part: a keypoint, a class
+    parts: dict[str, Share]  # the headline of each part of what is predicted
     before: dict[str, Share] = {}  # likewise, before training
     more: dict[str, Share] = {}  # further metrics of the task
     evaluated: Literal["central", "clients"]  # measured by the server, or by each client on its own test images

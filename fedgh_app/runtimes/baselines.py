@@ -16,7 +16,7 @@ from fedgh_app.runs import storage
 from fedgh_app.runs.directory import CLIENTS
 from fedgh_app.runs.history import Round, read_history
 from fedgh_app.runs.result import Durations, Result
-from fedgh_app.runs.resumption import claimed
+from fedgh_app.runs.resumption import claimed, key_of
 from fedgh_app.runtimes.inprocess import display_of, federate_inprocess
 from fedgh_app.server.evaluation import weighted_mean
 from fedgh_app.server_app import deal
@@ -93,12 +93,7 @@ def run_local(assembly: Assembly, overrides: Sequence[str], directory: Path, *, 
 
 def without(overrides: Sequence[str], *groups: str) -> list[str]:
     """The overrides that touch none of ``groups``: not the choice, not a value below, not a choice put there."""
-
-    def touched(item: str) -> set[str]:
-        key = item.lstrip("+~").split("=", 1)[0]
-        return {part.split(".")[0] for part in key.split("@")}
-
-    return [item for item in overrides if not touched(item) & set(groups)]
+    return [item for item in overrides if {part.split(".")[0] for part in key_of(item).split("@")}.isdisjoint(groups)]
 
 
 def _alone(data: FederatedData, overrides: Sequence[str], *dropped: str) -> list[str]:

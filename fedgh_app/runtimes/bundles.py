@@ -31,18 +31,10 @@ ENTITY = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def sign_bundle(bundle: Path, key: Path, entity: str) -> Path:
-    """Sign a bundle, with the time, as Flower does.
+    """Sign a bundle (``.fab``), with the time, as Flower does, and return the signature's file, beside the bundle.
 
-    Args:
-        bundle: the ``.fab``.
-        key: OpenSSH private key, Ed25519, without a passphrase.
-        entity: what sites call its owner.
-
-    Returns:
-        The signature's file, beside the bundle.
-
-    Raises:
-        UserError: no bundle, no such key, or a name with other letters than a key of YAML takes bare.
+    The ``key`` is OpenSSH's, Ed25519, without a passphrase; ``entity`` is what sites call its owner. UserError where
+    there is no bundle or no such key, or a name has other letters than a key of YAML takes bare.
     """
     if not ENTITY.fullmatch(entity):
         raise UserError(f"--as {entity!r}: expected letters, digits, '_' and '-'")
@@ -74,14 +66,10 @@ def name_of(bundle: Path) -> tuple[str, str]:
 
 
 class BundleServer(http.server.ThreadingHTTPServer):
-    """Answers SuperLink's questions for bundles, on loopback alone.
-
-    Attributes:
-        bundles: file of each bundle, by name and version.
-    """
+    """Answers SuperLink's questions for bundles, on loopback alone."""
 
     def __init__(self, bundles: Sequence[Path], port: int) -> None:
-        self.bundles = {name_of(bundle): bundle for bundle in bundles}
+        self.bundles = {name_of(bundle): bundle for bundle in bundles}  # by name and version
         try:
             super().__init__(("127.0.0.1", port), _Handler)
         except OSError as error:

@@ -60,15 +60,10 @@ def executor(arguments: Sequence[str]) -> NoReturn:
 
 
 def serve(address: str, secret: bytes | None, parent: int | None) -> None:
-    """Start a process for every message that the SuperNode has.
+    """Start a process for every message that the SuperNode has, until the process ``parent`` ends.
 
-    Args:
-        address: of the SuperNode's Runtime API, on this machine or a network that is as safe.
-        secret: what the SuperNode knows this executor by; None where it asks for nothing.
-        parent: process with which this ends.
-
-    Raises:
-        UserError: the SuperNode does not take the secret.
+    The ``address`` is of the SuperNode's Runtime API, on this machine or a network that is as safe; by the ``secret``
+    it knows this executor, None where it asks for nothing. UserError where it does not take the secret.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)

@@ -110,15 +110,12 @@ def _watch(superlink: SuperLink, control: ControlHttpClient, run_id: int, direct
             break
     display.update()
     if row.status_text != "finished:completed" or _written(directory / RESULT) == before:
-        _raise_failure(directory, f"the server's process ended without a word ({row.details or row.status_text})")
+        if not (directory / FAILURE).exists():
+            said = str(row.details or row.status_text).splitlines()[0]
+            raise RunFailed(f"the server's process ended without a word ({said})")
+        failure = Failure.read(directory)
+        raise (UserError if failure.user else RunFailed)(failure.error)
 
 
 def _written(file: Path) -> float | None:
     return file.stat().st_mtime if file.exists() else None
-
-
-def _raise_failure(directory: Path, otherwise: str) -> None:
-    if not (directory / FAILURE).exists():
-        raise RunFailed(otherwise.splitlines()[0])
-    failure = Failure.read(directory)
-    raise (UserError if failure.user else RunFailed)(failure.error)

@@ -30,11 +30,7 @@ def run_inprocess(overrides: Sequence[str], directory: Path, nodes: int, display
 
 
 def federate_inprocess(
-    assembly: Assembly,
-    overrides: Sequence[str],
-    directory: Path,
-    node_configs: Sequence[Values],
-    display: Display,
+    assembly: Assembly, overrides: Sequence[str], directory: Path, node_configs: Sequence[Values], display: Display
 ) -> Federation:
     """A federation of the clients with these node configs, in this process."""
     grid = InProcessGrid(

@@ -43,14 +43,8 @@ def make_keys(out: Path, hosts: Sequence[str], sites: Sequence[str], *, days: in
     ``<site>.pub`` of each site; ``<site>/`` holds ``ca.crt`` and ``supernode.key``. Only their owner may read private
     keys.
 
-    Args:
-        out: the folder; must not exist, or be empty.
-        hosts: DNS names and IP addresses of the server; loopback is added.
-        sites: the sites' names.
-        days: how long the server's certificate is valid.
-
-    Raises:
-        UserError: a name that is none, or is used twice, or a folder that holds something.
+    The ``hosts`` are DNS names and IP addresses of the server, to which loopback is added; its certificate is valid for
+    so many ``days``. UserError for a name that is none, or is used twice, or a folder that holds something.
     """
     names = _subject_alternatives(hosts)
     for number, name in enumerate(sites):
@@ -172,14 +166,8 @@ def _certificate(
 
 
 def _key_usage(is_authority: bool) -> x509.KeyUsage:
+    encryption = ("key_encipherment", "data_encipherment", "key_agreement", "encipher_only", "decipher_only")
+    unused = dict.fromkeys(("content_commitment", *encryption), False)
     return x509.KeyUsage(
-        digital_signature=not is_authority,
-        key_cert_sign=is_authority,
-        crl_sign=is_authority,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
+        digital_signature=not is_authority, key_cert_sign=is_authority, crl_sign=is_authority, **unused
     )

@@ -18,20 +18,11 @@ from fedgh_app.runtimes.simulation import simulate
 
 
 def launch(overrides: Sequence[str], directory: Path, *, quiet: bool = False) -> Result:
-    """Run one federation (or baseline) to its end.
+    """Run one federation (or baseline) to its end; what it came to.
 
-    Args:
-        overrides: the run's overrides.
-        directory: the run directory, made once the run is known to be right; must not hold another run, but with
-            ``resume`` the one that goes on.
-        quiet: no live progress.
-
-    Returns:
-        What it came to.
-
-    Raises:
-        UserError: bad input; nothing was started.
-        RunFailed: the run ended early; the message is one line that says why.
+    The run directory is made once the run is known to be right; it must not hold another run, but with ``resume`` the
+    one that goes on. ``quiet`` shows no progress. UserError for bad input, when nothing was started; RunFailed, with
+    one line that says why, where the run ended early.
     """
     directory = directory.resolve()
     overrides = [*overrides, f"run_dir={quoted(directory)}"]

@@ -7,14 +7,7 @@ from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from fedgh_app.runs import storage
@@ -28,15 +21,7 @@ MOST_CLIENTS = 24  # rows of the table by client
 
 
 class Display:
-    """A bar over the rounds and one line for each round that has ended.
-
-    Args:
-        directory: the run directory, whose history is followed.
-        title: what is run.
-        rounds: how many there will be.
-        metric: name of the headline.
-        quiet: show nothing.
-    """
+    """A bar over the rounds, and a line for each that has ended, as the history in the run directory tells it."""
 
     def __init__(self, directory: Path, *, title: str, rounds: int, metric: str, quiet: bool = False) -> None:
         self.directory, self.title, self.rounds, self.metric = directory, title, rounds, short(metric)
@@ -101,9 +86,8 @@ def _line(ended: Round, metric: str) -> str:
     return "  ".join(parts)
 
 
-def print_result(result: Result, directory: Path, console: Console | None = None) -> None:
+def print_result(result: Result, directory: Path, console: Console) -> None:
     """The headline by part before and after, by client, and where everything lies."""
-    console = console or Console()
     console.print(_by_part(result))
     if len(result.clients_score) > 1:
         console.print(_by_client(result))

@@ -3,12 +3,10 @@
 import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sysconfig
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,17 +29,11 @@ STOP_SECONDS = 15.0
 
 @dataclass
 class SuperLink:
-    """The SuperLink of a run.
+    """The SuperLink of a run."""
 
-    Attributes:
-        connection: its name in Flower's configuration.
-        environment: environment for processes that talk to it, which finds that configuration.
-        process: the SuperLink; None for one that somebody else runs.
-    """
-
-    connection: str
-    environment: dict[str, str]
-    process: subprocess.Popen[bytes] | None = None
+    connection: str  # its name in Flower's configuration
+    environment: dict[str, str]  # of processes that talk to it, in which they find that configuration
+    process: subprocess.Popen[bytes] | None = None  # None for one that somebody else runs
 
 
 @contextlib.contextmanager
@@ -78,7 +70,7 @@ def private_superlink(threads: int, directory: Path, mark: str) -> Iterator[Supe
             wait_until_up(process, port)
             yield SuperLink("fedgh", environment, process)
         finally:
-            _end(process, mark)
+            processes.end(process, mark, STOP_SECONDS)
             os.environ.pop("FLWR_HOME")
             if before is not None:
                 os.environ["FLWR_HOME"] = before
@@ -117,26 +109,6 @@ def wait_until_up(process: subprocess.Popen[bytes], port: int) -> None:
     raise RunFailed(f"flower-superlink did not answer within {START_SECONDS:g} seconds; see {LOG}")
 
 
-def _end(process: subprocess.Popen[bytes], mark: str) -> None:
-    """End the SuperLink and every process that carries ``mark``, Ray's daemons among them."""
-    # A second Ctrl-C or SIGTERM must not leave half of them running.
-    ignored = (signal.SIGINT, signal.SIGTERM) if _in_main_thread() else ()
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in ignored}
-    try:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_SECONDS)
-        processes.end_marked(mark)
-        process.wait()
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
-
-
 @contextlib.contextmanager
 def control_of(superlink: SuperLink) -> Iterator[ControlHttpClient]:
     """What `flwr ls` and `flwr stop` ask through: a new Python process every second would take time from training.
@@ -165,11 +137,7 @@ def control_of(superlink: SuperLink) -> Iterator[ControlHttpClient]:
 def flwr(superlink: SuperLink, *arguments: str) -> dict[str, Any]:
     """Call the ``flwr`` command and return what it says in JSON."""
     done = subprocess.run(
-        [script("flwr"), *arguments],
-        env=superlink.environment,
-        capture_output=True,
-        text=True,
-        timeout=START_SECONDS,
+        [script("flwr"), *arguments], env=superlink.environment, capture_output=True, text=True, timeout=START_SECONDS
     )
     start = done.stdout.find("{")
     try:

@@ -71,7 +71,7 @@ def staged(root: Path) -> Iterator[Path]:
 
 
 def plain(value: object) -> object:
-    """``value`` as JSON can hold it: arrays as lists, numbers as Python's own, NaN and infinities as null."""
+    """``value`` as JSON can hold it: arrays as lists, numbers as Python's own, paths as text, nan and inf as null."""
     if isinstance(value, BaseModel):
         value = dict(value)
     if isinstance(value, Mapping):
@@ -80,6 +80,8 @@ def plain(value: object) -> object:
         return [plain(item) for item in value]
     if hasattr(value, "tolist"):  # an array, a tensor, a number of NumPy's
         return plain(value.tolist())
+    if isinstance(value, Path):
+        return str(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

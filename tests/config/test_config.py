@@ -6,16 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from fedgh_app.config.choices import TERMS
-from fedgh_app.config.compose import (
-    CONF,
-    compose_config,
-    expand_sweep,
-    groups,
-    join_overrides,
-    parse_overrides,
-    split_overrides,
-)
+from fedgh_app.config.choices import CONF, TERMS, groups
+from fedgh_app.config.compose import compose_config, expand_sweep, join_overrides, parse_overrides, split_overrides
 from fedgh_app.errors import UserError
 
 # What some choices need beside themselves.

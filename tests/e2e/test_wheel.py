@@ -15,9 +15,9 @@ import pytest
 from conftest import TINY
 from servers import environment, fedgh, left_behind
 
+from fedgh_app.runs import environment as app_environment
 from fedgh_app.runs import storage
 from fedgh_app.runs.directory import MODEL_CARD
-from fedgh_app.runtimes import environment as app_environment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BUILT_FROM = ("fedgh_app", "strategies", "conf", "datasets", "benchmarks", "deploy")
@@ -60,7 +60,7 @@ def test_an_installed_app_tells_no_commit_of_the_checkout_that_its_environment_m
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(app_environment, "INSTALLED", True)
-    assert app_environment.environment()["commit"] is None
+    assert app_environment.this_machine().commit is None
 
 
 @pytest.mark.slow

@@ -274,7 +274,7 @@ def test_cosines_are_means_over_rounds_and_runs_by_client(tmp_path: Path) -> Non
             storage.append_line(tmp_path / str(number) / "history.jsonl", line)
     found = report_figures.cosines_of(settings_of([tmp_path])[0])
     assert found is not None
-    assert found.clients == ("0", "1") and found.labels == ("front", "left")
+    assert found.labels == ("front", "left")
     assert np.isnan(np.diag(found.mean)).all()
     assert found.last[0, 1] == pytest.approx((0.3 + 0.8) / 2)
     assert found.mean[1, 0] == pytest.approx(np.mean([0.1, 0.3, 0.3, 0.6, 0.8, 0.8]))

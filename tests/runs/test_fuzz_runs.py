@@ -28,7 +28,8 @@ from written_run import write_run
 from fedgh_app.assembly.server import Assembly
 from fedgh_app.client.local_state import LocalState
 from fedgh_app.client_app import app
-from fedgh_app.config.compose import compose_config, groups, join_overrides, split_overrides
+from fedgh_app.config.choices import groups
+from fedgh_app.config.compose import compose_config, join_overrides, split_overrides
 from fedgh_app.data import partition
 from fedgh_app.errors import RunFailed, UserError
 from fedgh_app.grids import packing
@@ -44,7 +45,8 @@ from fedgh_app.runs.opening import load_run
 from fedgh_app.runs.records import LAUNCH, TRACKING
 from fedgh_app.runs.result import RESULT
 from fedgh_app.runs.resumption import resumed
-from fedgh_app.runtimes.sweep import Sweep
+from fedgh_app.runs.sweep import Sweep
+from fedgh_app.runtimes.sweep import print_status
 from fedgh_app.server.persistence import take_up
 
 
@@ -130,7 +132,7 @@ def test_sweeps(tmp_path: Path, count: int) -> None:
 
     def check(content: bytes) -> None:
         (tmp_path / "sweep.json").write_bytes(content)
-        told(lambda: Sweep.read(tmp_path).print_status(Console(file=StringIO())), str(tmp_path))
+        told(lambda: print_status(Sweep.read(tmp_path), Console(file=StringIO())), str(tmp_path))
 
     fuzz(check, jsons(valid), count)
 

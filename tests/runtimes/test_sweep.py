@@ -20,8 +20,8 @@ from rich.console import Console
 
 from fedgh_app.errors import UserError
 from fedgh_app.runs import processes, resumption, storage
+from fedgh_app.runs.sweep import Sweep
 from fedgh_app.runtimes import sweep
-from fedgh_app.runtimes.sweep import Sweep
 
 # Does by its seed what a job may do; notes with what it was called.
 JOB = """
@@ -74,8 +74,8 @@ def go(planned: Sweep, kinds: str) -> str:
     with planned.held():
         for job in planned.jobs:
             planned.folder(job).mkdir(exist_ok=True)
-            planned.run(job, console)
-    planned.print_status(console)
+            sweep.run_job(planned, job, console)
+    sweep.print_status(planned, console)
     return said.getvalue()
 
 

@@ -13,7 +13,7 @@ from recording import run
 
 from fedgh_app.callbacks.plots import Plots
 from fedgh_app.client_app import app as client_app
-from fedgh_app.config.compose import groups
+from fedgh_app.config.choices import groups
 from fedgh_app.errors import RunFailed, UserError
 from fedgh_app.runs import storage
 from fedgh_app.runs.checkpoints import newest

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from fedgh_app.config.choices import values_of
-from fedgh_app.config.compose import CONF, compose_config
+from fedgh_app.config.choices import CONF, values_of
+from fedgh_app.config.compose import compose_config
 from fedgh_app.errors import UserError
 from fedgh_app.server.selection import Candidate, Oort, PowerOfChoice, Random, Selection, draw
 from strategies.randomness import generator

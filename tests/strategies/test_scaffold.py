@@ -17,7 +17,9 @@ def test_two_rounds_by_hand():
     # Δ_2 = (0, -1) in 2 steps of 0.5: Δc_2 = -(0, -1) / 1 = (0, 1). c = 1/4 ((-4, 0) + (0, 1)) = (-1, 1/4).
     control = ControlVariate(record(START))
     assert {name: value.tolist() for name, value in numpy_state(control.arrays).items()} == {"w": [0.0, 0.0]}
-    control.absorb(record(START), [reply(1, *trained([3, 1], 5)), reply(2, *trained([1, 0], 2))], [0.1, 0.5], [0.25] * 2)
+    control.absorb(
+        record(START), [reply(1, *trained([3, 1], 5)), reply(2, *trained([1, 0], 2))], [0.1, 0.5], [0.25] * 2
+    )
     np.testing.assert_allclose(numpy_state(control.arrays)["w"], [-1.0, 0.25])
     # Round 2, client 3 alone, Δ_3 = (1, 1) in 1 step of 1: Δc_3 = -c - (1, 1) = (0, -5/4), c = (-1, 1/4 - 5/16).
     control.absorb(record(START), [reply(3, *trained([2, 2], 1))], [1.0], [0.25])
@@ -33,7 +35,9 @@ def test_it_is_the_mean_of_the_clients_own(shares):
         c, states = numpy_state(control.arrays)["w"], [trained(rng.normal(size=2), k + 1) for k in range(3)]
         own = [o - c + (START["w"] - s["w"]) / (m["steps"] * 0.1) for o, (s, m) in zip(own, states, strict=True)]
         control.absorb(record(START), [reply(k, *state) for k, state in enumerate(states)], [0.1] * 3, shares)
-        np.testing.assert_allclose(numpy_state(control.arrays)["w"], np.average(own, axis=0, weights=shares), rtol=1e-12)
+        np.testing.assert_allclose(
+            numpy_state(control.arrays)["w"], np.average(own, axis=0, weights=shares), rtol=1e-12
+        )
 
 
 def test_node_ids_change_no_bit_and_the_dtype_is_wide():

@@ -4,31 +4,35 @@ import contextlib
 import platform
 import subprocess
 from importlib import metadata
-from typing import Any
 
 from fedgh_app.resources import INSTALLED, ROOT
+from fedgh_app.runs.records import Record
 from fedgh_app.vision.threads import usable_cores
 
 PACKAGES = ("fedgh", "flwr", "ray", "torch", "torchvision", "numpy", "opencv-python-headless", "torchjd")
 
 
-def environment() -> dict[str, Any]:
-    """Versions, the machine's kind, and the commit of the checkout that fedgh runs from (None outside of one)."""
+class Machine(Record):
+    """On what a sweep was run."""
+
+    python: str
+    system: str
+    cores: int
+    packages: dict[str, str]  # versions by name
+    commit: str | None  # of fedgh's checkout, with ``+`` where files differed from it; None outside of one
+
+
+def this_machine() -> Machine:
+    """What fedgh runs on."""
     versions = {}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-    return {
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "cores": usable_cores(),
-        "packages": versions,
-        "commit": commit(),
-    }
+    python, system = platform.python_version(), platform.platform()
+    return Machine(python=python, system=system, cores=usable_cores(), packages=versions, commit=_commit())
 
 
-def commit() -> str | None:
-    """The checkout's commit, with ``+`` where files differ from it; None where fedgh does not run from a checkout."""
+def _commit() -> str | None:
     if INSTALLED:  # perhaps within a checkout of something else
         return None
     try:
