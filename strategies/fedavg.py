@@ -108,6 +108,10 @@ class FedAvg(flower.FedAvg):
         """Return what clients are sent beside the model; a rule that wants a report from them asks here."""
         return config
 
+    def evaluated(self, arrays: ArrayRecord) -> ArrayRecord:
+        """Return the model to evaluate and to keep, given the latest one that clients train: for most rules itself."""
+        return arrays
+
     def state_dict(self) -> State:
         """Return what the strategy carries from round to round: nested dicts, JSON-able but for tensors."""
         return {}

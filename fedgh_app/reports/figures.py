@@ -167,7 +167,8 @@ def forest(differences: Mapping[str, Difference], baseline: str, metric: str) ->
                 axes.plot([100 * gained.low, 100 * gained.high], [place] * 2, color=INK, linewidth=1.8)
             axes.plot(100 * gained.mean, place, "o", color=COLOURS[0], markersize=7)
         _row_for_each(axes, [*differences])
-        axes.set_xlabel(f"{metric} minus that of {_short(baseline)} (percentage points)")
+        # Below the whole figure: long names beside the axes leave no room for so many words below them.
+        figure.supxlabel(f"{metric} minus that of {_short(baseline)} (percentage points)", fontsize="medium")
     return figure
 
 

@@ -85,13 +85,14 @@ def load_weights(backbone: nn.Module, name: str, weights: str) -> None:
 class _GroupNormAct(nn.GroupNorm):
     """GroupNorm, and the activation that timm's fused layer has behind its BatchNorm."""
 
-    def __init__(self, groups: int, fused: nn.BatchNorm2d) -> None:
-        super().__init__(groups, fused.num_features)
-        self.drop, self.act = fused.drop, fused.act
+    def __init__(self, groups: int, channels: int, drop: nn.Module, act: nn.Module) -> None:
+        super().__init__(groups, channels)
+        self.drop, self.act = drop, act
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised and activated maps (B, C, h, w)."""
-        return self.act(self.drop(super().forward(images)))
+        activated: Tensor = self.act(self.drop(super().forward(images)))
+        return activated
 
 
 def to_group_norm(model: nn.Module) -> None:
@@ -104,12 +105,12 @@ def to_group_norm(model: nn.Module) -> None:
     """
     for parent in list(model.modules()):
         for name, layer in parent.named_children():
-            fused = isinstance(layer, nn.BatchNorm2d) and {"act", "drop"} <= layer._modules.keys()
-            if type(layer) is nn.BatchNorm2d or fused:
+            beside = dict(layer.named_children())  # timm's layer has its activation in it
+            if isinstance(layer, nn.BatchNorm2d) and beside.keys() in (set(), {"drop", "act"}):
                 channels = layer.num_features
                 fitting = (n for n in GROUPS if channels % n == 0 and channels // n >= FEWEST_CHANNELS)
                 groups = next(fitting, 1)
-                replacement = _GroupNormAct(groups, layer) if fused else nn.GroupNorm(groups, channels)
+                replacement = _GroupNormAct(groups, channels, **beside) if beside else nn.GroupNorm(groups, channels)
                 replacement.load_state_dict(dict(layer.named_parameters()))
                 setattr(parent, name, replacement)
             elif isinstance(layer, _BatchNorm):

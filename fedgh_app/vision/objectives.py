@@ -101,15 +101,15 @@ class Prox(Objective):
 
 @dataclass(frozen=True)
 class Dyn(Objective):
-    """L_k(w) - ⟨h_k, w⟩ + (α_k/2) |w - w^t|² (Acar et al., "Federated Learning Based on Dynamic Regularization",
+    """L_k(w) - ⟨h_k, w⟩ + (a_k/2) |w - w^t|² (Acar et al., "Federated Learning Based on Dynamic Regularization",
     ICLR 2021).
 
-    The memory h_k starts at 0 and becomes h_k - α_k Δ_k. At a minimum of the objective that is the gradient of L_k.
+    The memory h_k starts at 0 and becomes h_k - a_k Δ_k. At a minimum of the objective that is the gradient of L_k.
     It only makes sense with the server's side of the method, with the same alpha.
 
-    Where the server sends n̄, the mean number of the clients' examples, as ``mean_examples``, α_k = alpha n̄ / n_k: the
+    Where the server sends n̄, the mean number of the clients' examples, as ``mean_examples``, a_k = alpha n̄ / n_k: the
     federation then comes to rest where Σ n_k ∇L_k = 0, the minimum that averaging by examples seeks. Without it
-    α_k = alpha as in the paper, and every client counts alike.
+    a_k = alpha as in the paper, and every client counts alike.
 
     Args:
         alpha: how strongly the client is held to the model that it received.
@@ -123,7 +123,7 @@ class Dyn(Objective):
             raise UserError(f"objective.alpha: found {self.alpha!r}, expected a number above 0")
 
     def penalty(self, received: Received) -> Penalty | None:
-        """(α_k/2) |w - w^t|² - ⟨h_k, w⟩; without the second term the first time."""
+        """(a_k/2) |w - w^t|² - ⟨h_k, w⟩; without the second term the first time."""
         h = _complete(received.memory, received.parameters) if received.memory else None
         alpha = self._alpha(received)
 
@@ -137,7 +137,7 @@ class Dyn(Objective):
     def next_memory(
         self, received: Received, trained: Mapping[str, Tensor], *, steps: int, learning_rate: float
     ) -> dict[str, Tensor]:
-        """h_k - α_k Δ_k."""
+        """h_k - a_k Δ_k."""
         h, alpha = _complete(received.memory, received.parameters), self._alpha(received)
         return {name: h[name] - alpha * (trained[name] - start) for name, start in received.parameters.items()}
 
