@@ -25,8 +25,8 @@ class FedDyn(FedAvg):
     Parameters
     ----------
     alpha : alpha > 0, the weight of the clients' quadratic term.
-    evaluate : what :meth:`evaluated` returns: ``model`` is w⁺, which clients are sent; ``mean`` is the mean of the round's
-        clients' models, w⁺ + η h/alpha, as the authors' code has it. They differ while h is large.
+    evaluate : what :meth:`evaluated` returns: ``model`` is w⁺, which clients are sent; ``mean`` is the mean of the
+        round's clients' models, w⁺ + η h/alpha, as the authors' code has it. They differ while h is large.
     num_registered : m, how many clients there are, whether they take part in a round or not; fixed at the start. None:
         as many as have names, without names as many as are connected at the first ``configure_train``.
     """
