@@ -3,8 +3,8 @@
 from typing import Any
 
 from strategies.fedaw import FedAW
-from strategies.gramian import SCHEMES, harmonize
 from strategies.options import one_of
+from strategies.projection import SCHEMES, harmonize
 from strategies.randomness import generator
 from strategies.updates import ClientUpdates
 from strategies.weights import Weights
@@ -24,7 +24,7 @@ class FedGH(FedAW):
         Gramian, with ψ still from the whole model and one visiting order per round and client for all
         tensors.
     scheme : ``pcgrad`` (the paper's) or ``pairwise`` (Zhang et al., 2023); see
-        :func:`strategies.gramian.harmonize`.
+        :func:`strategies.projection.harmonize`.
     threshold : τ, a cosine in (-1, 1); 0 for ``pairwise``.
     rescale : ``norm`` brings the combined update back to the length |Σ ψ_i Δ_i|, since projection shortens
         it; at layer granularity each tensor to its own, our reading. ``none`` leaves it.

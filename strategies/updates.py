@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord
 from torch import Tensor
 
 from strategies import npy
-from strategies.gramian import squared_norms
+from strategies.gramian import squares
 
 RUNNING_STATISTICS = ("running_mean", "running_var")
 
@@ -116,7 +116,7 @@ class ClientUpdates:
         themselves are measured, in one more pass; what is left of rounding alone counts as 0.
         """
         of_model = combination.ndim == 1
-        both = squared_norms(combination.unsqueeze(-2), self.gramian if of_model else self.gramians)
+        both = squares(combination.unsqueeze(-2), self.gramian if of_model else self.gramians)
         squared, magnitude = (each.squeeze(-1) for each in both)
         doubtful = squared < _CANCELLED * magnitude
         if of_model and doubtful:

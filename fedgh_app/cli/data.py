@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from fedgh_app.cli.tasks import MODULES, Options, function_of, with_options
+from fedgh_app.cli.task_options import MODULES, Options, function_of, with_options
 from fedgh_app.cli.terminal import PASS_ON, console, with_progress
 from fedgh_app.config.choices import groups
 from fedgh_app.config.compose import compose_config, fedgh_home
@@ -35,14 +35,14 @@ for _module in MODULES:
 @app.command("check")
 def data_check(
     dataset: Annotated[str, typer.Argument(help="A data set's name: " + ", ".join(groups()["dataset"]))],
-    root: Annotated[Path | None, typer.Option(help="Where it lies. [default: as in conf/dataset]")] = None,
+    root: Annotated[Path | None, typer.Option(help="Where it lies. \\[default: as in conf/dataset]")] = None,
     out: Annotated[Path, typer.Option(help="Contact sheet to write.")] = Path("check.png"),
-    count: Annotated[int, typer.Option(help="Images on the contact sheet.")] = 24,
+    count: Annotated[int, typer.Option(help="Images on the contact sheet.", min=0)] = 24,
     augmentation: Annotated[
         str | None, typer.Option(help="Draw them as training under this augmentation sees them.")
     ] = None,
 ) -> None:
-    """Count a data set, say what is wrong with which file, and draw its skeletons on a contact sheet."""
+    """Count a data set, say what is wrong with which file, and draw its annotations on a contact sheet."""
     from fedgh_app.assembly.client import ClientAssembly
 
     # Of what a check does not look at: what every data set goes with.

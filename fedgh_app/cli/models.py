@@ -1,6 +1,6 @@
 """What is done with a trained model: ``fedgh predict``, ``export`` and ``evaluate``; and ``score``, of predictions.
 
-What each does for a model of some task, and with what options, that task says itself (`fedgh_app.cli.tasks`).
+What each does for a model of some task, and with what options, that task says itself (`fedgh_app.cli.task_options`).
 """
 
 import json
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedgh_app.cli.tasks import Options, function_of, of_tasks
+from fedgh_app.cli.task_options import Options, function_of, of_tasks
 from fedgh_app.cli.terminal import console, say, with_progress
 from fedgh_app.errors import UserError
 from fedgh_app.tasks import task_name
@@ -34,7 +34,7 @@ def predict(run: Run, *, options: Options) -> None:
 def export(
     run: Run,
     form: Annotated[str, typer.Option("--format", help="onnx")] = "onnx",
-    out: Annotated[Path | None, typer.Option(help="File to write. [default: beside the model, model.onnx]")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write. \\[default: beside the model, model.onnx]")] = None,
     *,
     options: Options,
 ) -> None:

@@ -21,7 +21,7 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON; pages only with --out.")] = False,
 ) -> None:
     """Compare runs: mean ± standard deviation over seeds, for each strategy. Of a sweep also as a page to read."""
-    from fedgh_app.reports.settings import compare, print_report, settings_of
+    from fedgh_app.reports.statistics import compare, print_report, settings_of
     from fedgh_app.runs.result import RESULT
 
     settings = settings_of(runs)

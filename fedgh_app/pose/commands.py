@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fedgh_app.task import Trained
 
 Progress = Callable[[int, int], None]  # called with how much is done, and how much there is
-Decoding = Annotated[str | None, Option(help="How heatmaps are read. [default: as in the run]")]
+Decoding = Annotated[str | None, Option(help="How heatmaps are read. \\[default: as in the run]")]
 
 
 def predict(
@@ -34,7 +34,7 @@ def predict(
     min_box_score: Annotated[float, Option(help="Leave out detected boxes below this score.")] = 0.0,
     min_score: Annotated[float, Option(help="Draw only keypoints this sure, 0 to 1; all are written.")] = 0.0,
     decoding: Decoding = None,
-    flip_test: Annotated[bool | None, Option(help="Look at mirrored crops too. [default: as in the run]")] = None,
+    flip_test: Annotated[bool | None, Option(help="Look at mirrored crops too. \\[default: as in the run]")] = None,
     batch_size: Annotated[int, Option(help="Most crops in one pass of the model.", min=1)] = 32,
     *,
     model: str,
@@ -75,13 +75,13 @@ def evaluate(
     detections: Annotated[Path | None, Option(help="COCO detections to look in, not the annotated boxes.")] = None,
     oks_nms: Annotated[
         float | None,
-        Option(help="With detections: the OKS beyond which the worse of two goes. [default: as Simple Baselines]"),
+        Option(help="With detections: the OKS beyond which the worse of two goes. \\[default: as Simple Baselines]"),
     ] = None,
     out: Annotated[Path | None, Option(help="New folder for predictions, numbers and pictures of errors.")] = None,
     *,
     progress: Progress | None = None,
 ) -> "Evaluation":
-    """Score a run's model by a data set's official metric: fedgh evaluate RUN [dataset=lspet] [--out DIR]."""
+    """Score a run's model by a data set's official metric: fedgh evaluate RUN \\[dataset=lspet] [--out DIR]."""
     from fedgh_app.pose.evaluation.official_run import evaluate_run
 
     side = cast("Side", split)  # which is checked there
@@ -123,7 +123,7 @@ def check(
 
 
 def arm(
-    root: Annotated[Path | None, Option(help="Where to write it. [default: $FEDGH_HOME/data/arm]")] = None,
+    root: Annotated[Path | None, Option(help="Where to write it. \\[default: $FEDGH_HOME/data/arm]")] = None,
     count: Annotated[int, Option(help="Images.")] = 2060,
     seed: Annotated[int, Option(help="Seed of everything random in it.")] = 0,
     *,
@@ -133,12 +133,13 @@ def arm(
     """Generate arms under a robot manipulator: four viewpoints, two postures, COCO-keypoint JSON."""
     from fedgh_app.pose.arms.generated import generate
 
-    return f"{count} images in {generate(root or home / 'arm', count=count, seed=seed, progress=progress)}"
+    written = generate(root or home / "arm", count=count, seed=seed, progress=progress)
+    return f"{count} images in {written}"
 
 
 def lspet_arm(
     source: Annotated[Path, Option(help="Leeds Sports Pose Extended: joints.mat and images/.")],
-    root: Annotated[Path | None, Option(help="Where to write. [default: $FEDGH_HOME/data/lspet_arm]")] = None,
+    root: Annotated[Path | None, Option(help="Where to write. \\[default: $FEDGH_HOME/data/lspet_arm]")] = None,
     *,
     home: Path,
     progress: Progress,
@@ -146,7 +147,8 @@ def lspet_arm(
     """Cut single arms out of LSPET, each with the direction in which it points."""
     from fedgh_app.pose.arms.lspet import cut
 
-    return f"arms in {cut(source, root or home / 'lspet_arm', progress=progress)}"
+    written = cut(source, root or home / "lspet_arm", progress=progress)
+    return f"arms in {written}"
 
 
 MAKES = {"drawing arms": arm, "cutting arms": lspet_arm}  # data sets of `fedgh data`, by what is done meanwhile

@@ -13,7 +13,7 @@ from fedgh_app.config.changes import changes
 from fedgh_app.reports.figures import INK, MOST_SETTINGS, colour_of, cosines_of, curve_of
 from fedgh_app.reports.notes import environment, notes
 from fedgh_app.reports.pictures import cosine_pictures, curve_pictures, dash, forest_picture, outcomes_picture
-from fedgh_app.reports.settings import (
+from fedgh_app.reports.statistics import (
     Row,
     Setting,
     Spread,

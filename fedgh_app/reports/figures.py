@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fedgh_app.plots.style import COLOURS, LINES, MOST_CLIENTS, MOST_WITH_NUMBERS, counting
 from fedgh_app.reports.comparison import Difference
-from fedgh_app.reports.settings import Setting
+from fedgh_app.reports.statistics import Setting
 from fedgh_app.runs.opening import Outcome
 
 # Colours of text and axes, of backgrounds: told from all others, so that a page may put its own in their place.

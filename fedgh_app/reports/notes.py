@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 
 from fedgh_app.reports.comparison import FEWEST_FOR_RANKS, Difference
-from fedgh_app.reports.settings import Setting
+from fedgh_app.reports.statistics import Setting
 from fedgh_app.runs.environment import Machine
 from fedgh_app.words import count
 

@@ -12,7 +12,7 @@ from fedgh_app.errors import UserError
 from fedgh_app.reports.content import FIGURES, content_of
 from fedgh_app.reports.figures import FAINT, INK, PAPER
 from fedgh_app.reports.pictures import dash
-from fedgh_app.reports.settings import Setting, Spread, p_text, readable, spread_text
+from fedgh_app.reports.statistics import Setting, Spread, p_text, readable, spread_text
 from fedgh_app.vision.files import replacing
 from fedgh_app.words import percentage
 

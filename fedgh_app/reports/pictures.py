@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from fedgh_app.reports import figures
 from fedgh_app.reports.comparison import Difference
 from fedgh_app.reports.figures import MINUS, Cosines, Curve
-from fedgh_app.reports.settings import Row, Setting, difference_texts
+from fedgh_app.reports.statistics import Row, Setting, difference_texts
 from fedgh_app.words import percentage
 
 

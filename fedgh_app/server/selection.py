@@ -129,7 +129,7 @@ class Oort(Selection):
     Where the paper is silent we read the authors' code: U is clipped at a high quantile, against outliers, and brought
     to [0, 1] among the candidates, since the bonus for old knowledge is of that order; T is the percentile
     ``preferred_percentile`` of the candidates' times. The paper's pacer, which relaxes T once utility stops growing,
-    and its list of clients picked too often are left out: federations of pose data count tens of clients.
+    and its list of clients picked too often are left out: federations of sites count tens of clients.
     """
 
     report: ClassVar[tuple[str, ...]] = ("loss-rms",)

@@ -15,9 +15,9 @@ from torch.nn.functional import mse_loss, normalize
 from fedgh_app.errors import UserError
 from fedgh_app.vision.training import Batch, evaluation_mode, features_of, outputs_of, place
 
-# What is distilled. outputs: as the network puts them out. For heatmaps that a cross-entropy or an integral loss
-# trained these are logits: their mean is, after the softmax, the normalised product of the clients' distributions, high
-# where all of them see the keypoint. A mean of distributions would have a peak for each client that errs.
+# What is distilled. outputs: as the network puts them out. Where a softmax follows these are logits: their mean is the
+# normalised product of the clients' distributions, high where all of them agree. A mean of distributions would have a
+# peak for each client that errs.
 # features: the backbone's, averaged over pixels and of length 1, (C,): clients of one backbone agree on no more.
 Output = Literal["outputs", "features"]
 

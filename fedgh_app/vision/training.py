@@ -108,6 +108,7 @@ def train(
                 squares += loss.per_example(outputs.detach(), batch).double().square().sum()
             steps += 1
             examples += len(outputs)
+            del images, outputs, value, objective  # else they would lie beside those of the next batch
     if examples == 0:
         raise UserError(f"training: found 0 examples in {epochs} epochs, expected at least 1")
     rms = math.sqrt(squares.item() / examples) if squared_losses else None

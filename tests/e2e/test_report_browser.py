@@ -19,7 +19,7 @@ from browser import Page, chromium
 from sweep_folder import make
 
 from fedgh_app.reports.page import write
-from fedgh_app.reports.settings import settings_of
+from fedgh_app.reports.statistics import settings_of
 
 HERE = Path(__file__).parent
 LAYOUT = HERE / "report_layout.json"

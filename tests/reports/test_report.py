@@ -11,7 +11,7 @@ from rich.console import Console
 from fedgh_app.config.compose import compose_config
 from fedgh_app.errors import UserError
 from fedgh_app.reports.page import write
-from fedgh_app.reports.settings import compare, print_report, settings_of
+from fedgh_app.reports.statistics import compare, print_report, settings_of
 from fedgh_app.runs import storage
 from fedgh_app.runs.history import Evaluations, Measured, MeasuredByClients
 

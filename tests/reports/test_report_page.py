@@ -15,7 +15,7 @@ from fedgh_app.config.compose import compose_config
 from fedgh_app.errors import UserError
 from fedgh_app.reports import figures as report_figures
 from fedgh_app.reports.page import write
-from fedgh_app.reports.settings import Setting, compare, settings_of
+from fedgh_app.reports.statistics import Setting, compare, settings_of
 from fedgh_app.runs import storage
 
 BREAK = "<script>alert(1)</script> a|b"

@@ -36,7 +36,7 @@ from fedgh_app.grids import packing
 from fedgh_app.grids.inprocess import InProcessGrid
 from fedgh_app.reports import figures as report_figures
 from fedgh_app.reports.page import write
-from fedgh_app.reports.settings import settings_of
+from fedgh_app.reports.statistics import settings_of
 from fedgh_app.runs import storage
 from fedgh_app.runs.checkpoints import newest
 from fedgh_app.runs.directory import CONFIG

@@ -22,7 +22,7 @@ from fedgh_app.pose.evaluation.tally import scores, tally
 from fedgh_app.pose.models.decoding import Dark
 from fedgh_app.pose.models.losses import HeatmapCrossEntropy
 from fedgh_app.pose.training import evaluate
-from fedgh_app.reports.settings import compare, settings_of
+from fedgh_app.reports.statistics import compare, settings_of
 from fedgh_app.runs import storage
 from fedgh_app.runtimes.launcher import launch
 from fedgh_app.server.federation import Federation

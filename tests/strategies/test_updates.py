@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strategies import npy, updates
-from strategies.gramian import harmonize
+from strategies.projection import harmonize
 from strategies.updates import ClientUpdates
 
 

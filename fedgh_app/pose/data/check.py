@@ -104,7 +104,7 @@ def check(
         splits: Sequence[str] = split_records(records, spec)
     except UserError as error:
         bad.append(BadRecord(annotation_file(spec, root)[0], str(error)))
-        splits = [split for record in records for split in split_records([record], spec)]
+        splits = [split for record in records for split in split_records([record], spec)]  # each by itself
     visible = np.array([record.visible for record in records], bool).reshape(len(records), spec.num_keypoints)
     return CheckReport(
         name=spec.name,

@@ -104,11 +104,12 @@ def read_detections(path: Path, images: Container[int | str]) -> dict[int | str,
     found: dict[int | str, list[Box]] = {}
     for place, entry in enumerate(content):
         where = f"{path}: entry {place}"
-        keys = ("image_id", "category_id", "bbox", "score")
-        if not isinstance(entry, dict) or any(entry.get(key) is None for key in keys):
+        if not isinstance(entry, dict) or "category_id" not in entry:
             raise UserError(f"{where}: {expected}")
         if entry["category_id"] != PERSON:
             continue
+        if any(entry.get(key) is None for key in ("image_id", "bbox", "score")):
+            raise UserError(f"{where}: {expected}")
         name = entry["image_id"]
         if type(name) not in (int, str) or name not in images:
             raise UserError(f"{where}: found image_id {name!r}, expected an image of the data set")

@@ -12,7 +12,7 @@ from fedgh_app.pose.official.scores import Score, Side
 
 RULES = {
     "box": "reference: the longest side of the annotated box; mean over keypoints",
-    "torso": "person-centric; reference: left shoulder to right hip; mean over the 14 joints",
+    "torso": "person-centric; reference: left shoulder to right hip; mean over keypoints",
 }
 # The columns of LSP's published table: left and right are averaged without weights, and the neck belongs to the head.
 PAIRS = ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")

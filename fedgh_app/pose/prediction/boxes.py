@@ -48,9 +48,10 @@ class Boxes:
 def parse_box(text: str) -> Box:
     """The box in a text `x,y,width,height`."""
     try:
-        return box_of([float(part) for part in text.split(",")], f"--box {text}")
+        x, y, width, height = map(float, text.split(","))
     except ValueError:
         raise UserError(f"--box {text}: expected four numbers x,y,width,height in pixels") from None
+    return box_of([x, y, width, height], f"--box {text}")
 
 
 def read_boxes(path: Path, names: Collection[str], min_score: float = 0.0) -> Boxes:

@@ -164,10 +164,15 @@ def numbers(value: object, shape: tuple[int, ...], name: str) -> np.ndarray:
     except (ValueError, TypeError, OverflowError, RecursionError) as error:  # e.g. rows of different lengths
         raise BadEntry(f"{name}: expected numbers of shape {shape}") from error
     if array.dtype.kind not in "iuf":
-        raise BadEntry(f"{name}: expected numbers of shape {shape}, found {value!r:.60}")
+        raise BadEntry(f"{name}: expected numbers of shape {shape}, found {_short(value)}")
     if array.ndim != len(shape) or any(want not in (-1, have) for want, have in zip(shape, array.shape, strict=True)):
         raise BadEntry(f"{name}: expected shape {shape}, found {array.shape}")
     return array.astype(np.float64)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 @contextmanager
@@ -175,7 +180,7 @@ def _parsing(path: Path, expected: str) -> Iterator[None]:
     """Whatever goes wrong as a `UserError` that names the file: parsers raise errors of all kinds on damaged ones."""
     try:
         yield
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except FileNotFoundError as error:
         raise UserError(f"{path}: annotation file is missing") from error

@@ -21,6 +21,7 @@ from fedgh_app.pose.data.cache import open_cache
 from fedgh_app.pose.data.records import load_spec
 from fedgh_app.pose.evaluation import official_run
 from fedgh_app.pose.evaluation.official_run import Evaluation
+from fedgh_app.pose.evaluation.people import read_detections
 from fedgh_app.pose.evaluation.tally import scores, tally
 from fedgh_app.pose.training import evaluate
 from fedgh_app.runs.opening import load_run
@@ -266,3 +267,15 @@ def test_the_command(
     assert "PCK@0.2" in said and "16 people" in said and f"{tmp_path}/out/predictions.json --split test" in said
     assert fedgh("evaluate", str(tmp_path / "nowhere")) == 2
     assert "no such run directory" in capsys.readouterr().err
+
+
+def test_detections_of_other_things_need_no_score(tmp_path: Path) -> None:
+    person = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
+    other = {"image_id": 1, "category_id": 7, "bbox": None, "score": None}
+    file = tmp_path / "detections.json"
+    file.write_text(json.dumps([other, person]))
+    (box,) = read_detections(file, {1})[1]
+    assert box.sides.tolist() == [1, 2, 3, 4]
+    file.write_text(json.dumps([person | {"score": None}]))
+    with pytest.raises(UserError, match="entry 0: expected COCO detections"):
+        read_detections(file, {1})

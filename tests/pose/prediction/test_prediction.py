@@ -322,6 +322,10 @@ def test_confidence_goes_by_what_the_maps_were_trained_to(toy: list[str], tmp_pa
         (["predict", "run", "nowhere.jpg", "--out", "out"], "nowhere.jpg: no such file or folder"),
         (["predict", "run", "photo.jpg", "--out", "out"], "photo.jpg: image file is empty"),
         (["predict", "run", "photo.jpg", "--out", "out", "--box", "1,2"], "--box 1,2: expected four numbers"),
+        (
+            ["predict", "run", "photo.jpg", "--out", "out", "--box", "1,1,0,5"],
+            "--box 1,1,0,5: box [1.0, 1.0, 0.0, 5.0]",
+        ),
         (["predict", "run", "photo.jpg", "--out", "out", "--boxes", "photo.jpg"], "photo.jpg: not valid JSON"),
         (["predict", "run", "photo.jpg", "--out", "out", "--decoding", "best"], "best"),
         (["export", "run", "--format", "tflite"], "--format tflite: no such format; expected onnx"),

@@ -7,8 +7,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from fedgh_app.cli import tasks
-from fedgh_app.cli.tasks import Options, function_of, with_options
+from fedgh_app.cli import task_options
+from fedgh_app.cli.task_options import Options, function_of, with_options
 from fedgh_app.errors import UserError
 
 
@@ -44,9 +44,18 @@ def test_a_command_has_the_options_of_all_tasks_and_hands_on_those_that_were_giv
 
 def test_a_task_without_the_command_or_the_option_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     modules = {"finding": SimpleNamespace(find=find), "naming": None}
-    monkeypatch.setattr(tasks, "module_of", lambda task, _: modules[task])
+    monkeypatch.setattr(task_options, "module_of", lambda task, _: modules[task])
     assert function_of("finding", "find", {"box": "here"})("RUN", told=1) == "RUN here 1"
     with pytest.raises(UserError, match="--min-rank: the task finding has no such option"):
         function_of("finding", "find", {"min_rank": 3})
     with pytest.raises(UserError, match="the task naming has no such command; expected a run or a data set of another"):
         function_of("naming", "find")
+
+
+def test_annotations_that_are_strings_are_an_error() -> None:
+    def function(out: "Annotated[str, typer.Option()]") -> None: ...
+
+    def command(options: Options) -> None: ...
+
+    with pytest.raises(TypeError, match="annotations are strings"):
+        with_options(command, [function])

@@ -1,6 +1,15 @@
 """What tasks bring to the commands: the module ``commands`` of a task's package has a function for each that it knows.
 
-The annotated parameters of these functions are options of the command, their first line its help.
+Every command imports these modules: what takes torch is imported inside the functions. The ``Annotated`` parameters of
+a function are options of its command (so no annotation is a string: no ``from __future__ import annotations`` there),
+the first line of its docstring is the help. Beside the options it is handed:
+
+- ``predict(run, *, model, progress)`` -> text; has ``out``, where it writes
+- ``export(run, path)`` -> text
+- ``evaluate(run, values, *, progress)`` -> ``as_json()``, ``score`` to print, ``again``: text or None; has ``out``
+- ``score()`` -> prints, ``as_json()``; has ``dataset``
+- ``check(dataset, root, augmentation, *, out, count, progress)``, of `fedgh data check` -> prints, ``bad``
+- in ``MAKES``, by what is said meanwhile: functions ``(*, home, progress)`` -> text, each a command of `fedgh data`
 """
 
 import functools
@@ -28,6 +37,8 @@ def with_options(command: Command, functions: Sequence[Callable[..., object]]) -
     asked: dict[str, inspect.Parameter] = {}
     for function in functions:
         of_function = inspect.signature(function).parameters.items()
+        if any(isinstance(item.annotation, str) and "Annotated" in item.annotation for _, item in of_function):
+            raise TypeError(f"{function.__module__}: annotations are strings, expected none imported from __future__")
         asked |= {name: item for name, item in of_function if get_origin(item.annotation) is Annotated}
     parameters: list[inspect.Parameter] = []
     for item in inspect.signature(command).parameters.values():
