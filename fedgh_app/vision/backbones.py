@@ -116,7 +116,7 @@ def to_group_norm(model: nn.Module) -> None:
             elif isinstance(layer, _BatchNorm):
                 raise UserError(
                     f"model.norm=group: found a layer {type(layer).__name__} in {type(parent).__name__}, which no "
-                    "GroupNorm can take the place of; expected a backbone of torchvision's"
+                    "GroupNorm can take the place of; expected another backbone"
                 )
 
 
