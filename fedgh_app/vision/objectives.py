@@ -8,7 +8,7 @@ that stay on the client, are trained as if there were no federation.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from torch.nn.functional import mse_loss
 from fedgh_app.errors import UserError
 
 Penalty = Callable[[nn.Module], Tensor]
+
+Counts = Literal["examples", "clients"]  # by what a client counts
 
 MEAN_EXAMPLES = "mean_examples"  # the record, and the one number in it, of `Dyn`
 
@@ -113,14 +115,17 @@ class Dyn(Objective):
 
     Args:
         alpha: how strongly the client is held to the model that it received.
+        counts: by what a client counts; the server follows it.
     """
 
     alpha: float = 0.01
+    counts: Counts = "examples"
     has_memory: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < math.inf:
             raise UserError(f"objective.alpha: found {self.alpha!r}, expected a number above 0")
+        _check_counts(self.counts)
 
     def penalty(self, received: Received) -> Penalty | None:
         """(a_k/2) |w - w^t|² - ⟨h_k, w⟩; without the second term the first time."""
@@ -154,9 +159,16 @@ class Scaffold(Objective):
     all clients' data agree on is put in. c is what the server sends as ``control``. c_k, the memory, starts at 0 and
     becomes c_k - c - Δ_k / (steps · lr): the mean of the client's own gradients along the way (the paper's option II).
     That holds for plain SGD alone, without momentum and weight decay.
+
+    Args:
+        counts: by what a client counts in c, which is the server's to follow.
     """
 
+    counts: Counts = "examples"
     has_memory: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check_counts(self.counts)
 
     def penalty(self, received: Received) -> Penalty | None:
         """⟨c - c_k, w⟩; None as long as both are 0."""
@@ -183,6 +195,11 @@ class Scaffold(Objective):
             name: c_k[name] - c[name] - (trained[name] - start) / (steps * learning_rate)
             for name, start in received.parameters.items()
         }
+
+
+def _check_counts(counts: str) -> None:
+    if counts not in get_args(Counts):
+        raise UserError(f"objective.counts: found {counts!r}, expected one of {', '.join(get_args(Counts))}")
 
 
 def _complete(found: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -98,8 +98,9 @@ def test_scaffold_counts_by_examples_or_clients(counts: Any, expected: float) ->
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
     start = ArrayRecord({"w": Array(np.zeros(1))})
     clients = {name: ClientInfo(name, name, examples, 1) for name, examples in (("a", 3), ("b", 1))}
-    part = ControlVariatePart(counts)
-    part.join(SimpleNamespace(initial=start, clients=clients, learning_rate=2.0, schedule=lambda _: 0.5))
+    part = ControlVariatePart()
+    values = {"objective": {"counts": counts}}
+    part.join(SimpleNamespace(initial=start, clients=clients, learning_rate=2.0, schedule=lambda _: 0.5, values=values))
     updates = []
     for node, (name, moved) in enumerate((("a", 2.0), ("b", 1.0)), 1):
         trained, metrics = ArrayRecord({"w": Array(np.array([moved]))}), MetricRecord({"num-examples": 1, "steps": 1})
@@ -112,7 +113,7 @@ def test_scaffold_counts_by_examples_or_clients(counts: Any, expected: float) ->
 @pytest.mark.parametrize(("counts", "records"), [("examples", {"mean_examples": 2.0}), ("clients", {})])
 def test_feddyns_clients_are_told_the_mean_of_examples(counts: Any, records: dict[str, float]) -> None:
     clients = {name: ClientInfo(name, name, examples, 1) for name, examples in (("a", 3), ("b", 1))}
-    part = MeanExamples(counts)
-    part.join(SimpleNamespace(clients=clients))
+    part = MeanExamples()
+    part.join(SimpleNamespace(clients=clients, values={"objective": {"counts": counts}}))
     sent = {name: record[name].numpy().item() for name, record in part.message_records().items()}
     assert sent == records

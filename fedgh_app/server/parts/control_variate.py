@@ -1,7 +1,6 @@
 """The server's half of ``objective=scaffold``."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from flwr.app import ArrayRecord
 
@@ -14,19 +13,17 @@ from strategies.scaffold import ControlVariate
 
 
 class ControlVariatePart(Part):
-    """Sends SCAFFOLD's control variate to every client that trains, and moves it by what came back.
-
-    Args:
-        counts: what a client counts by: ``examples`` or ``clients`` (each the same).
-    """
-
-    def __init__(self, counts: Literal["examples", "clients"] = "examples") -> None:
-        self.counts = counts
+    """Sends SCAFFOLD's control variate to every client that trains, and moves it by what came back."""
 
     def join(self, federation: Federation) -> None:
-        """Begin at zero."""
+        """Begin at zero; what a client counts by is the objective's ``counts``."""
         self.federation = federation
         self.control = ControlVariate(federation.initial)
+        sizes = {
+            name: client.examples if federation.values["objective"]["counts"] == "examples" else 1
+            for name, client in federation.clients.items()
+        }
+        self.shares = {name: size / sum(sizes.values()) for name, size in sizes.items()}
 
     def message_records(self) -> Mapping[str, ArrayRecord]:
         """``control``: c, one array for each parameter."""
@@ -39,15 +36,9 @@ class ControlVariatePart(Part):
         with current.timed("aggregate"):
             # What clients were to train with: no client's word moves the control of all.
             rate = self.federation.learning_rate * self.federation.schedule(current.round)
-            shares = [self._share(update.client) for update in updates]
+            shares = [self.shares[update.client] for update in updates]
             self.control.absorb(base, replies_of(updates, base), [rate] * len(updates), shares)
         return proposed
-
-    def _share(self, name: str) -> float:
-        clients = self.federation.clients
-        if self.counts == "clients":
-            return 1 / len(clients)
-        return clients[name].examples / sum(client.examples for client in clients.values())
 
     def state_dict(self) -> State:
         """c by tensor."""

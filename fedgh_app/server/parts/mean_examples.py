@@ -1,7 +1,6 @@
 """The server's half of ``objective=dyn`` beside the strategy's: by what a client counts."""
 
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
@@ -13,19 +12,13 @@ from fedgh_app.vision.objectives import MEAN_EXAMPLES
 
 class MeanExamples(Part):
     """Sends every client that trains the mean number of training examples of all clients, so that each knows by how
-    much it counts more or less than another.
-
-    Args:
-        counts: what a client counts by: ``examples``; or ``clients``, each the same, for which nothing is sent.
+    much it counts more or less than another; nothing with ``objective.counts=clients``, for which all count the same.
     """
-
-    def __init__(self, counts: Literal["examples", "clients"] = "examples") -> None:
-        self.counts = counts
-        self.records: dict[str, ArrayRecord] = {}
 
     def join(self, federation: Federation) -> None:
         """Take the mean, over who takes part and who does not."""
-        if self.counts == "examples":
+        self.records: dict[str, ArrayRecord] = {}
+        if federation.values["objective"]["counts"] == "examples":
             mean = np.mean([client.examples for client in federation.clients.values()])
             self.records = {MEAN_EXAMPLES: ArrayRecord({MEAN_EXAMPLES: Array(np.asarray(mean))})}
 
