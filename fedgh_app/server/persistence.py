@@ -47,11 +47,14 @@ def take_up(federation: Federation) -> int:
     return state.round
 
 
-def save_models(federation: Federation, folder: Path, stem: str, rounds: int) -> list[Path]:
-    """Write ``<stem>.safetensors``, or of clusters ``<stem>.<cluster>.safetensors`` each; return the files."""
+def save_models(federation: Federation, folder: Path, stem: str, rounds: int, *, evaluated: bool = False) -> list[Path]:
+    """Write ``<stem>.safetensors``, or of clusters ``<stem>.<cluster>.safetensors`` each; return the files. They hold
+    what clients train, or what of it is ``evaluated``.
+    """
     written = []
     models = [("", federation.arrays)] if federation.topology.one_model else federation.cohorts.models.items()
-    for cohort, arrays in models:
+    for cohort, trained in models:
+        arrays = federation.evaluated(trained) if evaluated else trained
         written.append(folder / _name(stem, cohort))
         storage.save_model(
             written[-1], tensors(arrays), model=federation.network, dataset=federation.spec.name, rounds=rounds
