@@ -3,15 +3,13 @@
 import inspect
 import warnings
 from collections.abc import Mapping
-from logging import WARNING
 from typing import Any
 
 import torch
-from flwr.common.logger import log
 from torch import Tensor
 
 from strategies.fedavg import FedAvg, State
-from strategies.gramian import cosines
+from strategies.gramian import rescale
 from strategies.options import one_of
 from strategies.randomness import derive_seed
 from strategies.updates import ClientUpdates
@@ -20,10 +18,7 @@ from strategies.weights import Weights
 # Every weighting, with a value for each option that TorchJD has no default for.
 WEIGHTINGS: dict[str, dict[str, float]] = {
     "AlignedMTL": {},
-    "CAGrad": {
-        "c": 0.5,
-        "norm_eps": 1e-5,
-    },  # TorchJD's 1e-4 calls the shortest update kept here, of 1,000, a standstill
+    "CAGrad": {"c": 0.5},
     "DualProj": {},
     "FairGrad": {"alpha": 1.0},
     "GradVac": {},
@@ -34,13 +29,6 @@ WEIGHTINGS: dict[str, dict[str, float]] = {
     "UPGrad": {},
 }
 PREFERRING = ("AlignedMTL", "DualProj", "UPGrad")  # take a preference vector
-BLIND = ("FairGrad", "IMTLG", "NashMTL")  # know no preference, and do not see how updates are scaled
-
-# An update stands still when its squared norm is at most this share of the largest one.
-STILL = 1e-6
-
-# Below this share of the largest, an eigenvalue of the cosines is the rounding of float32 products.
-_SINGULAR = 1e-5
 
 # Not a user's to set: the preference is p, K is the round's; no config can write a projector, and weights of another
 # round are weights of other clients.
@@ -51,16 +39,10 @@ class ConflictAverse(FedAvg):
     """Weights by a rule of multi-objective optimisation, as TorchJD computes them from a Gramian (Quinton & Rey,
     "Jacobian Descent for Multi-Objective Optimization", 2024); each client's update is one objective's step.
 
-    The shares of the examples p are the preference: a vector for the rules that take one (AlignedMTL, DualProj,
-    UPGrad). CAGrad, GradVac and PCGrad are shown the updates ``d_k Δ_k`` with d = K p: ``G' = D G D``, c = D c'.
-    MGDA, whose shortest combination favours what is short, is shown d = 1/(K p). For FairGrad, IMTLG and NashMTL the
-    number of a client's examples does not count: they solve for what each client gains, whatever its update's scale.
-    All see G' / tr G', because some take a Gramian of small trace for zero, and c' is scaled back. Running statistics
-    are averaged by examples.
-
-    A client that stands still (its squared norm is at most 1e-6 of the largest) or has no examples gets c = 0, since
-    MGDA and CAGrad would stop everybody for its sake; the round's diagnostics name it under ``standing_still``. IMTLG
-    is replaced by p where it has no solution (more clients than dimensions) or one that every client loses by.
+    The shares of the examples p are the preference: a vector for the rules that take one (AlignedMTL,
+    DualProj, UPGrad). The others are shown the updates ``K p_k Δ_k``: ``G' = D G D`` with D = diag(K p), and
+    c = D c'. They see G' / tr G', because some take a Gramian of small trace for zero, and c' is scaled back.
+    Running statistics are averaged by examples.
 
     Parameters
     ----------
@@ -108,10 +90,9 @@ class ConflictAverse(FedAvg):
         else:
             gramian = updates.gramian
             c = self._weights("model", gramian, p, seed)
-        told = {"standing_still": self._standing_still(updates)}
         if self.scale == "none":
-            return Weights(convex=p, combination=c, told=told)
-        return Weights(convex=p, combination=updates.rescaled(c, p), projected=c, told=told)
+            return Weights(convex=p, combination=c)
+        return Weights(convex=p, combination=rescale(gramian, c, p), projected=c)
 
     def state_dict(self) -> State:
         """Return GradVac's target cosines by part of the model, and the clients of their rows; else nothing."""
@@ -131,24 +112,21 @@ class ConflictAverse(FedAvg):
 
     def _weights(self, part: str, gramian: Tensor, p: Tensor, seed: int) -> Tensor:
         """Return c, (K,), for one Gramian (K, K); p where it is zero, or there is nobody to conflict with."""
-        moving = _moving(gramian, p)
-        if moving.sum() < 2:
-            return p.where(moving, 0.0) if moving.any() else p
-        if self.weighting == "GradVac":  # its memory has a row for each client, also of those that stand still
-            return self._of_moving(part, gramian, p, seed).where(moving, 0.0)
-        c = torch.zeros_like(p)
-        c[moving] = self._of_moving(part, gramian[moving][:, moving], p[moving], seed)
-        return c
-
-    def _of_moving(self, part: str, gramian: Tensor, p: Tensor, seed: int) -> Tensor:
-        """Return c as `_weights`, of clients that all move."""
         size = len(p)
+        if size == 1:
+            return p
         rule = self._rule(part, size)
         if self.weighting in PREFERRING:
             rule.pref_vector = p
-        d = self._scale_of(size * p)
+            d = torch.ones_like(p)
+        else:
+            d = size * p
         preferred = d.unsqueeze(1) * gramian * d
+        if not preferred.isfinite().all():
+            raise ValueError("gramian holds values that are not finite: an update overflowed or is not a number")
         trace = preferred.trace()
+        if trace <= 0:
+            return p
         shown = preferred / trace
         # The rules draw from torch's global generator. Only that of the CPU is touched, and put back.
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -159,15 +137,7 @@ class ConflictAverse(FedAvg):
             # Whatever the rule's solver raises.
             except Exception as error:
                 raise ValueError(f"{self.weighting} found no weights for {size} updates: {error}") from error
-        if self.weighting == "IMTLG" and _loses(shown, c):
-            return p
         return d * c * trace ** self._degree()
-
-    def _scale_of(self, preference: Tensor) -> Tensor:
-        """Return d, (K,), by which each update is scaled before the rule sees it; preference is K p."""
-        if self.weighting in (*PREFERRING, *BLIND):
-            return torch.ones_like(preference)
-        return 1 / preference if self.weighting == "MGDA" else preference
 
     def _rule(self, part: str, size: int) -> Any:
         """Return TorchJD's weighting; one for each part of the model where it remembers, else a new one."""
@@ -187,13 +157,6 @@ class ConflictAverse(FedAvg):
         if self.weighting == "FairGrad":  # G c = c^(-1/alpha)
             return -self.options["alpha"] / (1 + self.options["alpha"])
         return -0.5 if self.weighting == "NashMTL" else 0.0  # G c = 1/c
-
-    def _standing_still(self, updates: ClientUpdates) -> list[str]:
-        moving = _moving(updates.gramian, updates.shares).tolist()
-        still = [label for label, moves in zip(updates.labels, moving, strict=True) if not moves]
-        if still and any(moving):
-            log(WARNING, "%s leaves out who changed nothing: %s", self.weighting, ", ".join(still))
-        return still
 
     def _remember(self, server_round: int, names: tuple[str, ...]) -> None:
         if self._clients is None:
@@ -215,18 +178,6 @@ class ConflictAverse(FedAvg):
             raise ValueError(f"options {', '.join(unknown)} are not {self.weighting}'s, which has {known}")
         self._rule("", 1)
         self._vaccines.clear()
-
-
-def _moving(gramian: Tensor, p: Tensor) -> Tensor:
-    """Return which clients have examples and an update that is no standstill beside the largest, (K,) bool."""
-    squared = gramian.diagonal()
-    return (squared > STILL * squared.max()) & (p > 0)
-
-
-def _loses(gramian: Tensor, c: Tensor) -> bool:
-    """Return whether updates are linearly dependent, as far as float32 can tell, or a client loses by the step c."""
-    rank = torch.linalg.matrix_rank(cosines(gramian), hermitian=True, rtol=_SINGULAR)
-    return bool(rank < len(c) or (gramian @ c < 0).any())
 
 
 def _root(gramian: Tensor) -> Tensor:

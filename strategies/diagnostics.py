@@ -58,9 +58,10 @@ def describe_geometry(updates: ClientUpdates, threshold: float) -> Diagnostics:
 def describe_norms(updates: ClientUpdates, weights: Weights) -> Diagnostics:
     """Return |Σ ψ_k Δ_k| and |Σ c_k Δ_k|, the latter before any rescaling, as ``norm_before``, ``norm_after``."""
     projected = weights.combination if weights.projected is None else weights.projected
+    norms = gram.norm(updates.gramians if projected.ndim == 2 else updates.gramian, projected)
     return {
-        "norm_before": updates.norms(weights.convex).item(),
-        "norm_after": updates.norms(projected).square().sum().sqrt().item(),
+        "norm_before": gram.norm(updates.gramian, weights.convex).item(),
+        "norm_after": norms.square().sum().sqrt().item(),
     }
 
 

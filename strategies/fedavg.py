@@ -108,10 +108,6 @@ class FedAvg(flower.FedAvg):
         """Return what clients are sent beside the model; a rule that wants a report from them asks here."""
         return config
 
-    def evaluated(self, arrays: ArrayRecord) -> ArrayRecord:
-        """Return the model to evaluate and to keep, given the latest one that clients train: for most rules itself."""
-        return arrays
-
     def state_dict(self) -> State:
         """Return what the strategy carries from round to round: nested dicts, JSON-able but for tensors."""
         return {}
@@ -171,7 +167,7 @@ class FedAvg(flower.FedAvg):
         arrays = updates.combine(
             weights.combination, convex=weights.convex, learning_rate=self.server_learning_rate, shift=weights.shift
         )
-        described = describe_weights(updates, weights) | dict(weights.told)
+        described = describe_weights(updates, weights)
         if self.needs_gramian or self.report_conflicts:
             described |= describe_geometry(updates, self.conflict_threshold) | describe_norms(updates, weights)
         return arrays, described

@@ -4,12 +4,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from torch import Tensor
 
 from strategies.fedavg import FedAvg, State
-from strategies.options import one_of
 from strategies.updates import ClientUpdates
 from strategies.weights import Weights
 
@@ -25,17 +24,12 @@ class FedDyn(FedAvg):
     Parameters
     ----------
     alpha : alpha > 0, the weight of the clients' quadratic term.
-    evaluate : what :meth:`evaluated` returns: ``model`` is w⁺, which clients are sent; ``mean`` is the mean of the
-        round's clients' models, w⁺ + η h/alpha, as the authors' code has it. They differ while h is large.
     num_registered : m, how many clients there are, whether they take part in a round or not; fixed at the start. None:
         as many as have names, without names as many as are connected at the first ``configure_train``.
     """
 
-    def __init__(
-        self, *args: Any, alpha: float, evaluate: str = "model", num_registered: int | None = None, **options: Any
-    ) -> None:
+    def __init__(self, *args: Any, alpha: float, num_registered: int | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.evaluate = one_of("evaluate", evaluate, ("model", "mean"))
         if not 0 < alpha < float("inf"):
             raise ValueError(f"alpha is a number > 0, got {alpha}")
         if num_registered is not None and num_registered < 1:
@@ -62,17 +56,6 @@ class FedDyn(FedAvg):
             combination=torch.full((size,), 1 / size, dtype=torch.float64),
             shift={tensor: -h / self.alpha for tensor, h in self._h.items()},
         )
-
-    def evaluated(self, arrays: ArrayRecord) -> ArrayRecord:
-        """Return w⁺ or the mean of the clients' models, as ``evaluate`` says."""
-        if self.evaluate == "model" or not self._h:
-            return arrays
-        shown = ArrayRecord(dict(arrays))
-        for tensor, h in self._h.items():
-            values = arrays[tensor].numpy()
-            shift = (self.server_learning_rate / self.alpha * h).numpy()
-            shown[tensor] = Array((values + shift).astype(values.dtype))
-        return shown
 
     def state_dict(self) -> State:
         """Return h by tensor, and m."""

@@ -3,6 +3,7 @@
 from typing import Any
 
 from strategies.fedaw import FedAW
+from strategies.gramian import rescale
 from strategies.options import one_of
 from strategies.projection import SCHEMES, harmonize
 from strategies.randomness import generator
@@ -58,4 +59,4 @@ class FedGH(FedAW):
         c = harmonize(gramian, psi, threshold=self.threshold, scheme=self.scheme, generator=visiting)
         if self.rescale == "none":
             return Weights(convex=psi, combination=c)
-        return Weights(convex=psi, combination=updates.rescaled(c, psi), projected=c)
+        return Weights(convex=psi, combination=rescale(gramian, c, psi), projected=c)

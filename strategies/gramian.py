@@ -13,23 +13,26 @@ from torch import Tensor
 ROUNDING = 64 * torch.finfo(torch.float64).eps
 
 
-def squares(coefficients: Tensor, gramian: Tensor) -> tuple[Tensor, Tensor]:
-    """Return |Σ_m C[i,m] Δ_m|² of the rows of C, and what it would be if nothing cancelled, each (..., R).
-
-    Parameters
-    ----------
-    coefficients : (..., R, K) rows C.
-    gramian : (..., K, K).
-    """
-    squared = ((coefficients @ gramian) * coefficients).sum(-1)
-    magnitude = ((coefficients.abs() @ gramian.abs()) * coefficients.abs()).sum(-1)
-    return squared, magnitude
-
-
 def squared_norms(coefficients: Tensor, gramian: Tensor) -> Tensor:
     """Return |Σ_m C[i,m] Δ_m|², (..., R), of the rows of C (..., R, K); exactly 0 where they cancelled."""
-    squared, magnitude = squares(coefficients, gramian)
+    squared = ((coefficients @ gramian) * coefficients).sum(-1)
+    magnitude = ((coefficients.abs() @ gramian.abs()) * coefficients.abs()).sum(-1)
     return squared.where(squared > ROUNDING * magnitude, 0.0)
+
+
+def norm(gramian: Tensor, combination: Tensor) -> Tensor:
+    """Return |Σ_k c_k Δ_k|, one for each Gramian of the batch. (..., K, K), (..., K) -> (...)."""
+    return squared_norms(combination.unsqueeze(-2), gramian).squeeze(-1).sqrt()
+
+
+def rescale(gramian: Tensor, combination: Tensor, weights: Tensor) -> Tensor:
+    """Scale a combination to the length of ``Σ ψ_i Δ_i``; a zero update stays as it is.
+
+    With a batch of Gramians each tensor is brought to its own length, since each was projected on its own.
+    """
+    before = norm(gramian, weights.expand_as(combination))
+    after = norm(gramian, combination)
+    return combination * (before / after).where(after > 0, 1.0).unsqueeze(-1)
 
 
 def cosines(gramian: Tensor) -> Tensor:

@@ -13,17 +13,16 @@ from strategies.updates import only_arrays, parameters_of
 def rebase(reply: Message, start: Mapping[str, Array], base: Mapping[str, Array], scale: float = 1.0) -> Message:
     """Return the reply as if its client had started from another model, its update scaled.
 
-    Parameters become ``base + scale · (w_k - start)``, computed in float32 or wider; running statistics, which are
-    averages and no steps, ``(1 - scale) base + scale · s_k``; integer buffers stay as the client sent them. So any
-    rule, also one of Flower's, takes updates of different ages and of clients that started from different models: all
-    are updates of ``base``.
+    Parameters become ``base + scale · (w_k - start)``, computed in float32 or wider; running statistics and
+    integer buffers stay as the client sent them. So any rule, also one of Flower's, takes updates of
+    different ages and of clients that started from different models: all are updates of ``base``.
 
     Parameters
     ----------
     reply : what the client sent. Never modified; returned itself where nothing would change.
     start : the model w that the client started from.
     base : the model that the update is to be taken against.
-    scale : in [0, 1], such as FedBuff's (1 + s)^(-a) for an update that started s versions ago.
+    scale : such as FedBuff's (1 + s)^(-a) for an update that started s versions ago.
 
     Returns
     -------
@@ -39,12 +38,8 @@ def rebase(reply: Message, start: Mapping[str, Array], base: Mapping[str, Array]
         differing = sorted((trained.keys() ^ start.keys()) | (trained.keys() ^ base.keys()))
         raise ValueError(f"node {node}: tensors {differing[:3]} are not in all of reply, start and base")
     moved = ArrayRecord(dict(trained))
-    parameters = parameters_of(trained)
-    for tensor in trained:
-        if tensor in parameters:
-            moved[tensor] = _moved(node, tensor, trained[tensor], start[tensor], base[tensor], scale)
-        elif scale != 1.0 and npy.header(trained[tensor]).dtype.kind == "f":
-            moved[tensor] = _moved(node, tensor, trained[tensor], base[tensor], base[tensor], scale)
+    for tensor in parameters_of(trained):
+        moved[tensor] = _moved(node, tensor, trained[tensor], start[tensor], base[tensor], scale)
     records = {key: moved if record is trained else record for key, record in reply.content.items()}
     message = copy(reply)
     message.content = RecordDict(records)

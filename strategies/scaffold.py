@@ -17,18 +17,20 @@ STEPS = "steps"
 class ControlVariate:
     """SCAFFOLD's server control variate c (Karimireddy et al., "SCAFFOLD", 2020), option II.
 
-    ``c ← c + Σ_k p_k Δc_k`` with ``Δc_k = -c - Δ_k / (steps_k · lr_k)``, which the server works out from an
+    ``c ← c + (1/N) Σ_k Δc_k`` with ``Δc_k = -c - Δ_k / (steps_k · lr_k)``, which the server works out from an
     ordinary reply: the client's update Δ_k, its number of steps among the metrics (``steps``), and the
-    learning rate that it was sent. No client sends a control variate. p_k is client k's share of the whole federation,
-    whether the others take part in the round or not: 1/N in the paper, whose clients are alike; of the examples, for
-    the minimum that averaging by examples seeks.
+    learning rate that it was sent. No client sends a control variate.
 
     Parameters
     ----------
     sent : the model that clients train; c is over its parameters, zero at first, float32 or wider.
+    num_clients : N, all clients of the federation, whether they take part in a round or not.
     """
 
-    def __init__(self, sent: Mapping[str, Array]) -> None:
+    def __init__(self, sent: Mapping[str, Array], num_clients: int) -> None:
+        if num_clients < 1:
+            raise ValueError(f"num_clients is at least 1, got {num_clients}")
+        self.num_clients = num_clients
         self._control: dict[str, Tensor] = {}
         for tensor in parameters_of(sent):
             head = npy.header(sent[tensor])
@@ -39,13 +41,7 @@ class ControlVariate:
         """c, as clients are sent it."""
         return ArrayRecord({tensor: Array(control.numpy()) for tensor, control in self._control.items()})
 
-    def absorb(
-        self,
-        start: Mapping[str, Array],
-        replies: Sequence[Message],
-        learning_rates: Sequence[float],
-        shares: Sequence[float],
-    ) -> None:
+    def absorb(self, start: Mapping[str, Array], replies: Sequence[Message], learning_rates: Sequence[float]) -> None:
         """Take the clients' changes Δc_k into c.
 
         Parameters
@@ -54,7 +50,6 @@ class ControlVariate:
         replies : their messages, sent when c was what it is now. Sums are taken in the order given: that of the
             clients' names, for a run to repeat bit for bit.
         learning_rates : lr of each reply.
-        shares : p of each reply's client; all clients of the federation together have 1.
 
         Raises ``ValueError`` naming the node whose number of steps or learning rate is not positive.
         """
@@ -62,10 +57,10 @@ class ControlVariate:
         lengths = [_length(reply, rate) for reply, rate in zip(replies, learning_rates, strict=True)]
         for tensor, control in self._control.items():
             c, origin = control.view(-1).numpy(), npy.flat(start[tensor])
-            change = -sum(shares) * c
-            for arrays, length, share in zip(trained, lengths, shares, strict=True):
-                change -= np.subtract(npy.flat(arrays[tensor]), origin, dtype=c.dtype) * (share / length)
-            c += change
+            change = -len(replies) * c
+            for arrays, length in zip(trained, lengths, strict=True):
+                change -= np.subtract(npy.flat(arrays[tensor]), origin, dtype=c.dtype) / length
+            c += change / self.num_clients
 
     def state_dict(self) -> State:
         """Return c by tensor."""

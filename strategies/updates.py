@@ -12,18 +12,12 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord
 from torch import Tensor
 
 from strategies import npy
-from strategies.gramian import squares
 
 RUNNING_STATISTICS = ("running_mean", "running_var")
 
 # A block of K differences should stay in the L2 cache between its subtraction and its product.
 _BLOCK_BYTES = 1 << 19
 _MIN_BLOCK_WIDTH = 256
-
-# Products of float32 numbers are right to some 1e-7, and a squared norm of which only this share is left to 1e-4.
-_CANCELLED = 1e-3
-# Below this share of what its terms could add up to, a length is the rounding of float32 updates.
-_ROUNDING = 4 * torch.finfo(torch.float32).eps
 
 
 class ClientUpdates:
@@ -100,39 +94,12 @@ class ClientUpdates:
         for gramian, tensor in zip(gramians, self.parameters, strict=True):
             for _, block in self._blocks(tensor):
                 gramian += block @ block.T
-            if not gramian.isfinite().all():
-                raise ValueError(self._too_large(tensor, gramian))
         return gramians
 
     @cached_property
     def gramian(self) -> Tensor:
         """Gramian of the whole model, (K, K) float64: the sum of the tensors' Gramians."""
         return self.gramians.sum(0)
-
-    def norms(self, combination: Tensor) -> Tensor:
-        """Return |Σ c_k Δ_k|, of the whole model, (), for c (K,), or of each parameter tensor, (T,), for c (T, K).
-
-        From the Gramian. Its products are those of float32 numbers, so where little is left of the terms the updates
-        themselves are measured, in one more pass; what is left of rounding alone counts as 0.
-        """
-        of_model = combination.ndim == 1
-        both = squares(combination.unsqueeze(-2), self.gramian if of_model else self.gramians)
-        squared, magnitude = (each.squeeze(-1) for each in both)
-        doubtful = squared < _CANCELLED * magnitude
-        if of_model and doubtful:
-            squared = torch.stack([self._squared(tensor, combination) for tensor in self.parameters]).sum()
-        elif not of_model:
-            for place in doubtful.nonzero().flatten().tolist():
-                squared[place] = self._squared(self.parameters[place], combination[place])
-        return squared.where(squared > _ROUNDING**2 * magnitude, 0.0).sqrt()
-
-    def rescaled(self, combination: Tensor, weights: Tensor) -> Tensor:
-        """Return a combination, (K,) or (T, K), scaled to the length of ``Σ ψ_k Δ_k``; a zero update stays as it is.
-
-        With a row for each tensor, each tensor is brought to its own length, since each was combined on its own.
-        """
-        before, after = self.norms(weights.expand_as(combination)), self.norms(combination)
-        return combination * (before / after).where(after > 0, 1.0).unsqueeze(-1)
 
     def combine(
         self,
@@ -201,20 +168,6 @@ class ClientUpdates:
                 total[piece] = combination.to(block.dtype) @ block
             sums[tensor] = total.reshape(head.shape)
         return sums
-
-    def _squared(self, tensor: str, combination: Tensor) -> Tensor:
-        """Return |Σ c_k Δ_k|² of one tensor, with Σ c_k Δ_k as `combine` makes it, summed in float64."""
-        total = torch.zeros((), dtype=torch.float64)
-        for _, block in self._blocks(tensor):
-            total += (combination.to(block.dtype) @ block).double().square().sum()
-        return total
-
-    def _too_large(self, tensor: str, gramian: Tensor) -> str:
-        worst = int(gramian.diagonal().nan_to_num(torch.inf, torch.inf).argmax())
-        return (
-            f"client {self.names[worst]!r}, tensor {tensor!r}: the update overflowed or is not a number, "
-            "expected one whose squared length is a finite float32"
-        )
 
     def _next_model(
         self, step: Callable[[str, slice, Tensor], np.ndarray], statistic: Callable[[np.ndarray], np.ndarray]

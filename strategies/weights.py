@@ -1,7 +1,7 @@
 """What a rule decides: the weights on the client updates of a round."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -14,4 +14,3 @@ class Weights:
     combination: Tensor  # c, (K,) or one row for each of the T parameter tensors, (T, K)
     projected: Tensor | None = None  # c before it was rescaled; None where the rule does not rescale
     shift: Mapping[str, Tensor] | None = None  # one tensor for each parameter; None for no state of the model's size
-    told: Mapping[str, object] = field(default_factory=dict)  # what else the rule has to tell of the round; JSON-able

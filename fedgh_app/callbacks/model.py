@@ -15,6 +15,6 @@ class Model(Callback):
         """Write the model of all clients, or each cluster's; a run that was resumed may have left other clusters'."""
         stem, directory = Path(MODEL).stem, federation.directory
         last = federation.history[-1].round if federation.history else 0
-        written = save_models(federation, directory, stem, last, evaluated=True)
+        written = save_models(federation, directory, stem, last)
         for file in set(directory.glob(f"{stem}.*safetensors")) - set(written):
             file.unlink()

@@ -108,6 +108,8 @@ class TaskClient(NumPyClient):
             penalty=training.objective.penalty(received),
             squared_losses=LOSS_RMS in asked,
         )
+        if self.keeps_state:
+            self._propose(draw, received, done.steps, training.learning_rate * factor)
         metrics: dict[str, Scalar] = {"loss": done.loss, "steps": done.steps}
         if probe is not None and before is not None:
             after = predict(self.model, probe, device=self.learner.device)
@@ -121,8 +123,6 @@ class TaskClient(NumPyClient):
         trained = self.get_parameters({})
         if training.noise is not None:
             trained = training.noise.release(parameters, trained)
-        if self.keeps_state:
-            self._propose(draw, received, trained, done.steps, training.learning_rate * factor)
         return trained, len(self.site.train), metrics
 
     def evaluate(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
@@ -146,17 +146,12 @@ class TaskClient(NumPyClient):
         shared = set(self.shared_keys)
         start = {n: p.detach().clone() for n, p in self.model.named_parameters() if n in shared}
         memory = {k.removeprefix(_MEMORY): v for k, v in self.local.accepted.items() if k.startswith(_MEMORY)}
-        return Received(start, memory, self.extra, len(self.site.train))
+        return Received(start, memory, self.extra)
 
-    def _propose(
-        self, draw: int, received: Received, sent: Sequence[np.ndarray], steps: int, learning_rate: float
-    ) -> None:
-        # The server's half of an objective knows the update as it was sent, clipped and with noise: so must this half.
-        shared = {key: torch.as_tensor(array) for key, array in zip(self.shared_keys, sent, strict=True)}
-        trained = {name: shared[name].to(start) for name, start in received.parameters.items()}
-        memory = self.training.objective.next_memory(received, trained, steps=steps, learning_rate=learning_rate)
-        state = self.model.state_dict()
-        own = {_MODEL + key: state[key].detach().cpu().clone() for key in self.training.local_keys}
+    def _propose(self, draw: int, received: Received, steps: int, learning_rate: float) -> None:
+        state = {key: tensor.detach() for key, tensor in self.model.state_dict().items()}
+        memory = self.training.objective.next_memory(received, state, steps=steps, learning_rate=learning_rate)
+        own = {_MODEL + key: state[key].cpu().clone() for key in self.training.local_keys}
         self.local.propose(draw, own | {_MEMORY + key: tensor.cpu() for key, tensor in memory.items()})
 
     def _batches(self, purpose: Literal["train", "probe"], draw: int) -> Iterable[Batch]:

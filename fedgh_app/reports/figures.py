@@ -157,7 +157,7 @@ def outcomes(settings: Sequence[Setting], metric: str) -> Figure:
 def forest(differences: Mapping[str, Difference], baseline: str, metric: str) -> Figure:
     """Differences from the baseline with their confidence intervals."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 1.3 + 0.42 * len(differences)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 1.1 + 0.42 * len(differences)), layout="constrained")
         axes = figure.subplots()
         axes.axvline(0, color=FAINT, linewidth=1.2, linestyle="--")
         for place, gained in enumerate(differences.values()):
@@ -167,8 +167,7 @@ def forest(differences: Mapping[str, Difference], baseline: str, metric: str) ->
                 axes.plot([100 * gained.low, 100 * gained.high], [place] * 2, color=INK, linewidth=1.8)
             axes.plot(100 * gained.mean, place, "o", color=COLOURS[0], markersize=7)
         _row_for_each(axes, [*differences])
-        # Below the whole figure: long names beside the axes leave no room for so many words below them.
-        figure.supxlabel(f"{metric} minus that of {_short(baseline)},\nin percentage points", fontsize="medium")
+        axes.set_xlabel(f"{metric} minus that of {_short(baseline)} (percentage points)")
     return figure
 
 

@@ -106,7 +106,7 @@ class Exchange:
         """Have the named clients test their model on their images of a split, ``train`` or ``test``."""
         configure = self.federation.client_strategy.configure_evaluate
         config = ConfigRecord({"run": self.federation.id, "split": split})
-        return self._answers(self._messages(configure, names, config, evaluated=split == "test"))
+        return self._answers(self._messages(configure, names, config))
 
     def train(self, names: Sequence[str], draws: Mapping[str, int]) -> list[Answer]:
         """Have the named clients train their model, each for the time that ``draws`` says; the answers that count."""
@@ -177,17 +177,12 @@ class Exchange:
         config: ConfigRecord,
         records: Mapping[str, ArrayRecord] | None = None,
         draws: Mapping[str, int] | None = None,
-        *,
-        evaluated: bool = False,
     ) -> list[Message]:
-        """A strategy's messages to the named clients, cohort by cohort; all hold ``records`` beside. The model is what
-        clients train, or what of it is ``evaluated``.
-        """
+        """A strategy's messages to the named clients, cohort by cohort; all hold ``records`` beside."""
         made = []
         for cohort, members in self.federation.cohorts.members(names).items():
             nodes = [node for node, name in self.grid.client_names.items() if name in members]
             model, view = self.federation.cohorts.models[cohort], self.grid.only(nodes)
-            model = self.federation.evaluated(model) if evaluated else model
             for message in configure(self.round.round, model, config, view):
                 # Until here all messages of a round share one content.
                 content, name = RecordDict(dict(message.content)), self.grid.name_of(message)

@@ -164,12 +164,8 @@ class Federation:
         return models[0]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The model of all clients as tensors, as it is evaluated."""
-        return tensors(self.evaluated(self.arrays))
-
-    def evaluated(self, arrays: ArrayRecord) -> ArrayRecord:
-        """What is evaluated and kept in the end of a model that clients train; see `strategies.FedAvg.evaluated`."""
-        return self.strategy.evaluated(arrays)
+        """The model of all clients as tensors."""
+        return tensors(self.arrays)
 
     def server_state(self) -> State:
         """What the server carries from round to round beside the models; tensors at the leaves."""

@@ -47,14 +47,11 @@ def take_up(federation: Federation) -> int:
     return state.round
 
 
-def save_models(federation: Federation, folder: Path, stem: str, rounds: int, *, evaluated: bool = False) -> list[Path]:
-    """Write ``<stem>.safetensors``, or of clusters ``<stem>.<cluster>.safetensors`` each; return the files. They hold
-    what clients train, or what of it is ``evaluated``.
-    """
+def save_models(federation: Federation, folder: Path, stem: str, rounds: int) -> list[Path]:
+    """Write ``<stem>.safetensors``, or of clusters ``<stem>.<cluster>.safetensors`` each; return the files."""
     written = []
     models = [("", federation.arrays)] if federation.topology.one_model else federation.cohorts.models.items()
-    for cohort, trained in models:
-        arrays = federation.evaluated(trained) if evaluated else trained
+    for cohort, arrays in models:
         written.append(folder / _name(stem, cohort))
         storage.save_model(
             written[-1], tensors(arrays), model=federation.network, dataset=federation.spec.name, rounds=rounds

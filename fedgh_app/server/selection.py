@@ -82,27 +82,24 @@ class Random(Selection):
 class PowerOfChoice(Selection):
     """Power-of-Choice (Cho, Wang and Joshi, "Client Selection in Federated Learning", 2020).
 
-    d candidates are drawn without replacement; of these, the m with the highest loss under the current model are
-    selected. The biased choice learns faster where clients differ, and costs d clients a pass over their training data
-    in each round. The paper draws in proportion to n_k and averages the m evenly. Rules that weight by n_k already
-    would count examples twice: for them each client is as likely to be drawn.
+    d candidates are drawn without replacement with probability proportional to n_k; of these, the m with the highest
+    loss under the current model are selected. The biased choice learns faster where clients differ, and costs d
+    clients a pass over their training data in each round.
     """
 
     fraction: float = 0.5  # share of the clients that are selected: m of all
     candidates: int | None = None  # d. Below m it counts as m, and then nobody need be asked. None: 2 m
-    drawn_by: Literal["clients", "examples"] = "clients"  # each alike, or in proportion to n_k
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.candidates is not None:
             whole = isinstance(self.candidates, int) and self.candidates >= 1
             _check("candidates", self.candidates, "a whole number of at least 1, or null", whole)
-        _check("drawn_by", self.drawn_by, "clients or examples", self.drawn_by in ("clients", "examples"))
 
     def pick(self, key: int, candidates: Sequence[Candidate], count: int, ask: Ask) -> list[str]:
         """Who has most to learn among those drawn. Who cannot say its loss is not selected: it could not train."""
         drawn = draw(
-            {each.name: 1.0 if self.drawn_by == "clients" else float(each.examples) for each in candidates},
+            {candidate.name: float(candidate.examples) for candidate in candidates},
             max(count, 2 * count if self.candidates is None else self.candidates),
             generator(self.seed, "select", key),
         )

@@ -82,41 +82,26 @@ def load_weights(backbone: nn.Module, name: str, weights: str) -> None:
     backbone.load_state_dict(chosen)
 
 
-class _GroupNormAct(nn.GroupNorm):
-    """GroupNorm, and the activation that timm's fused layer has behind its BatchNorm."""
-
-    def __init__(self, groups: int, channels: int, drop: nn.Module, act: nn.Module) -> None:
-        super().__init__(groups, channels)
-        self.drop, self.act = drop, act
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised and activated maps (B, C, h, w)."""
-        activated: Tensor = self.act(self.drop(super().forward(images)))
-        return activated
-
-
 def to_group_norm(model: nn.Module) -> None:
     """Put GroupNorm (Wu and He, "Group Normalization", ECCV 2018) in the place of every BatchNorm, in the model itself.
 
     It normalises each image by itself and keeps no running statistics. Groups are the paper's 32, fewer where channels
-    are few. The learned scale and shift stay, and the activation that timm fuses with its BatchNorm.
+    are few. The learned scale and shift stay.
 
-    Raises UserError where a layer does otherwise more than normalise.
+    Raises UserError where a layer does more than normalise.
     """
     for parent in list(model.modules()):
         for name, layer in parent.named_children():
-            beside = dict(layer.named_children())  # timm's layer has its activation in it
-            if isinstance(layer, nn.BatchNorm2d) and beside.keys() in (set(), {"drop", "act"}):
+            if type(layer) is nn.BatchNorm2d:
                 channels = layer.num_features
                 fitting = (n for n in GROUPS if channels % n == 0 and channels // n >= FEWEST_CHANNELS)
-                groups = next(fitting, 1)
-                replacement = _GroupNormAct(groups, channels, **beside) if beside else nn.GroupNorm(groups, channels)
+                replacement = nn.GroupNorm(next(fitting, 1), channels)
                 replacement.load_state_dict(dict(layer.named_parameters()))
                 setattr(parent, name, replacement)
             elif isinstance(layer, _BatchNorm):
                 raise UserError(
                     f"model.norm=group: found a layer {type(layer).__name__} in {type(parent).__name__}, which no "
-                    "GroupNorm can take the place of; expected another backbone"
+                    "GroupNorm can take the place of; expected a backbone of torchvision's"
                 )
 
 

@@ -8,7 +8,7 @@ that stay on the client, are trained as if there were no federation.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,6 @@ from torch.nn.functional import mse_loss
 from fedgh_app.errors import UserError
 
 Penalty = Callable[[nn.Module], Tensor]
-
-Counts = Literal["examples", "clients"]  # by what a client counts
-
-MEAN_EXAMPLES = "mean_examples"  # the record, and the one number in it, of `Dyn`
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,13 +28,11 @@ class Received:
         memory: what this objective's `Objective.next_memory` returned after this client's last accepted update; {}
             the first time.
         extra: what else the server sent, by the name of its record: such as ``control`` of `Scaffold`.
-        examples: n_k, how many training examples this client has.
     """
 
     parameters: Mapping[str, Tensor]
     memory: Mapping[str, Tensor]
     extra: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
-    examples: int = 1
 
 
 class Objective:
@@ -103,37 +97,30 @@ class Prox(Objective):
 
 @dataclass(frozen=True)
 class Dyn(Objective):
-    """L_k(w) - ⟨h_k, w⟩ + (a_k/2) |w - w^t|² (Acar et al., "Federated Learning Based on Dynamic Regularization",
+    """L_k(w) - ⟨h_k, w⟩ + (alpha/2) |w - w^t|² (Acar et al., "Federated Learning Based on Dynamic Regularization",
     ICLR 2021).
 
-    The memory h_k starts at 0 and becomes h_k - a_k Δ_k. At a minimum of the objective that is the gradient of L_k.
-    It only makes sense with the server's side of the method, with the same alpha.
-
-    Where the server sends n̄, the mean number of the clients' examples, as ``mean_examples``, a_k = alpha n̄ / n_k: the
-    federation then comes to rest where Σ n_k ∇L_k = 0, the minimum that averaging by examples seeks. Without it
-    a_k = alpha as in the paper, and every client counts alike.
+    The memory h_k starts at 0 and becomes h_k - alpha Δ_k. At a minimum of the objective that is the gradient of L_k,
+    so that clients whose gradients sum to 0 all stay where they are, however different their data. It only makes sense
+    with the server's side of the method, with the same alpha.
 
     Args:
         alpha: how strongly the client is held to the model that it received.
-        counts: by what a client counts; the server follows it.
     """
 
     alpha: float = 0.01
-    counts: Counts = "examples"
     has_memory: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < math.inf:
             raise UserError(f"objective.alpha: found {self.alpha!r}, expected a number above 0")
-        _check_counts(self.counts)
 
     def penalty(self, received: Received) -> Penalty | None:
-        """(a_k/2) |w - w^t|² - ⟨h_k, w⟩; without the second term the first time."""
+        """(alpha/2) |w - w^t|² - ⟨h_k, w⟩; without the second term the first time."""
         h = _complete(received.memory, received.parameters) if received.memory else None
-        alpha = self._alpha(received)
 
         def penalty(model: nn.Module) -> Tensor:
-            proximal = alpha / 2 * _squared_distance(model, received.parameters)
+            proximal = self.alpha / 2 * _squared_distance(model, received.parameters)
             return proximal if h is None else proximal - _inner_product(model, h)
 
         return penalty
@@ -142,13 +129,9 @@ class Dyn(Objective):
     def next_memory(
         self, received: Received, trained: Mapping[str, Tensor], *, steps: int, learning_rate: float
     ) -> dict[str, Tensor]:
-        """h_k - a_k Δ_k."""
-        h, alpha = _complete(received.memory, received.parameters), self._alpha(received)
-        return {name: h[name] - alpha * (trained[name] - start) for name, start in received.parameters.items()}
-
-    def _alpha(self, received: Received) -> float:
-        mean = received.extra.get(MEAN_EXAMPLES)
-        return self.alpha if mean is None else self.alpha * mean[MEAN_EXAMPLES].item() / received.examples
+        """h_k - alpha Δ_k."""
+        h = _complete(received.memory, received.parameters)
+        return {name: h[name] - self.alpha * (trained[name] - start) for name, start in received.parameters.items()}
 
 
 @dataclass(frozen=True)
@@ -159,16 +142,9 @@ class Scaffold(Objective):
     all clients' data agree on is put in. c is what the server sends as ``control``. c_k, the memory, starts at 0 and
     becomes c_k - c - Δ_k / (steps · lr): the mean of the client's own gradients along the way (the paper's option II).
     That holds for plain SGD alone, without momentum and weight decay.
-
-    Args:
-        counts: by what a client counts in c, which is the server's to follow.
     """
 
-    counts: Counts = "examples"
     has_memory: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        _check_counts(self.counts)
 
     def penalty(self, received: Received) -> Penalty | None:
         """⟨c - c_k, w⟩; None as long as both are 0."""
@@ -195,11 +171,6 @@ class Scaffold(Objective):
             name: c_k[name] - c[name] - (trained[name] - start) / (steps * learning_rate)
             for name, start in received.parameters.items()
         }
-
-
-def _check_counts(counts: str) -> None:
-    if counts not in get_args(Counts):
-        raise UserError(f"objective.counts: found {counts!r}, expected one of {', '.join(get_args(Counts))}")
 
 
 def _complete(found: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -85,24 +85,3 @@ def test_a_site_reads_under_its_own_root_whatever_the_config_says(home: Path) ->
 def test_a_node_that_does_not_say_which_part_it_holds_is_an_error(home: Path) -> None:
     with pytest.raises(UserError, match=r"client lab: .*partition=site"):
         open_site(ClientAssembly(compose_config(SMALL)).data, {"name": "lab"})
-
-
-def test_the_memory_is_of_the_update_as_it_was_sent(home: Path) -> None:
-    one = client("privacy=local", "model.norm=group", "objective=dyn", "strategy=feddyn", "strategy.alpha=0.5")
-    sent = [array.copy() for array in one.get_parameters({})]
-    released, _, _ = one.fit(sent, {"server-round": 1, "draw": 1})
-    one.local.acknowledge(1)
-    for key, before, after in zip(one.shared_keys, sent, released, strict=True):
-        np.testing.assert_allclose(one.local.accepted[f"memory:{key}"], -0.5 * (after - before), rtol=1e-4, atol=1e-6)
-
-
-def test_by_examples_a_client_is_held_by_its_share(home: Path) -> None:
-    one = client("objective=dyn", "strategy=feddyn", "strategy.alpha=0.5")
-    one.extra = {"mean_examples": {"mean_examples": torch.tensor(3.0 * len(one.site.train))}}
-    sent = [array.copy() for array in one.get_parameters({})]
-    trained, _, _ = one.fit(sent, {"server-round": 1, "draw": 1})
-    one.local.acknowledge(1)
-    for key, before, after in zip(one.shared_keys, sent, trained, strict=True):
-        if f"memory:{key}" in one.local.accepted:
-            expected = -0.5 * 3.0 * (after - before)
-            np.testing.assert_allclose(one.local.accepted[f"memory:{key}"], expected, rtol=1e-4, atol=1e-6)

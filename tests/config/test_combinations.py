@@ -36,8 +36,6 @@ ONLY_SGD = (
     "optimizer.nesterov other than false"
 )
 
-COUNTED_TWICE = "strategy=fedavg or fedaw or fedgh or conflict_averse or multikrum, strategy.equal_weights=false"
-
 # For every refusal a config that has both.
 REFUSED = {
     ("teacher=hhd", "model.head other than integral"): ["teacher=hhd", "teacher.run=teacher"],
@@ -77,7 +75,6 @@ REFUSED = {
     ("clustering=finch", CLIENTS_NEVER): ["clustering=finch", CLIENTS_NEVER],
     ("topology=edge_cloud", "mode=async"): [EDGES, "mode=async"],
     ("distillation.output=outputs", "sharing=fedpav"): ["distillation=server", "sharing=fedpav"],
-    ("selection.drawn_by=examples", COUNTED_TWICE): ["selection=power_of_choice", "selection.drawn_by=examples"],
     ("sharing=all", "dataset.members"): ["dataset=arm_lspet"],
     ("sharing=fedbn", "dataset.members"): ["dataset=arm_lspet", "sharing=fedbn"],
     ("sharing=fedbn", "init"): ["init=model.safetensors", "sharing=fedbn"],

@@ -130,9 +130,9 @@ def test_a_client_process_that_is_killed_ends_a_simulation_with_its_checkpoint(
 ENDINGS = {
     "disk full": ("faults.fill_disk(app, 2)", [], r"round 2: a file of the run could not be written: .*File too large"),
     "overflow": (
-        "faults.stage(app, {(1, name): 'grows' for name in '0123'})",
-        ["strategy=fedavg", "server_optimizer=sgd", "server_optimizer.lr=1e25"],
-        r"round 1: aggregation made NaN or infinity of finite updates, in \S+;",
+        "faults.stage(app, {(2, name): 'grows' for name in '0123'})",
+        ["strategy=fedavg", "server_optimizer=sgd", "server_optimizer.lr=1000"],
+        r"round 2: aggregation made NaN or infinity of finite updates, in \S+;",
     ),
 }
 

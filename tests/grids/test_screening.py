@@ -156,13 +156,9 @@ def test_waiting_ends_when_somebody_asks_the_run_to_stop(tmp_path: Path) -> None
         grid.send_and_receive([Message(RecordDict({"arrays": ArrayRecord()}), 1, "train")])
 
 
-@pytest.mark.parametrize(("value", "good"), [(7e18, True), (1e19, False), (3e38, False)])
-def test_an_update_that_float32_cannot_square_is_a_fault(value: float, good: bool) -> None:
-    # Six elements: 7e18 has a square sum of 2.9e38, float32 ends at 3.4e38.
-    grid = grid_of(lambda: content({**SENT, "w": np.full((2, 3), value, np.float32)}))
-    assert len(ask(grid)) == good
-    if not good:
-        assert f"array w moved by {value * 6**0.5:.3g}; expected at most 1.84e+19" in grid.rejected[0].reason
+def test_huge_finite_values_are_no_fault() -> None:
+    grid = grid_of(lambda: content({**SENT, "w": np.full((2, 3), 3e38, np.float32)}))
+    assert len(ask(grid)) == 1
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])

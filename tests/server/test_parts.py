@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pytest
 from conftest import TINY
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
+from flwr.app import Array, ArrayRecord
 from recording import Recording
 
 from fedgh_app.assembly.server import Assembly
@@ -19,10 +16,9 @@ from fedgh_app.client_app import app as client_app
 from fedgh_app.config.compose import compose_config, join_overrides
 from fedgh_app.grids.reply_checks import Norms
 from fedgh_app.runs.history import Round
-from fedgh_app.server.federation import ClientInfo, Federation, Update
+from fedgh_app.server.federation import Federation, Update
 from fedgh_app.server.loop import federate
 from fedgh_app.server.parts.control_variate import ControlVariatePart
-from fedgh_app.server.parts.mean_examples import MeanExamples
 from fedgh_app.server.parts.part import Part
 
 
@@ -90,30 +86,3 @@ def test_an_objective_names_the_part_that_it_needs(home: Path) -> None:
     scaffold = ["objective=scaffold", "optimizer=sgd", "optimizer.momentum=0"]
     with_part = Assembly(compose_config([*TINY, *scaffold])).federation(Path())
     assert isinstance(with_part.parts["objective"], ControlVariatePart)
-
-
-@pytest.mark.parametrize(("counts", "expected"), [("examples", -1.75), ("clients", -1.5)])
-def test_scaffold_counts_by_examples_or_clients(counts: Any, expected: float) -> None:
-    """Of clients with 3 and 1 examples, Δ = 2 and 1 in one step of rate 1: Δc = -2 and -1."""
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
-    start = ArrayRecord({"w": Array(np.zeros(1))})
-    clients = {name: ClientInfo(name, name, examples, 1) for name, examples in (("a", 3), ("b", 1))}
-    part = ControlVariatePart()
-    values = {"objective": {"counts": counts}}
-    part.join(SimpleNamespace(initial=start, clients=clients, learning_rate=2.0, schedule=lambda _: 0.5, values=values))
-    updates = []
-    for node, (name, moved) in enumerate((("a", 2.0), ("b", 1.0)), 1):
-        trained, metrics = ArrayRecord({"w": Array(np.array([moved]))}), MetricRecord({"num-examples": 1, "steps": 1})
-        content = RecordDict({"arrays": trained, "metrics": metrics})
-        updates.append(Update(name, Message(content, reply_to=Message(RecordDict(), node, "train")), start))
-    assert part.after_aggregation(Round(round=1), start, start, updates, "global") is start
-    assert part.state_dict()["w"].tolist() == [expected]
-
-
-@pytest.mark.parametrize(("counts", "records"), [("examples", {"mean_examples": 2.0}), ("clients", {})])
-def test_feddyns_clients_are_told_the_mean_of_examples(counts: Any, records: dict[str, float]) -> None:
-    clients = {name: ClientInfo(name, name, examples, 1) for name, examples in (("a", 3), ("b", 1))}
-    part = MeanExamples()
-    part.join(SimpleNamespace(clients=clients, values={"objective": {"counts": counts}}))
-    sent = {name: record[name].numpy().item() for name, record in part.message_records().items()}
-    assert sent == records

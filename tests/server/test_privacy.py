@@ -233,9 +233,8 @@ def test_a_run_with_local_noise(toy: list[str], tmp_path: Path) -> None:
     assert all(one != other for one, other in zip(*sent, strict=True))
 
 
-def test_the_clients_own_part_has_no_noise_and_its_memory_is_of_what_was_sent(toy: list[str], tmp_path: Path) -> None:
-    """Huge noise on what is sent: BatchNorm, which stays, is as training left it; FedDyn's h_k is of the update that
-    the server knows, -alpha C times the noise and a little more."""
+def test_the_clients_own_part_and_memory_have_no_noise(toy: list[str], tmp_path: Path) -> None:
+    """Huge noise on what is sent; BatchNorm and FedDyn's memory, which stay, are as training left them."""
     overrides = [*toy, "strategy=feddyn", "objective=dyn", "sharing=fedbn", "evaluate.central_every=0", "rounds=1"]
     noise = ["privacy=local", "privacy.noise_multiplier=100.0", f"run_dir={tmp_path / 'noise'}"]
     run([*overrides, *noise], tmp_path / "noise")
@@ -245,12 +244,7 @@ def test_the_clients_own_part_has_no_noise_and_its_memory_is_of_what_was_sent(to
     assert [file.name for file in kept["noise"]] == [file.name for file in kept["none"]]
     for one, other in zip(kept["noise"], kept["none"], strict=True):
         found, expected = (storage.load_model(file)[0] for file in (one, other))
-        own = [key for key in found if "model:" in key]
-        assert own and all(np.array_equal(found[key].numpy(), expected[key].numpy()) for key in own)
-        lengths = [
-            sum(float(state[key].square().sum()) for key in found if "memory:" in key) for state in (found, expected)
-        ]
-        assert lengths[0] > 100 * lengths[1] > 0
+        assert all(np.array_equal(found[key].numpy(), expected[key].numpy()) for key in found)
 
 
 @pytest.mark.parametrize("kind", ["central", "local"])

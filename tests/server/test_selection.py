@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from fedgh_app.config.choices import CONF, values_of
-from fedgh_app.config.compose import compose_config
+from fedgh_app.config.choices import CONF
 from fedgh_app.errors import UserError
 from fedgh_app.server.selection import Candidate, Oort, PowerOfChoice, Random, Selection, draw
 from strategies.randomness import generator
@@ -110,21 +109,11 @@ def test_power_of_choice_takes_the_highest_losses_of_the_drawn() -> None:
     assert asked == [["a", "b"]]
 
 
-@pytest.mark.parametrize(("drawn_by", "share"), [("examples", 0.75), ("clients", 0.5)])
-def test_power_of_choice_draws_candidates_by_examples_or_each_alike(drawn_by: str, share: float) -> None:
+def test_power_of_choice_draws_candidates_in_proportion_to_their_examples() -> None:
     """d = m = 1 leaves the draw alone: 300 of 400 examples are a's; and whoever is drawn need not be asked."""
     two = [Candidate("a", 300, 1.0), Candidate("b", 100, 1.0)]
-    selection = PowerOfChoice(candidates=1, drawn_by=drawn_by)
-    chosen = Counter(selection.select(key, two, 1, nobody)[0] for key in range(1, 2001))
-    assert chosen["a"] / 2000 == pytest.approx(share, abs=0.04)
-
-
-def test_power_of_choice_counts_examples_once() -> None:
-    assert PowerOfChoice().drawn_by == "clients"
-    twice = ["selection=power_of_choice", "selection.drawn_by=examples"]
-    with pytest.raises(UserError, match="examples would count twice"):
-        compose_config(twice)
-    compose_config([*twice, "strategy=fedavg", "strategy.equal_weights=true"])
+    chosen = Counter(PowerOfChoice(candidates=1).select(key, two, 1, nobody)[0] for key in range(1, 2001))
+    assert chosen["a"] / 2000 == pytest.approx(0.75, abs=0.04)
 
 
 def test_power_of_choice_asks_twice_as_many_as_will_train() -> None:
@@ -239,7 +228,7 @@ def test_only_oort_has_clients_measure_something() -> None:
 
 @pytest.mark.parametrize("file", sorted((CONF / "selection").glob("*.yaml")), ids=lambda file: file.stem)
 def test_the_config_repeats_the_defaults_of_the_class(file: Any) -> None:
-    config = OmegaConf.merge({"seed": 7}, {"selection": values_of("selection", file.stem)})
+    config = OmegaConf.merge({"seed": 7}, {"selection": OmegaConf.load(file)})
     made = hydra.utils.instantiate(config.selection)
     default = type(made)(seed=7)
     assert vars(made) == vars(default)
@@ -251,7 +240,6 @@ def test_the_config_repeats_the_defaults_of_the_class(file: Any) -> None:
         (Random, {"fraction": 0.0}, "selection.fraction=0.0: expected above 0 and at most 1"),
         (Random, {"fraction": 1.5}, "selection.fraction=1.5"),
         (Random, {"min_clients": 0}, "selection.min_clients=0: expected at least 1"),
-        (PowerOfChoice, {"drawn_by": "size"}, "selection.drawn_by=size: expected clients or examples"),
         (PowerOfChoice, {"candidates": 0}, "selection.candidates=0: expected a whole number of at least 1, or null"),
         (PowerOfChoice, {"candidates": "all"}, "selection.candidates=all: expected a whole number"),
         (Oort, {"exploration": 1.1}, "selection.exploration=1.1: expected 0 to 1"),

@@ -97,20 +97,6 @@ def test_the_stored_model_is_the_one_that_was_evaluated(run: Path, tmp_path: Pat
     assert again.parts == storage.read_json(run / "result.json")["per_keypoint"]
 
 
-def test_a_mean_that_is_evaluated_is_what_is_kept(tmp_path: Path, toy: list[str]) -> None:
-    """FedDyn trains on from one model and evaluates another, centrally and by the clients."""
-    method = ["strategy=feddyn", "objective=dyn", "strategy.alpha=0.5", "strategy.evaluate=mean", "rounds=2"]
-    launch([*toy, *method], tmp_path / "run", quiet=True)
-    kept, _ = storage.load_model(tmp_path / "run/model.safetensors")
-    trained, _ = storage.load_model(tmp_path / "run/checkpoints/round-0002.safetensors")
-    assert any(not torch.equal(kept[key], trained[key]) for key in kept)
-    last = storage.read_lines(tmp_path / "run/history.jsonl")[-1]["evaluate"]
-    again = launch([*toy, f"init={quoted(tmp_path / 'run')}", "rounds=0"], tmp_path / "again", quiet=True)
-    first = storage.read_lines(tmp_path / "again/history.jsonl")[0]["evaluate"]
-    assert again.score == last["central"]["score"]
-    assert first["central"] == last["central"]
-
-
 def test_clients_and_server_read_maps_as_the_config_says(toy: list[str], tmp_path: Path) -> None:
     chosen = [*toy, "rounds=1", "evaluate.decoding=dark", "evaluate.flip_test=true"]
     launch(chosen, tmp_path / "run", quiet=True)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torchjd import aggregation
 
 from strategies import ConflictAverse, FedGH
-from strategies.conflict_averse import BLIND, PREFERRING, WEIGHTINGS
+from strategies.conflict_averse import PREFERRING, WEIGHTINGS
 
 needs_ecos = pytest.mark.skipif(find_spec("ecos") is None, reason="needs ecos, which has no wheel for this Python")
 EACH = [*(name for name in WEIGHTINGS if name != "NashMTL"), pytest.param("NashMTL", marks=needs_ecos)]
@@ -53,9 +53,9 @@ def test_aligned_mtl_by_hand():
 
 
 def test_mgda_by_hand():
-    # D is the other way round, diag(2, 2/3). The shortest vector between (2, 0) and (-2/3, 2/3) has
-    # (4/9 + 4/9 + 4/3) / (64/9 + 4/9) = 5/17 of the first: c = D (5/17, 12/17).
-    assert c_of("MGDA", RIGHT, LEFT_UP, (1, 3)) == pytest.approx([10 / 17, 8 / 17])
+    # The shortest vector between (1/2, 0) and (-3/2, 3/2) has (9/2 + 3/4) / (1/4 + 9/2 + 3/2) = 0.84 of the first:
+    # c = D (0.84, 0.16).
+    assert c_of("MGDA", RIGHT, LEFT_UP, (1, 3)) == pytest.approx([0.42, 0.24])
 
 
 def test_pcgrad_by_hand():
@@ -214,80 +214,6 @@ def test_one_client_zero_updates_and_equal_ones(weighting):
     assert np.isfinite(one_still["a"]).all()
 
 
-def share_of_first(weighting, clients):
-    rule = ConflictAverse(weighting=weighting, scale="none")
-    aggregate(rule, nothing(clients), clients)
-    c = list(rule.diagnostics["c"].values())
-    return c[0] / sum(c)
-
-
-@pytest.mark.parametrize("weighting", sorted(WEIGHTINGS.keys() - set(BLIND) - {"CAGrad"}))
-def test_orthogonal_updates_count_by_their_examples(weighting):
-    first, second = {"w": np.array([1.0, 0.0])}, {"w": np.array([0.0, 1.0])}
-    assert share_of_first(weighting, {1: (first, 900), 2: (second, 100)}) == pytest.approx(0.9, abs=1e-3)
-
-
-@pytest.mark.parametrize("weighting", sorted(WEIGHTINGS.keys() - set(BLIND)))
-@pytest.mark.parametrize("seed", range(6))
-def test_more_examples_count_more(weighting, seed):
-    clients = random_clients(seed, 4)
-    equal, more = ({k: (state, n if k == 0 else 10) for k, (state, _) in clients.items()} for n in (10, 70))
-    assert share_of_first(weighting, more) > 1.1 * share_of_first(weighting, equal)
-
-
-@pytest.mark.parametrize("weighting", ["FairGrad", "IMTLG", pytest.param("NashMTL", marks=needs_ecos)])
-@pytest.mark.parametrize("seed", range(3))
-def test_for_some_rules_examples_do_not_count(weighting, seed):
-    clients = random_clients(seed, 4)
-    c = []
-    for n in (10, 70):
-        rule = ConflictAverse(weighting=weighting, scale="none")
-        aggregate(rule, nothing(clients), {k: (state, n if k == 0 else 10) for k, (state, _) in clients.items()})
-        c.append(rule.diagnostics["c"])
-    assert c[0] == c[1]
-
-
-@pytest.mark.parametrize("weighting", EACH)
-@pytest.mark.parametrize("length", [0.0, 1e-4, 1e-3])
-def test_who_stands_still_stops_nobody(weighting, length):
-    clients = random_clients(2, 5)
-    still = {name: length / 50 * value for name, value in clients[4][0].items()}
-    rule, without = (ConflictAverse(weighting=weighting, scale="none") for _ in range(2))
-    aggregate(rule, nothing(clients), {**clients, 4: (still, 1)})
-    aggregate(without, nothing(clients), {k: clients[k] for k in range(4)})
-    assert rule.diagnostics["standing_still"] == ["4"]
-    assert without.diagnostics["standing_still"] == []
-    found, expected = list(rule.diagnostics["c"].values()), list(without.diagnostics["c"].values())
-    assert found[4] == 0.0
-    assert any(found)
-    if weighting == "GradVac":  # which visits the clients in another order: its memory has a row for each
-        return
-    # Their shares are smaller by a common factor, which is a factor of c for every rule, or nothing.
-    np.testing.assert_allclose(np.divide(found[:4], expected) * expected[0] / found[0], 1.0, rtol=1e-3)
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_imtlg_never_steps_uphill(seed):
-    # "b" has 3 elements for 5 clients: their updates are linearly dependent, and there is no step of equal projections.
-    clients = random_clients(seed, 5, dtype=np.float32)
-    new = aggregate(ConflictAverse(weighting="IMTLG", granularity="layer"), nothing(clients), clients)
-    total = sum(n for _, n in clients.values())
-    mean = sum(n / total * state["b"] for state, n in clients.values())
-    np.testing.assert_allclose(new["b"], mean, rtol=1e-5)
-    assert all((new["a"] @ state["a"]) > 0 for state, _ in clients.values())
-
-
-def test_imtlg_by_which_everybody_loses_is_the_mean():
-    # A long update between two short ones that the third points away from: 1ᵀ G⁻¹ (|Δ_k|) < 0.
-    cosine = torch.tensor([[1.0, 0.9, -0.5], [0.9, 1.0, -0.1], [-0.5, -0.1, 1.0]], dtype=torch.float64)
-    lengths = torch.tensor([1.0, 0.01, 1.0], dtype=torch.float64)
-    rows = torch.linalg.cholesky(cosine) * lengths.unsqueeze(1)
-    assert torch.linalg.solve(rows @ rows.T, lengths).sum() < 0
-    rule = ConflictAverse(weighting="IMTLG", scale="none")
-    aggregate(rule, {"w": np.zeros(3)}, {k: ({"w": row.numpy()}, 1) for k, row in enumerate(rows)})
-    assert list(rule.diagnostics["c"].values()) == pytest.approx([1 / 3] * 3)
-
-
 def test_running_statistics_are_averaged_by_examples():
     sent = {"w": np.zeros(2), "bn.running_var": np.ones(1)}
     clients = {
@@ -364,7 +290,7 @@ def test_torchjd_is_imported_by_whom_it_serves_alone():
 @pytest.mark.parametrize("weighting", EACH)
 def test_updates_that_are_not_finite_are_an_error(weighting):
     broken = {"w": np.array([math.nan, 1.0])}
-    with pytest.raises(ValueError, match="client '2', tensor 'w': the update overflowed"):
+    with pytest.raises(ValueError, match="not finite"):
         aggregate(ConflictAverse(weighting=weighting), ZERO, {1: (RIGHT, 1), 2: (broken, 1)})
 
 

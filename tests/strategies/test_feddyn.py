@@ -93,7 +93,6 @@ def test_a_restored_one_goes_on_bit_for_bit():
         ({"alpha": 0.0}, "alpha is a number > 0"),
         ({"alpha": float("nan")}, "alpha"),
         ({"alpha": 1.0, "num_registered": 0}, "num_registered"),
-        ({"alpha": 1.0, "evaluate": "best"}, "evaluate is one of model, mean"),
     ],
 )
 def test_a_wrong_option_is_named(options, message):
@@ -113,18 +112,3 @@ def test_replies_stay_as_they_were():
     sent = reply(1, client([1, 0]))
     rule.aggregate_train(1, [sent])
     assert numpy_state(sent.content["arrays"])["w"].tolist() == [1.0, 0.0]
-
-
-def test_the_mean_of_the_clients_models_can_be_evaluated():
-    # The two rounds by hand above: w⁺ = (0, 3/2) and (5/2, 11/8), the means (0, 1) and (2, 1); statistics are shared.
-    for evaluate, expected in (("model", [[0.0, 1.5], [2.5, 1.375]]), ("mean", [[0.0, 1.0], [2.0, 1.0]])):
-        rule = FedDyn(alpha=0.5, num_registered=4, evaluate=evaluate)
-        assert rule.evaluated(record(ZERO)) == record(ZERO)
-        rounds = [{1: (client([1, 0], 1.0, 5), 1), 2: (client([-1, 2], 2.0, 7), 3)}, {3: (client([2, 1]), 1)}]
-        new, shown = ZERO, []
-        for number, clients in enumerate(rounds, 1):
-            new = aggregate(rule, new, clients, server_round=number)
-            kept = numpy_state(rule.evaluated(record(new)))
-            shown.append(kept["w"].tolist())
-            assert kept["bn.running_var"] == new["bn.running_var"]
-        assert shown == expected

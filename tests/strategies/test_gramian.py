@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from strategies.gramian import conflicting_fraction, cosines, summarise_cosines
+from strategies.gramian import conflicting_fraction, cosines, norm, rescale, summarise_cosines
+from strategies.projection import harmonize
 
 F64 = torch.float64
 
@@ -28,3 +29,14 @@ def test_cosines_and_conflicts_by_hand():
 def test_cosines_survive_tiny_updates():
     vectors = 1e-160 * tensor([1.0, 0.0], [1.0, 1.0])
     assert cosines(vectors @ vectors.T)[0, 1].item() == pytest.approx(math.sqrt(0.5), rel=1e-3)
+
+
+def test_norm_and_rescale():
+    # Σ ψ Δ = (0, 1/2), of length 1/2; after projection (1/4, 3/4), of length √10 / 4.
+    vectors = tensor([1.0, 0.0], [-1.0, 1.0])
+    gramian, weights = vectors @ vectors.T, tensor(0.5, 0.5)
+    c = harmonize(gramian, weights)
+    assert norm(gramian, c).item() == pytest.approx(math.sqrt(10) / 4)
+    assert norm(gramian, rescale(gramian, c, weights)).item() == pytest.approx(0.5)
+    opposed = tensor([1.0], [-1.0])
+    assert torch.equal(rescale(opposed @ opposed.T, tensor(1.0, 1.0), weights), tensor(1.0, 1.0))

@@ -21,11 +21,11 @@ TRAINED = model([2, 0], [7], 4)
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_by_hand(dtype):
-    # Δ = (2, 0) - (1, 2) = (1, -2); base + 1/2 Δ = (10.5, 19). Statistics (1/2) 5 + (1/2) 7; counters the client's.
+    # Δ = (2, 0) - (1, 2) = (1, -2); base + 1/2 Δ = (10.5, 19). Statistics and counters are the client's.
     start, base, trained = (model(s["w"], s["bn.running_mean"], 4, dtype) for s in (START, BASE, TRAINED))
     moved = numpy_state(rebase(reply(1, trained), record(start), record(base), 0.5).content["arrays"])
     assert moved["w"].tolist() == [10.5, 19.0]
-    assert moved["bn.running_mean"].tolist() == [6.0]
+    assert moved["bn.running_mean"].tolist() == [7.0]
     assert moved["bn.num_batches_tracked"] == 4
     assert all(moved[name].dtype == trained[name].dtype for name in trained)
 

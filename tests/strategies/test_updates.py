@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strategies import npy, updates
-from strategies.projection import harmonize
 from strategies.updates import ClientUpdates
 
 
@@ -216,55 +213,3 @@ def test_weighted_sums_by_the_definition(monkeypatch):
         expected = np.array([1.0, -2.0, 0.5]) @ differences(sent, clients, name)
         np.testing.assert_allclose(sums[name].numpy().ravel(), expected, rtol=1e-5, atol=1e-5)
         assert (sums[name].dtype, tuple(sums[name].shape)) == (torch.float32, sent[name].shape)
-
-
-def of_vectors(*vectors, dtype=np.float64) -> ClientUpdates:
-    """Updates of a model of one tensor ``w``, the clients' vectors in their order."""
-    sent = {"w": np.zeros(len(vectors[0]), dtype)}
-    replies = [reply(k, {"w": np.array(vector, dtype)}) for k, vector in enumerate(vectors)]
-    return ClientUpdates(record(sent), replies)
-
-
-def test_norms_and_rescaling_by_hand():
-    # Σ ψ Δ = (0, 1/2), of length 1/2; after projection (1/4, 3/4), of length √10 / 4.
-    found = of_vectors([1.0, 0.0], [-1.0, 1.0])
-    weights = torch.tensor([0.5, 0.5], dtype=torch.float64)
-    c = harmonize(found.gramian, weights)
-    assert found.norms(c).item() == pytest.approx(math.sqrt(10) / 4)
-    assert found.norms(found.rescaled(c, weights)).item() == pytest.approx(0.5)
-    assert found.norms(c.unsqueeze(0)).tolist() == [pytest.approx(math.sqrt(10) / 4)]
-    opposed = of_vectors([1.0], [-1.0])
-    assert opposed.rescaled(torch.ones(2, dtype=torch.float64), weights).tolist() == [1.0, 1.0]
-
-
-@pytest.mark.parametrize("noise", [1e-1, 1e-3, 1e-4])
-@pytest.mark.parametrize("per_tensor", [False, True])
-def test_norms_where_updates_nearly_cancel(noise, per_tensor):
-    rng = np.random.default_rng(0)
-    one, other = rng.normal(size=(2, 200_000))
-    vectors = [vector + noise * rng.normal(size=len(one)) for vector in (one, other, -one - other)]
-    found = of_vectors(*vectors, dtype=np.float32)
-    third = torch.full((3,), 1 / 3, dtype=torch.float64)
-    combination = third.unsqueeze(0) if per_tensor else third
-    expected = np.linalg.norm(np.mean([vector.astype(np.float32).astype(np.float64) for vector in vectors], axis=0))
-    assert found.norms(combination).squeeze().item() == pytest.approx(expected, rel=1e-4)
-    # Twice the first update, brought to that length.
-    alone = torch.tensor([2.0, 0.0, 0.0], dtype=torch.float64)
-    rescaled = found.rescaled(alone.unsqueeze(0) if per_tensor else alone, third).squeeze()
-    assert rescaled[0].item() * np.linalg.norm(vectors[0]) == pytest.approx(expected, rel=1e-4)
-
-
-def test_what_rounding_leaves_of_opposed_updates_has_no_length():
-    # -3 x in float32 is not exactly three times x: what is left has a random direction, and must not be scaled up.
-    x = np.random.default_rng(0).normal(size=1000).astype(np.float32)
-    found = of_vectors(x, -(x * np.float32(3.3)), dtype=np.float32)
-    c = torch.tensor([3.3, 1.0], dtype=torch.float64)
-    assert found.norms(c) == 0.0
-    assert torch.equal(found.rescaled(c, torch.tensor([1.0, 0.0], dtype=torch.float64)), c)
-
-
-@pytest.mark.parametrize("size", [1e21, np.inf, np.nan])
-def test_an_update_that_overflows_names_its_client(size):
-    found = of_vectors([1.0, 2.0], [1.0, size], [0.0, 1.0], dtype=np.float32)
-    with pytest.raises(ValueError, match=r"client '1', tensor 'w': the update overflowed or is not a number"):
-        _ = found.gramians

@@ -224,8 +224,6 @@ def test_scaffold_cannot_divide_by_no_step(steps, learning_rate):
         lambda: Prox(math.nan),
         lambda: Prox(math.inf),
         lambda: Dyn(0),
-        lambda: Dyn(0.1, "images"),
-        lambda: Scaffold("images"),
         lambda: Dyn(-1.0),
         lambda: Dyn(math.nan),
     ],

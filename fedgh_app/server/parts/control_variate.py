@@ -16,14 +16,9 @@ class ControlVariatePart(Part):
     """Sends SCAFFOLD's control variate to every client that trains, and moves it by what came back."""
 
     def join(self, federation: Federation) -> None:
-        """Begin at zero; what a client counts by is the objective's ``counts``."""
+        """Begin at zero."""
         self.federation = federation
-        self.control = ControlVariate(federation.initial)
-        sizes = {
-            name: client.examples if federation.values["objective"]["counts"] == "examples" else 1
-            for name, client in federation.clients.items()
-        }
-        self.shares = {name: size / sum(sizes.values()) for name, size in sizes.items()}
+        self.control = ControlVariate(federation.initial, len(federation.clients))
 
     def message_records(self) -> Mapping[str, ArrayRecord]:
         """``control``: c, one array for each parameter."""
@@ -36,8 +31,7 @@ class ControlVariatePart(Part):
         with current.timed("aggregate"):
             # What clients were to train with: no client's word moves the control of all.
             rate = self.federation.learning_rate * self.federation.schedule(current.round)
-            shares = [self.shares[update.client] for update in updates]
-            self.control.absorb(base, replies_of(updates, base), [rate] * len(updates), shares)
+            self.control.absorb(base, replies_of(updates, base), [rate] * len(updates))
         return proposed
 
     def state_dict(self) -> State:
