@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from fedgh_app.cli.terminal import console, fail, say
@@ -106,6 +107,6 @@ def list_choices() -> None:
             lines = (CONF / group / f"{choice}.yaml").read_text().splitlines()
             comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
             said = " ".join(line.lstrip("# ") for line in comment if "@package" not in line)
-            table.add_row(group if place == 0 else "", choice, said)
+            table.add_row(group if place == 0 else "", choice, escape(said))
         table.add_section()
     console.print(table)

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from fedgh_app.config.choices import FACTS, groups, plain_values
+from fedgh_app.config.choices import FACTS, groups, plain_values, values_of
 from fedgh_app.config.compose import compose_config
 from fedgh_app.resources import Values
 
@@ -18,6 +18,8 @@ def changes(config: Values, *without: str) -> list[str]:
     changed: list[str] = []
     usual = _defaults()
     for key, node in config.items():
+        if key == "dataset":
+            changed += _of_data(node)
         if key in TOLD.union(without) or node == usual.get(key):
             continue
         alike = key in usual and isinstance(node, Mapping) == isinstance(usual[key], Mapping)  # else of another version
@@ -40,6 +42,18 @@ def _group(key: str, node: Values, usual: Values, config: Values) -> list[str]:
         return []
     named = ", ".join(f"{name}={_value(value)}" for name, value in values.items())
     return [f"{key}={class_of(node)}" + (f" ({named})" if named else "")]
+
+
+def _of_data(node: Values) -> list[str]:
+    """What is otherwise than in the file of the data set; where it lies is of no interest, and how much of it is told
+    elsewhere.
+    """
+    spec = str(node.get("spec"))
+    if spec not in groups()["dataset"]:
+        return []
+    usual = plain_values(values_of("dataset", spec))
+    fixed = {name: value for name, value in usual.items() if "${" not in str(value)}
+    return [f"dataset.{name}={node.get(name)}" for name, value in fixed.items() if node.get(name) != value]
 
 
 def _value(value: object) -> str:

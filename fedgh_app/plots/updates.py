@@ -16,7 +16,7 @@ MOST_IN_ROW = 5
 
 def cosine_matrices(history: Sequence[Round], labels: Mapping[str, str], path: Path, title: str) -> None:
     """Cosines between the clients' updates, one matrix a round (evenly chosen rounds where there are many)."""
-    measured = [one for one in history if one.strategy.get("cosines")]
+    measured = [one for one in history if len(one.strategy.get("cosines") or ()) > 1]
     if not measured:
         return
     chosen = np.unique(np.linspace(0, len(measured) - 1, min(MOST_ROUNDS, len(measured))).round().astype(int))
@@ -27,7 +27,8 @@ def cosine_matrices(history: Sequence[Round], labels: Mapping[str, str], path: P
     for matrix in matrices:
         np.fill_diagonal(matrix, np.nan)  # always 1, it would drown the rest
     largest = max([0.1, *(float(np.nanmax(np.abs(m))) for m in matrices if np.isfinite(m).any())])
-    figure = style.new_figure(2.1 * columns + 1.0, 2.25 * rows + 0.5)
+    heading = f"{title}: cosines between client updates"
+    figure = style.new_figure(max(2.1 * columns + 1.0, 0.09 * len(heading)), 2.25 * rows + 0.5)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(rounds) :]:
         axes.set_visible(False)
@@ -39,7 +40,7 @@ def cosine_matrices(history: Sequence[Round], labels: Mapping[str, str], path: P
         if len(matrix) <= style.MOST_WITH_NUMBERS:
             _write_numbers(axes, matrix, largest)
     figure.colorbar(image, ax=grid, shrink=0.8, label="cosine (negative: conflict)")
-    figure.suptitle(f"{title}: cosines between client updates", fontsize=11)
+    figure.suptitle(heading, fontsize=11)
     figure.savefig(path)
 
 

@@ -73,7 +73,8 @@ def _line(ended: Round, metric: str) -> str:
         parts.append(f"staleness up to {late}")
     if dropped := ended.strategy.get("dropped"):
         parts.append(f"{dropped} dropped as too stale")
-    if (conflicts := ended.strategy.get("conflicting")) is not None:
+    alone = len(ended.strategy.get("clients") or ()) == 1
+    if not alone and (conflicts := ended.strategy.get("conflicting")) is not None:
         by_tensor = ended.strategy.get("conflicting_per_tensor", {}).values()
         tensors = f" ({100 * sum(by_tensor) / len(by_tensor):.0f} % by tensor)" if by_tensor else ""
         parts.append(f"{100 * conflicts:.0f} % of pairs in conflict{tensors}")

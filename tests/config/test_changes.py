@@ -20,6 +20,8 @@ from fedgh_app.config.compose import compose_config
         (["sharing=fedbn"], ["sharing=FedBN"]),
         (["sharing=fedpav"], ["sharing=FedPav (modules=["]),
         (["objective=scaffold", "optimizer=sgd", "optimizer.momentum=0"], ["objective=Scaffold", "optimizer=SGD ("]),
+        (["dataset.input_size=[32,32]"], ["dataset.input_size=[32, 32]"]),
+        (["dataset=lspet_arm", "dataset.root=/data", "dataset.on_bad=skip"], ["dataset.on_bad=skip"]),
         (["clustering=finch"], ["clustering=finch (public=arm, images=32)"]),
     ],
 )

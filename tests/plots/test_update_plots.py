@@ -12,7 +12,7 @@ from fedgh_app.plots.updates import cosine_matrices, weights_and_conflicts
 from fedgh_app.runs.history import Round
 
 
-@pytest.mark.parametrize(("clients", "rounds"), [(1, 1), (2, 25), (12, 2), (30, 2)])
+@pytest.mark.parametrize(("clients", "rounds"), [(2, 1), (2, 25), (12, 2), (30, 2)])
 def test_cosines_and_weights_are_drawn(tmp_path: Path, clients: int, rounds: int) -> None:
     labels = {str(i): f"site {i}" for i in range(clients)}
     for kind, made in (("sync", history(clients, rounds)), ("async", asynchronous(clients, rounds))):
@@ -20,6 +20,11 @@ def test_cosines_and_weights_are_drawn(tmp_path: Path, clients: int, rounds: int
         weights_and_conflicts(made, labels, tmp_path / f"{kind}-weights.png", "t")
         assert coloured(tmp_path / f"{kind}-cosines.png") > 200
         assert coloured(tmp_path / f"{kind}-weights.png") >= 60
+
+
+def test_one_client_has_no_cosines_to_draw(tmp_path: Path) -> None:
+    cosine_matrices(history(1, 3), {"0": "site"}, tmp_path / "cosines.png", "t")
+    assert not (tmp_path / "cosines.png").exists()
 
 
 def test_two_updates_of_a_client_weigh_together(tmp_path: Path) -> None:
