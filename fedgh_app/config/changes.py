@@ -53,7 +53,7 @@ def _of_data(node: Values) -> list[str]:
         return []
     usual = plain_values(values_of("dataset", spec))
     fixed = {name: value for name, value in usual.items() if "${" not in str(value)}
-    return [f"dataset.{name}={node.get(name)}" for name, value in fixed.items() if node.get(name) != value]
+    return [f"dataset.{name}={node[name]}" for name, value in fixed.items() if node.get(name, value) != value]
 
 
 def _value(value: object) -> str:
