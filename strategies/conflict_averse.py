@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from logging import WARNING
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.common.logger import log
+from scipy.optimize import nnls
 from torch import Tensor
 
 from strategies.fedavg import FedAvg, State
@@ -20,10 +22,8 @@ from strategies.weights import Weights
 # Every weighting, with a value for each option that TorchJD has no default for.
 WEIGHTINGS: dict[str, dict[str, float]] = {
     "AlignedMTL": {},
-    "CAGrad": {
-        "c": 0.5,
-        "norm_eps": 1e-5,
-    },  # TorchJD's 1e-4 calls the shortest update kept here, of 1,000, a standstill
+    # TorchJD's own 1e-4 takes a client of few examples, whose update is scaled down, for a standstill of all.
+    "CAGrad": {"c": 0.5, "norm_eps": 1e-9},
     "DualProj": {},
     "FairGrad": {"alpha": 1.0},
     "GradVac": {},
@@ -37,7 +37,7 @@ PREFERRING = ("AlignedMTL", "DualProj", "UPGrad")  # take a preference vector
 BLIND = ("FairGrad", "IMTLG", "NashMTL")  # know no preference, and do not see how updates are scaled
 
 # An update stands still when its squared norm is at most this share of the largest one.
-STILL = 1e-6
+STILL = 1e-10
 
 # Below this share of the largest, an eigenvalue of the cosines is the rounding of float32 products.
 _SINGULAR = 1e-5
@@ -58,7 +58,7 @@ class ConflictAverse(FedAvg):
     All see G' / tr G', because some take a Gramian of small trace for zero, and c' is scaled back. Running statistics
     are averaged by examples.
 
-    A client that stands still (its squared norm is at most 1e-6 of the largest) or has no examples gets c = 0, since
+    A client that stands still (its squared norm is at most 1e-10 of the largest) or has no examples gets c = 0, since
     MGDA and CAGrad would stop everybody for its sake; the round's diagnostics name it under ``standing_still``. IMTLG
     is replaced by p where it has no solution (more clients than dimensions) or one that every client loses by.
 
@@ -155,7 +155,11 @@ class ConflictAverse(FedAvg):
             torch.default_generator.manual_seed(seed)
             warnings.simplefilter("ignore")  # of the solvers, about problems that a user cannot change
             try:
-                c = rule(_root(shown) if self.weighting == "NashMTL" else shown)
+                c = (
+                    _shortest(shown)
+                    if self.weighting == "MGDA"
+                    else rule(_root(shown) if self.weighting == "NashMTL" else shown)
+                )
             # Whatever the rule's solver raises.
             except Exception as error:
                 raise ValueError(f"{self.weighting} found no weights for {size} updates: {error}") from error
@@ -210,6 +214,8 @@ class ConflictAverse(FedAvg):
         nash = self.weighting == "NashMTL"
         made = aggregation.NashMTL if nash else getattr(aggregation, f"{self.weighting}Weighting")
         allowed = inspect.signature(made).parameters.keys() - _SET_HERE
+        if self.weighting == "MGDA":  # solved exactly
+            allowed -= {"epsilon", "max_iters"}
         if unknown := sorted(self.options.keys() - allowed):
             known = ", ".join(sorted(allowed)) or "none"
             raise ValueError(f"options {', '.join(unknown)} are not {self.weighting}'s, which has {known}")
@@ -226,7 +232,19 @@ def _moving(gramian: Tensor, p: Tensor) -> Tensor:
 def _loses(gramian: Tensor, c: Tensor) -> bool:
     """Return whether updates are linearly dependent, as far as float32 can tell, or a client loses by the step c."""
     rank = torch.linalg.matrix_rank(cosines(gramian), hermitian=True, rtol=_SINGULAR)
-    return bool(rank < len(c) or (gramian @ c < 0).any())
+    return bool(rank < len(c) or (gramian @ c <= 0).any())
+
+
+def _shortest(gramian: Tensor) -> Tensor:
+    """Return the weights of the shortest convex combination, (K,): MGDA's, exactly, where TorchJD's steps of Frank and
+    Wolfe are too coarse for clients of unequal size. A problem of non-negative least squares (Lawson & Hanson, "Solving
+    Least Squares Problems", 1974, chapter 23): with R'R = G, min |R c|² + (Σ c - 1)² over c >= 0, brought to Σ c = 1.
+    """
+    rows = torch.cat([_root(gramian).T, torch.ones(1, len(gramian), dtype=gramian.dtype)])
+    target = np.zeros(len(rows))
+    target[-1] = 1.0
+    weights = torch.from_numpy(nnls(rows.numpy(), target)[0])
+    return weights / weights.sum()
 
 
 def _root(gramian: Tensor) -> Tensor:

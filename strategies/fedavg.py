@@ -172,7 +172,7 @@ class FedAvg(flower.FedAvg):
             weights.combination, convex=weights.convex, learning_rate=self.server_learning_rate, shift=weights.shift
         )
         described = describe_weights(updates, weights) | dict(weights.told)
-        if self.needs_gramian or self.report_conflicts:
+        if (self.needs_gramian or self.report_conflicts) and updates.comparable:
             described |= describe_geometry(updates, self.conflict_threshold) | describe_norms(updates, weights)
         return arrays, described
 

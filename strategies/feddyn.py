@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
@@ -71,7 +72,7 @@ class FedDyn(FedAvg):
         for tensor, h in self._h.items():
             values = arrays[tensor].numpy()
             shift = (self.server_learning_rate / self.alpha * h).numpy()
-            shown[tensor] = Array((values + shift).astype(values.dtype))
+            shown[tensor] = Array(np.asarray(values + shift, values.dtype))
         return shown
 
     def state_dict(self) -> State:

@@ -34,12 +34,13 @@ def central(gramian: Tensor, malicious: int, count: int) -> Tensor:
 
     Parameters
     ----------
-    gramian : (n, n) inner products of the updates.
+    gramian : (n, n) inner products of the updates; who has one that is not finite is far from everybody.
     malicious : f.
     count : how many to choose.
     """
     squared = gramian.diagonal()
-    distances = (squared.unsqueeze(1) + squared - 2 * gramian).clamp(min=0.0).fill_diagonal_(torch.inf)
+    distances = (squared.unsqueeze(1) + squared - 2 * gramian).nan_to_num(torch.inf, torch.inf, torch.inf)
+    distances = distances.clamp(min=0.0).fill_diagonal_(torch.inf)
     nearest = distances.sort(dim=1).values[:, : len(gramian) - malicious - 2]
     return nearest.sum(1).argsort(stable=True)[:count]
 
@@ -68,7 +69,7 @@ class Krum(FedAvg):
         count = self.num_nodes_to_select or n - f - 2
         _enough(self, n, max(2 * f + 3, count))
         chosen = torch.zeros(n, dtype=torch.float64)
-        chosen[central(updates.gramian, f, count)] = 1.0
+        chosen[central(updates.products.sum(0), f, count)] = 1.0
         weights = chosen * updates.examples if (chosen * updates.examples).any() else chosen
         weights = weights / weights.sum()
         return Weights(convex=weights, combination=weights)
@@ -99,7 +100,7 @@ class CoordinateWise(FedAvg):
     def next_model(self, server_round: int, updates: ClientUpdates) -> tuple[ArrayRecord, Diagnostics]:
         """Move each parameter by the rule's step; running statistics are the rule of the clients' own."""
         arrays = updates.reduce(self.rule(updates), learning_rate=self.server_learning_rate)
-        if self.needs_gramian or self.report_conflicts:
+        if (self.needs_gramian or self.report_conflicts) and updates.comparable:
             return arrays, describe_geometry(updates, self.conflict_threshold)
         return arrays, {}
 
@@ -153,7 +154,7 @@ class Bulyan(CoordinateWise):
         n, f = len(updates), self.num_malicious_nodes
         _enough(self, n, 4 * f + 3)
         theta = n - 2 * f
-        chosen = central(updates.gramian, f, theta).numpy()
+        chosen = central(updates.products.sum(0), f, theta).numpy()
 
         def nearest_to_median(values: np.ndarray) -> np.ndarray:
             kept = values[chosen]

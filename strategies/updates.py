@@ -93,16 +93,27 @@ class ClientUpdates:
         return torch.tensor(counts, dtype=torch.float64)
 
     @cached_property
-    def gramians(self) -> Tensor:
-        """Gramian of each parameter tensor, (T, K, K) float64."""
+    def products(self) -> Tensor:
+        """Gramian of each parameter tensor, (T, K, K) float64, as it is: not finite where an update overflows."""
         size = len(self)
-        gramians = torch.zeros(len(self.parameters), size, size, dtype=torch.float64)
-        for gramian, tensor in zip(gramians, self.parameters, strict=True):
+        products = torch.zeros(len(self.parameters), size, size, dtype=torch.float64)
+        for gramian, tensor in zip(products, self.parameters, strict=True):
             for _, block in self._blocks(tensor):
                 gramian += block @ block.T
+        return products
+
+    @property
+    def comparable(self) -> bool:
+        """Whether every update has a length that its precision can hold."""
+        return bool(self.products.isfinite().all())
+
+    @cached_property
+    def gramians(self) -> Tensor:
+        """Gramian of each parameter tensor, (T, K, K) float64; ``ValueError`` naming the client that overflows one."""
+        for tensor, gramian in zip(self.parameters, self.products, strict=True):
             if not gramian.isfinite().all():
                 raise ValueError(self._too_large(tensor, gramian))
-        return gramians
+        return self.products
 
     @cached_property
     def gramian(self) -> Tensor:

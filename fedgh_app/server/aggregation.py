@@ -95,6 +95,8 @@ def _merged(names: Sequence[str], diagnostics: Sequence[Diagnostics]) -> Diagnos
         values = {name: value for one in diagnostics for name, value in one.get(key, {}).items()}
         if values:
             merged[key] = {name: values[name] for name in names if name in values}
+    if still := [name for one in diagnostics for name in one.get("standing_still", ())]:
+        merged["standing_still"] = sorted(still)
     if all("cosines" in one for one in diagnostics) and len(names) <= MOST_COMPARED:
         merged["cosines"] = _merged_cosines(names, diagnostics)
     if all("conflicting" in one for one in diagnostics):

@@ -102,6 +102,7 @@ def test_by_examples_a_client_is_held_by_its_share(home: Path) -> None:
     sent = [array.copy() for array in one.get_parameters({})]
     trained, _, _ = one.fit(sent, {"server-round": 1, "draw": 1})
     one.local.acknowledge(1)
+    assert any(f"memory:{key}" in one.local.accepted for key in one.shared_keys)
     for key, before, after in zip(one.shared_keys, sent, trained, strict=True):
         if f"memory:{key}" in one.local.accepted:
             expected = -0.5 * 3.0 * (after - before)
